@@ -1,0 +1,82 @@
+//! Codecs: one file each, and one row here with the permanent number that stands in stored data.
+
+mod store;
+mod zstd;
+
+#[cfg(test)]
+mod conformance;
+
+use std::fmt;
+
+use crate::error::Error;
+use store::Store;
+use zstd::Zstd;
+
+/// How bytes are stored. The numbers are permanent: they stand on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Codec {
+    /// The bytes as they are.
+    Store = 0,
+    /// Zstandard frames (RFC 8878). Levels as the zstd library has them.
+    Zstd = 1,
+}
+
+impl Codec {
+    /// Every codec of this build.
+    pub const ALL: [Self; 2] = [Self::Store, Self::Zstd];
+
+    /// Name for people and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// The codec with this permanent number.
+    pub fn from_id(id: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| *codec as u8 == id)
+    }
+
+    /// A target of this many bytes holds any `len_bytes` compressed bytes.
+    pub fn bound(self, len_bytes: usize) -> usize {
+        match self {
+            Self::Store => len_bytes,
+            Self::Zstd => zstd::bound(len_bytes),
+        }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a codec can do. The contexts are its own and are reused.
+pub(crate) trait Coder {
+    /// Writes `source` to the start of `target` as one frame; returns the frame's length.
+    fn compress(&mut self, level: i32, source: &[u8], target: &mut [u8]) -> Result<usize, Error>;
+
+    /// Writes what `source` stands for to the start of `target`; returns its length. Never writes
+    /// past `target`, whatever `source` claims.
+    fn decompress(&mut self, source: &[u8], target: &mut [u8]) -> Result<usize, Error>;
+}
+
+/// One coder of each kind.
+#[derive(Default)]
+pub(crate) struct Coders {
+    store: Store,
+    zstd: Zstd,
+}
+
+impl Coders {
+    pub(crate) fn of(&mut self, codec: Codec) -> &mut dyn Coder {
+        match codec {
+            Codec::Store => &mut self.store,
+            Codec::Zstd => &mut self.zstd,
+        }
+    }
+}

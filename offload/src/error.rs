@@ -1,0 +1,96 @@
+//! The crate's vocabulary of errors. Each variant says who did what.
+
+use std::fmt;
+
+use crate::codec::Codec;
+
+/// Why a request did not do what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The stored bytes are not what `codec` writes: storage or peer corrupted them.
+    Corrupt {
+        /// The codec that refused them.
+        codec: Codec,
+        /// The codec's own words.
+        cause: &'static str,
+    },
+    /// The queue was dropped before the request ran.
+    Closed,
+    /// The caller asked for a compression level that `codec` does not have.
+    Level {
+        /// The codec asked.
+        codec: Codec,
+        /// The level asked for.
+        level: i32,
+    },
+    /// The private key could not sign. The signature, if any, was not released.
+    Sign,
+    /// The caller's target cannot hold the result.
+    TargetTooSmall {
+        /// Length of the target that was given, in bytes.
+        len_bytes: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Corrupt { codec, cause } => write!(f, "stored {codec} data is damaged: {cause}"),
+            Self::Closed => f.write_str("the queue was closed before the request ran"),
+            Self::Level { codec, level } => write!(f, "{codec} has no compression level {level}"),
+            Self::Sign => f.write_str("the private key could not make a correct signature"),
+            Self::TargetTooSmall { len_bytes } => {
+                write!(f, "the result does not fit the target of {len_bytes} bytes")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What is wrong with a private key that was handed to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// PKCS#8 under a passphrase.
+    Encrypted,
+    /// Not DER, or DER of something else.
+    Encoding(&'static str),
+    /// A well-formed key whose numbers do not belong together.
+    Inconsistent(&'static str),
+    /// Text without a private key in it.
+    NoKey,
+    /// A private key of another algorithm.
+    NotRsa(&'static str),
+    /// An RSA key of a size that we do not sign with.
+    Size {
+        /// Length of the modulus in bits, where the reader came so far.
+        modulus_bits: Option<usize>,
+    },
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Encrypted => f.write_str(
+                "the key is encrypted with a passphrase; \
+                 decrypt it first, e.g. `openssl pkey -in key.pem -out plain.pem`",
+            ),
+            Self::Encoding(what) => write!(f, "the key cannot be read: {what}"),
+            Self::Inconsistent(what) => write!(f, "the key's numbers do not fit together: {what}"),
+            Self::NoKey => f.write_str(
+                "no private key found (looked for PEM sections PRIVATE KEY and RSA PRIVATE KEY)",
+            ),
+            Self::NotRsa(algorithm) => write!(f, "the key is for {algorithm}, not RSA"),
+            Self::Size { modulus_bits } => {
+                if let Some(bits) = modulus_bits {
+                    write!(f, "the RSA modulus has {bits} bits; ")?;
+                }
+                f.write_str("RSA keys of 2048, 3072 and 4096 bits are supported")
+            }
+        }
+    }
+}
+
+impl std::error::Error for KeyError {}

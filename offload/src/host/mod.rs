@@ -1,0 +1,3 @@
+//! Adapters: whose loop turns the queue.
+
+mod thread;

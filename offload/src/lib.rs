@@ -1,0 +1,53 @@
+//! One accelerator queue per core: a request owns its buffers, a completion is a future.
+//!
+//! An accelerator is *another processor*, not a function to call. A request names memory that
+//! stays where it is; the [`Queue`] owns those buffers from submission to completion; the caller
+//! gets them back with the result, also on error. In between the caller does something else.
+//!
+//! ```text
+//!   caller                     Queue (one per core, !Send)                 backend
+//!   submit(request) ── slot: reserve, fill ──> gathered ── dispatch ──> batch ── one unit a turn
+//!   Op (a future) <── waker ── slot: done <──────────────── reap ─────────┘
+//! ```
+//!
+//! The crate has no executor and no reactor. Whoever owns the queue calls [`Queue::turn`] as part
+//! of its own loop and asks [`Queue::prepare_park`] before it sleeps; [`Queue::run`] is such a
+//! loop for a thread that has none.
+//!
+//! ```
+//! use warpcore_offload::{Codec, Compress, Queue};
+//!
+//! let queue = Queue::new(64);
+//! let done = queue.run(queue.submit(Compress {
+//!     codec: Codec::Zstd,
+//!     level: 1,
+//!     source: vec![7_u8; 1000],
+//!     target: vec![0_u8; Codec::Zstd.bound(1000)],
+//! }));
+//! let stored = &done.target[..done.result?];
+//! assert!(stored.len() < done.source.len());
+//! # Ok::<(), warpcore_offload::Error>(())
+//! ```
+
+mod backend;
+mod batch;
+mod buffer;
+mod codec;
+mod error;
+mod host;
+mod keep;
+mod op;
+mod queue;
+mod request;
+mod rsa;
+mod stats;
+
+pub use backend::{Device, devices};
+pub use buffer::{Source, Target};
+pub use codec::Codec;
+pub use error::{Error, KeyError};
+pub use op::Op;
+pub use queue::{Full, Park, Queue, Turn};
+pub use request::{Compress, Decompress, Done, Request, Sign, Signed};
+pub use rsa::{PrivateKey, Scheme, Signature};
+pub use stats::{Kernel, KernelStats, Stats};

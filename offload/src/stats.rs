@@ -1,0 +1,81 @@
+//! Counters of one queue. They only grow, and only their owner writes them.
+
+/// A kind of work that is gathered and dispatched together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// [`Compress`](crate::Compress).
+    Compress,
+    /// [`Decompress`](crate::Decompress).
+    Decompress,
+    /// [`Sign`](crate::Sign).
+    Sign,
+}
+
+impl Kernel {
+    /// Every kernel, in the order of [`Stats::kernels`].
+    pub const ALL: [Self; 3] = [Self::Compress, Self::Decompress, Self::Sign];
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Compress => "compress",
+            Self::Decompress => "decompress",
+            Self::Sign => "sign",
+        }
+    }
+}
+
+/// What a queue has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests that got a slot.
+    pub submitted: u64,
+    /// Requests that ended, with or without an error, dropped ones included.
+    pub completed: u64,
+    /// Of those, the ones that ended in an error.
+    pub failed: u64,
+    /// Operations that were dropped in flight; their buffers were kept until the end.
+    pub dropped_in_flight: u64,
+    /// Times that a request found no free slot.
+    pub full: u64,
+    /// Per kernel, indexed as [`Kernel::ALL`].
+    pub kernels: [KernelStats; Kernel::ALL.len()],
+}
+
+impl Stats {
+    /// The counters of one kernel.
+    pub fn kernel(&self, kernel: Kernel) -> &KernelStats {
+        &self.kernels[kernel as usize]
+    }
+
+    /// Slots taken right now.
+    pub fn in_flight(&self) -> u64 {
+        self.submitted - self.completed
+    }
+
+    /// Adds another queue's counters, to show several cores as one.
+    pub fn add(&mut self, other: &Self) {
+        self.submitted += other.submitted;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.dropped_in_flight += other.dropped_in_flight;
+        self.full += other.full;
+        for (sum, kernel) in self.kernels.iter_mut().zip(&other.kernels) {
+            sum.batches += kernel.batches;
+            sum.requests += kernel.requests;
+            sum.batch_len_max = sum.batch_len_max.max(kernel.batch_len_max);
+        }
+    }
+}
+
+/// What one kernel of a queue has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelStats {
+    /// Batches dispatched.
+    pub batches: u64,
+    /// Requests in them.
+    pub requests: u64,
+    /// Requests in the largest one.
+    pub batch_len_max: u64,
+}

@@ -1,0 +1,167 @@
+//! Signatures through the queue, verified by the public key, and keys that must be refused.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use ring::signature::{self, RsaParameters, UnparsedPublicKey};
+use warpcore_offload::{Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
+
+fn openssl(arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("openssl").args(arguments).output();
+    let output = output.expect("openssl is installed (`apt-get install openssl`)");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+fn generate(bits: &str) -> Vec<u8> {
+    openssl(&[
+        "genpkey",
+        "-quiet",
+        "-algorithm",
+        "RSA",
+        "-pkeyopt",
+        &format!("rsa_keygen_bits:{bits}"),
+    ])
+}
+
+fn parameters(scheme: Scheme) -> &'static RsaParameters {
+    match scheme {
+        Scheme::Pkcs1Sha256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+        Scheme::Pkcs1Sha384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+        Scheme::Pkcs1Sha512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+        Scheme::PssSha256 => &signature::RSA_PSS_2048_8192_SHA256,
+        Scheme::PssSha384 => &signature::RSA_PSS_2048_8192_SHA384,
+        Scheme::PssSha512 => &signature::RSA_PSS_2048_8192_SHA512,
+        other => panic!("no verifier for {other:?}"),
+    }
+}
+
+#[test]
+fn every_size_and_scheme_verifies() {
+    let queue = Queue::new(8);
+    for bits in ["2048", "3072", "4096"] {
+        let key = Arc::new(PrivateKey::from_pem(&generate(bits)).expect("a good key"));
+        assert_eq!(key.modulus_len_bytes() * 8, bits.parse().expect("a number"));
+        let ops = Scheme::ALL.map(|scheme| {
+            let message = format!("{bits} {scheme:?}").into_bytes();
+            (
+                scheme,
+                queue.submit(Sign::new(Arc::clone(&key), scheme, message)),
+            )
+        });
+        for (scheme, op) in ops {
+            let signed = queue.run(op);
+            let signature = signed.result.expect("signs");
+            UnparsedPublicKey::new(parameters(scheme), key.public_key_der())
+                .verify(&signed.message, signature.as_ref())
+                .unwrap_or_else(|_| panic!("RSA-{bits} {scheme:?} does not verify"));
+        }
+    }
+    // Six were submitted before the first ran.
+    assert_eq!(queue.stats().kernel(Kernel::Sign).batch_len_max, 6);
+}
+
+#[test]
+fn keys_are_read_in_every_form() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| {
+        directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("UTF-8")
+            .to_owned()
+    };
+    let pkcs8 = path("pkcs8.pem");
+    std::fs::write(&pkcs8, generate("2048")).expect("written");
+    let public = PrivateKey::from_pem(&std::fs::read(&pkcs8).expect("read"))
+        .expect("PKCS#8 PEM")
+        .public_key_der()
+        .to_vec();
+
+    let pkcs1 = openssl(&["pkey", "-in", &pkcs8, "-traditional"]);
+    assert!(pkcs1.starts_with(b"-----BEGIN RSA PRIVATE KEY"));
+    let key = PrivateKey::from_pem(&pkcs1).expect("PKCS#1 PEM");
+    assert_eq!(key.public_key_der(), public);
+
+    let der = openssl(&[
+        "pkcs8", "-topk8", "-nocrypt", "-in", &pkcs8, "-outform", "DER",
+    ]);
+    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(der).into();
+    assert_eq!(
+        PrivateKey::from_der(&der)
+            .expect("PKCS#8 DER")
+            .public_key_der(),
+        public
+    );
+
+    let der = openssl(&["rsa", "-in", &pkcs8, "-traditional", "-outform", "DER"]);
+    let der = rustls_pki_types::PrivatePkcs1KeyDer::from(der).into();
+    assert_eq!(
+        PrivateKey::from_der(&der)
+            .expect("PKCS#1 DER")
+            .public_key_der(),
+        public
+    );
+}
+
+#[test]
+fn a_broken_key_says_what_is_wrong_with_it() {
+    let error = |pem: &[u8]| PrivateKey::from_pem(pem).expect_err("refused");
+    assert_eq!(error(b""), KeyError::NoKey);
+    assert_eq!(error(b"no key here"), KeyError::NoKey);
+
+    let good = generate("2048");
+    assert!(matches!(
+        error(&good[..good.len() / 2]),
+        KeyError::Encoding(_) | KeyError::NoKey
+    ));
+    let encrypted = openssl(&[
+        "genpkey",
+        "-quiet",
+        "-algorithm",
+        "RSA",
+        "-aes-128-cbc",
+        "-pass",
+        "pass:secret",
+    ]);
+    assert_eq!(error(&encrypted), KeyError::Encrypted);
+    let curve = openssl(&[
+        "genpkey",
+        "-quiet",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+    ]);
+    assert_eq!(error(&curve), KeyError::NotRsa("elliptic curves"));
+    assert_eq!(
+        error(&openssl(&["genpkey", "-algorithm", "ED25519"])),
+        KeyError::NotRsa("Ed25519")
+    );
+    assert!(matches!(error(&generate("1024")), KeyError::Size { .. }));
+    assert_eq!(
+        error(&generate("2560")),
+        KeyError::Size { modulus_bits: None }
+    );
+
+    // One byte of the middle of the key changed: some number no longer fits the others.
+    use rustls_pki_types::pem::PemObject;
+    let der = rustls_pki_types::PrivateKeyDer::from_pem_slice(&good).expect("a good key");
+    let mut der = der.secret_der().to_vec();
+    let middle = der.len() / 2;
+    der[middle] ^= 1;
+    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(der).into();
+    let error = PrivateKey::from_der(&der).expect_err("refused");
+    assert!(matches!(error, KeyError::Inconsistent(_)), "{error:?}");
+}
+
+#[test]
+fn a_key_is_never_printed() {
+    let key = PrivateKey::from_pem(&generate("2048")).expect("a good key");
+    assert_eq!(format!("{key:?}"), "PrivateKey(RSA-2048)");
+}
