@@ -1,0 +1,258 @@
+//! Cores, ring sizes, pinning: from wishes to running shards.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use warpcore_offload::Queue;
+
+use crate::error::Error;
+use crate::executor::{Executor, JoinError};
+use crate::op::slab::Operations;
+use crate::reactor;
+use crate::ring::Ring;
+use crate::shard::{Remote, Schedule, Shard, set_current, spawn, stop_all};
+use crate::time::{Timers, sleep_until};
+use crate::{signal, sys};
+
+/// The cores that this process may use: as many shards can be pinned.
+pub fn shards_possible() -> usize {
+    sys::cores().map_or(1, |cores| cores.len().max(1))
+}
+
+/// Describes a machine of shards and runs it.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    shards: usize,
+    sq_entries: u32,
+    sqe128: bool,
+    queue_depth: usize,
+    signals: bool,
+    drain: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// A shard for each core this process may use, each with 256 SQEs and 256 offload slots.
+    pub fn new() -> Self {
+        Self {
+            shards: shards_possible(),
+            sq_entries: 256,
+            sqe128: false,
+            queue_depth: 256,
+            signals: false,
+            drain: Duration::ZERO,
+        }
+    }
+
+    /// Number of shards. Up to [`shards_possible`] each has a core of its own; more share cores.
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards.max(1);
+        self
+    }
+
+    /// Entries of each submission queue; the completion queue has four times as many.
+    #[must_use]
+    pub fn sq_entries(mut self, entries: u32) -> Self {
+        self.sq_entries = entries;
+        self
+    }
+
+    /// Rings with SQEs of 128 bytes, which commands to drivers (FUSE, NVMe) need.
+    #[must_use]
+    pub fn sqe128(mut self, wide: bool) -> Self {
+        self.sqe128 = wide;
+        self
+    }
+
+    /// Slots of each shard's offload queue.
+    #[must_use]
+    pub fn queue_depth(mut self, depth: usize) -> Self {
+        self.queue_depth = depth;
+        self
+    }
+
+    /// SIGTERM and SIGINT make [`stopping`](crate::stopping) ready instead of ending the process.
+    #[must_use]
+    pub fn stop_on_signals(mut self, listen: bool) -> Self {
+        self.signals = listen;
+        self
+    }
+
+    /// How long tasks may run on after their shard's main future has ended.
+    #[must_use]
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
+    }
+
+    /// Runs `main(index)` on each shard and returns what they gave, in order of the shards.
+    ///
+    /// The last shard is this thread. When a main future has ended, tasks of its shard may go on
+    /// for the time of [`Builder::drain`]; what is left then is cancelled and reported. When one
+    /// panics, the others are told to stop.
+    pub fn run<M, F, T>(self, main: M) -> Result<Vec<T>, Error>
+    where
+        M: Fn(usize) -> F + Send + Sync,
+        F: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let setup = |what| move |source| Error::Setup { what, source };
+        let cores = sys::cores().map_err(setup("pinning"))?;
+        let mut signals = None;
+        if self.signals {
+            // Before the threads start, so that they all inherit the mask.
+            signals = Some(signal::listen().map_err(setup("signal handling"))?);
+        }
+        let machine = (0..self.shards)
+            .map(|_| Remote::new().map(Arc::new))
+            .collect::<Result<Arc<[_]>, Error>>()?;
+
+        thread::scope(|scope| {
+            let last = self.shards - 1;
+            let start = |index: usize, signals: Option<File>| {
+                let (machine, main, builder) = (Arc::clone(&machine), &main, &self);
+                let core = cores.get(index % cores.len().max(1)).copied();
+                move || builder.run_shard(index, core, machine, signals, main)
+            };
+            let threads: Vec<_> = (0..last)
+                .map(|index| {
+                    let thread = thread::Builder::new().name(format!("shard {index}"));
+                    thread.spawn_scoped(scope, start(index, None))
+                })
+                .collect();
+            let mut outputs = Vec::with_capacity(self.shards);
+            let own = start(last, signals)();
+            for (index, thread) in threads.into_iter().enumerate() {
+                let thread = thread.map_err(setup("a shard's thread"))?;
+                outputs.push(
+                    thread
+                        .join()
+                        .unwrap_or(Err(Error::Panicked { shard: index })),
+                );
+            }
+            outputs.push(own);
+            outputs.into_iter().collect()
+        })
+    }
+
+    fn run_shard<M, F, T>(
+        &self,
+        index: usize,
+        core: Option<usize>,
+        machine: Arc<[Arc<Remote>]>,
+        signals: Option<File>,
+        main: &M,
+    ) -> Result<T, Error>
+    where
+        M: Fn(usize) -> F,
+        F: Future<Output = T> + 'static,
+        T: 'static,
+    {
+        // Whatever ends this shard early ends the machine: the others would wait for ever.
+        let mut guard = StopOthers {
+            machine: Arc::clone(&machine),
+            armed: true,
+        };
+        let pinning = |source| Error::Setup {
+            what: "pinning",
+            source,
+        };
+        let before = sys::cores().map_err(pinning)?;
+        sys::pin(core.as_slice()).map_err(pinning)?;
+        let bell = machine[index].bell.try_clone();
+        let bell = bell.map_err(|source| Error::Setup {
+            what: "the shard's bell",
+            source,
+        })?;
+        let shard = Rc::new(Shard {
+            index,
+            executor: Executor::default(),
+            ring: RefCell::new(Ring::new(self.sq_entries, self.sqe128)?),
+            operations: RefCell::new(Operations::default()),
+            queue: Rc::new(Queue::new(self.queue_depth)),
+            timers: RefCell::new(Timers::default()),
+            remote: Arc::clone(&machine[index]),
+            machine,
+            stopping: Cell::new(false),
+            stop_waiters: RefCell::new(Vec::new()),
+            turns: Cell::new(0),
+            parks: Cell::new(0),
+        });
+        set_current(Some(Rc::clone(&shard)));
+        let mut own_tasks = 1;
+        drop(spawn(reactor::hear_bell(bell)));
+        if let Some(signals) = signals {
+            own_tasks += 1;
+            drop(spawn(signal::watch(signals)));
+        }
+
+        let output = Rc::new(RefCell::new(None));
+        let schedule = Schedule(Arc::clone(&shard.remote));
+        let task = shard.executor.spawn(main(index), schedule);
+        drop(spawn({
+            let output = Rc::clone(&output);
+            async move {
+                let ended = task.await;
+                output.replace(Some(ended));
+            }
+        }));
+        reactor::run(&shard, || output.borrow().is_some());
+        guard.armed = !matches!(*output.borrow(), Some(Ok(_)));
+
+        let deadline = Instant::now() + self.drain;
+        if shard.executor.live() > own_tasks && !self.drain.is_zero() {
+            own_tasks += 1;
+            let over = Rc::new(Cell::new(false));
+            drop(spawn({
+                let over = Rc::clone(&over);
+                async move {
+                    sleep_until(deadline).await;
+                    over.set(true);
+                }
+            }));
+            reactor::run(&shard, || over.get() || shard.executor.live() <= own_tasks);
+        }
+        let left = shard.executor.live().saturating_sub(own_tasks);
+        if left > 0 {
+            tracing::warn!(
+                shard = index,
+                tasks = left,
+                "tasks were still running; cancelled"
+            );
+        }
+        reactor::shut_down(&shard);
+        set_current(None);
+        // The last shard is the caller's thread: give it back its freedom.
+        sys::pin(&before).map_err(pinning)?;
+        match output.take() {
+            Some(Ok(output)) => Ok(output),
+            Some(Err(JoinError::Panicked(_) | JoinError::Cancelled)) | None => {
+                Err(Error::Panicked { shard: index })
+            }
+        }
+    }
+}
+
+struct StopOthers {
+    machine: Arc<[Arc<Remote>]>,
+    armed: bool,
+}
+
+impl Drop for StopOthers {
+    fn drop(&mut self) {
+        if self.armed {
+            stop_all(&self.machine);
+        }
+    }
+}

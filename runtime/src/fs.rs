@@ -1,0 +1,89 @@
+//! Files with owned buffers.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use io_uring::{opcode, types};
+
+use crate::buf::{IoBuf, IoBufMut};
+use crate::op::{self, SharedFd};
+use crate::ring::Sqe;
+
+/// An open file. Clones share the descriptor.
+#[derive(Debug, Clone)]
+pub struct File {
+    fd: SharedFd,
+}
+
+impl From<std::fs::File> for File {
+    fn from(file: std::fs::File) -> Self {
+        Self {
+            fd: Rc::new(OwnedFd::from(file)),
+        }
+    }
+}
+
+impl From<OwnedFd> for File {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd: Rc::new(fd) }
+    }
+}
+
+impl AsRawFd for File {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl File {
+    /// Reads at `offset` into the buffer's room; 0 at the end of the file.
+    pub async fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> (io::Result<usize>, B) {
+        op::read_at(Rc::clone(&self.fd), buffer, offset).await
+    }
+
+    /// Reads the next bytes of something that has no offsets: a pipe, an eventfd, a device.
+    pub async fn read_stream<B: IoBufMut>(&self, mut buffer: B) -> (io::Result<usize>, B) {
+        let (start, len_bytes) = buffer.room();
+        let fd = types::Fd(self.fd.as_raw_fd());
+        // An offset of -1 is the file's own position.
+        let sqe = opcode::Read::new(fd, start, op::len_of(len_bytes))
+            .offset(u64::MAX)
+            .build();
+        let keep = (Rc::clone(&self.fd), buffer);
+        // SAFETY: the room stays where it is (`IoBufMut`); buffer and file are kept.
+        let (result, (_, mut buffer)) = unsafe { op::submit(Sqe::Normal(sqe), keep) }.await;
+        let result = result.map(|len| len as usize);
+        if let Ok(len) = result {
+            // SAFETY: the kernel wrote so many bytes at the start of the room.
+            unsafe { buffer.filled(len) };
+        }
+        (result, buffer)
+    }
+
+    /// Writes the whole buffer at `offset`.
+    pub async fn write_all_at<B: IoBuf>(&self, buffer: B, offset: u64) -> (io::Result<()>, B) {
+        let (mut buffer, mut from) = (buffer, 0);
+        while from < buffer.bytes().len() {
+            let at = offset + from as u64;
+            let (result, back) = op::write_at(Rc::clone(&self.fd), buffer, from, at).await;
+            buffer = back;
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(len) => from += len,
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    /// Makes contents durable, and as much of the metadata as is needed to read them.
+    pub async fn sync_data(&self) -> io::Result<()> {
+        op::fsync(Rc::clone(&self.fd), true).await
+    }
+
+    /// Makes contents and metadata durable.
+    pub async fn sync_all(&self) -> io::Result<()> {
+        op::fsync(Rc::clone(&self.fd), false).await
+    }
+}

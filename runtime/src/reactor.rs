@@ -1,0 +1,130 @@
+//! One turn after the other, until the shard's main future is done; then an orderly end.
+//!
+//! A turn looks at every source once. When none had anything, each is asked whether it agrees to
+//! sleep (Seastar's poller contract), and the shard sleeps in `io_uring_enter`, woken by a CQE, a
+//! timer or the bell.
+
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use warpcore_offload::Park;
+
+use crate::fs;
+use crate::ring::Cqe;
+use crate::shard::{Message, Shard};
+
+/// Runs the shard until `done`.
+pub(crate) fn run(shard: &Rc<Shard>, done: impl Fn() -> bool) {
+    let mut cqes = Vec::with_capacity(256);
+    loop {
+        shard.turns.set(shard.turns.get() + 1);
+        shard.executor.run();
+        if done() {
+            return;
+        }
+        take_messages(shard);
+        // One unit a turn: completions of I/O never wait for more than that.
+        shard.queue.turn(Duration::ZERO);
+        fire_timers(shard);
+        if may_sleep(shard) {
+            park(shard);
+        } else {
+            let flushed = shard.ring.borrow_mut().flush();
+            flushed.unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
+        }
+        reap(shard, &mut cqes);
+    }
+}
+
+/// Ends the shard: cancels what is left, then waits until the kernel has let go of all memory.
+pub(crate) fn shut_down(shard: &Rc<Shard>) {
+    /// Reads of files and sockets end at once when cancelled; what a kernel thread does (fsync)
+    /// is waited for so long.
+    const DRAIN: Duration = Duration::from_secs(10);
+
+    shard.executor.cancel_all();
+    for message in shard.remote.mailbox.close() {
+        if let Message::Wake(runnable) = message {
+            drop(runnable);
+        }
+    }
+    let deadline = Instant::now() + DRAIN;
+    let mut cqes = Vec::new();
+    while shard.operations.borrow().in_flight > 0 && Instant::now() < deadline {
+        let waited = shard
+            .ring
+            .borrow_mut()
+            .wait(Some(Duration::from_millis(100)));
+        if waited.is_err() {
+            break;
+        }
+        reap(shard, &mut cqes);
+    }
+    let in_flight = shard.operations.borrow().in_flight;
+    if in_flight > 0 {
+        // The kernel may still write: the memory is given up rather than freed.
+        tracing::error!(
+            shard = shard.index,
+            in_flight,
+            "operations did not end; leaking them"
+        );
+        std::mem::forget(std::mem::take(&mut *shard.operations.borrow_mut()));
+    }
+}
+
+/// Keeps a read of the bell in flight, so that ringing it ends a park.
+pub(crate) async fn hear_bell(bell: std::fs::File) {
+    let bell = fs::File::from(bell);
+    let mut counter = Vec::with_capacity(8);
+    loop {
+        let (result, back) = bell.read_stream(counter).await;
+        if let Err(error) = result {
+            panic!("the shard's bell cannot be read: {error}");
+        }
+        counter = back;
+        counter.clear();
+    }
+}
+
+fn take_messages(shard: &Shard) {
+    for message in shard.remote.mailbox.take() {
+        match message {
+            Message::Run(action) => action(),
+            Message::Wake(runnable) => shard.executor.push(runnable),
+        }
+    }
+}
+
+fn fire_timers(shard: &Shard) {
+    if shard.timers.borrow().next().is_none() {
+        return;
+    }
+    let now = Instant::now();
+    while let Some(waker) = { shard.timers.borrow_mut().pop_due(now) } {
+        waker.wake();
+    }
+}
+
+fn may_sleep(shard: &Shard) -> bool {
+    shard.executor.is_idle()
+        && shard.queue.prepare_park() == Park::Sleep
+        && shard.remote.mailbox.prepare_park()
+}
+
+fn park(shard: &Shard) {
+    let deadline = shard.timers.borrow().next();
+    let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    shard.parks.set(shard.parks.get() + 1);
+    let waited = shard.ring.borrow_mut().wait(timeout);
+    shard.remote.mailbox.unpark();
+    waited.unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
+}
+
+fn reap(shard: &Shard, cqes: &mut Vec<Cqe>) {
+    shard.ring.borrow_mut().reap(cqes);
+    for cqe in cqes.drain(..) {
+        let waker = shard.operations.borrow_mut().complete(cqe);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,300 @@
+//! All that one core owns, and the functions that work on it from inside a task.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use async_task::Runnable;
+use warpcore_offload::Queue;
+
+use crate::error::Error;
+use crate::executor::{Executor, JoinHandle};
+use crate::mailbox::{Closed, Mailbox, Sent};
+use crate::op::slab::{Operations, Polled};
+use crate::ring::{Ring, Sqe};
+use crate::sys;
+use crate::time::Timers;
+
+/// One core's share of the machine. Not `Send`: every field is its thread's, but for `remote`.
+pub(crate) struct Shard {
+    pub(crate) index: usize,
+    pub(crate) executor: Executor,
+    /// Dropped before `operations`: the kernel lets go of memory before it is freed.
+    pub(crate) ring: RefCell<Ring>,
+    pub(crate) operations: RefCell<Operations>,
+    pub(crate) queue: Rc<Queue>,
+    pub(crate) timers: RefCell<Timers>,
+    pub(crate) remote: Arc<Remote>,
+    /// Every shard's remote side, by index.
+    pub(crate) machine: Arc<[Arc<Remote>]>,
+    pub(crate) stopping: Cell<bool>,
+    pub(crate) stop_waiters: RefCell<Vec<Waker>>,
+    pub(crate) turns: Cell<u64>,
+    pub(crate) parks: Cell<u64>,
+}
+
+/// The side of a shard that other threads may touch.
+pub(crate) struct Remote {
+    pub(crate) mailbox: Mailbox<Message>,
+    /// Wakes the shard out of its ring; the shard always has a read of it in flight.
+    pub(crate) bell: File,
+}
+
+/// What other threads send to a shard.
+pub(crate) enum Message {
+    Run(Box<dyn FnOnce() + Send>),
+    Wake(Runnable),
+}
+
+impl Remote {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let bell = sys::eventfd().map_err(|source| Error::Setup {
+            what: "the shard's bell",
+            source,
+        })?;
+        Ok(Self {
+            mailbox: Mailbox::new(),
+            bell,
+        })
+    }
+
+    pub(crate) fn send(&self, message: Message) -> Result<(), Closed<Message>> {
+        if self.mailbox.push(message)? == Sent::RingBell {
+            // A write to an eventfd fails only when its counter is full, and then it is ringing.
+            let _ = (&self.bell).write_all(&1_u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Where a task goes when it is woken.
+#[derive(Clone)]
+pub(crate) struct Schedule(pub(crate) Arc<Remote>);
+
+impl Schedule {
+    pub(crate) fn schedule(&self, runnable: Runnable) {
+        // Clone: a task may be woken while `CURRENT` is being changed, at the shard's end.
+        let home = CURRENT.with(|current| {
+            let current = current.try_borrow().ok()?;
+            current
+                .as_ref()
+                .filter(|shard| Arc::ptr_eq(&shard.remote, &self.0))
+                .cloned()
+        });
+        if let Some(shard) = home {
+            shard.executor.push(runnable);
+        } else if let Err(Closed(message)) = self.0.send(Message::Wake(runnable)) {
+            // The shard has ended and dropped every future. What is left of the task is its
+            // memory; freeing it here would run the drop of a foreign thread's task.
+            std::mem::forget(message);
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Shard>>> = const { RefCell::new(None) };
+}
+
+pub(crate) fn set_current(shard: Option<Rc<Shard>>) {
+    let old = CURRENT.with(|current| current.replace(shard));
+    drop(old);
+}
+
+/// The shard of this thread.
+///
+/// # Panics
+///
+/// On a thread that is not a shard's.
+pub(crate) fn current() -> Rc<Shard> {
+    CURRENT.with(|current| {
+        current
+            .borrow()
+            .clone()
+            .expect("called from a task of the runtime (see Builder::run)")
+    })
+}
+
+impl Shard {
+    /// Queues an SQE and returns its token.
+    ///
+    /// # Safety
+    ///
+    /// What the SQE names stays valid until the token's last CQE; the caller keeps it, or passes
+    /// it to [`Shard::abandon_op`].
+    pub(crate) unsafe fn submit(&self, sqe: Sqe, reclaim: fn(i32)) -> usize {
+        let token = self.operations.borrow_mut().insert(reclaim);
+        // SAFETY: passed on from the caller.
+        unsafe { self.push(with_user_data(sqe, token as u64)) };
+        token
+    }
+
+    /// # Safety
+    ///
+    /// As [`Shard::submit`].
+    unsafe fn push(&self, sqe: Sqe) {
+        let mut ring = self.ring.borrow_mut();
+        // SAFETY: passed on from the caller.
+        while !unsafe { ring.push(&sqe) } {
+            // Full: hand what is queued to the kernel. It consumes entries even when the CQ is to
+            // be reaped first, so this ends.
+            if let Err(error) = ring.flush() {
+                panic!("io_uring_enter failed on a ring that worked before: {error}");
+            }
+        }
+    }
+
+    pub(crate) fn poll_op(&self, token: usize, waker: &Waker) -> Polled {
+        self.operations.borrow_mut().poll(token, waker)
+    }
+
+    /// Forgets an operation; if the kernel still has it, cancels it and keeps what it may touch.
+    pub(crate) fn abandon_op(&self, token: usize, keep: impl FnOnce() -> Box<dyn Any>) {
+        // `keep` only boxes a value, but nothing foreign runs under the borrow either way.
+        let in_flight = self.operations.borrow_mut().abandon(token, keep);
+        if in_flight {
+            let cancel = io_uring::opcode::AsyncCancel::new(token as u64).build();
+            // SAFETY: names no memory.
+            unsafe { self.push(with_user_data(Sqe::Normal(cancel), NOBODY)) };
+        }
+    }
+}
+
+/// User data of an SQE whose result nobody wants.
+const NOBODY: u64 = u64::MAX;
+
+fn with_user_data(sqe: Sqe, user_data: u64) -> Sqe {
+    match sqe {
+        Sqe::Normal(sqe) => Sqe::Normal(sqe.user_data(user_data)),
+        Sqe::Wide(sqe) => Sqe::Wide(sqe.user_data(user_data)),
+    }
+}
+
+/// Runs `future` as a task of this shard.
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let shard = current();
+    shard
+        .executor
+        .spawn(future, Schedule(Arc::clone(&shard.remote)))
+}
+
+/// The offload queue of this shard. Its requests are run by the shard's own turns.
+pub fn queue() -> Rc<Queue> {
+    Rc::clone(&current().queue)
+}
+
+/// Index of this shard, from 0.
+pub fn shard() -> usize {
+    current().index
+}
+
+/// Number of shards.
+pub fn shards() -> usize {
+    current().machine.len()
+}
+
+/// Runs `action` on another shard (or this one) in one of its next turns. False: that shard has
+/// ended, and the action was dropped.
+///
+/// # Panics
+///
+/// If there is no such shard.
+pub fn send(shard: usize, action: impl FnOnce() + Send + 'static) -> bool {
+    current().machine[shard]
+        .send(Message::Run(Box::new(action)))
+        .is_ok()
+}
+
+/// Asks every shard to stop: [`stopping`] becomes ready on each.
+pub fn stop() {
+    stop_all(&current().machine);
+}
+
+pub(crate) fn stop_all(machine: &[Arc<Remote>]) {
+    for remote in machine {
+        // A shard that has ended has stopped.
+        let _ = remote.send(Message::Run(Box::new(|| {
+            let shard = current();
+            shard.stopping.set(true);
+            let waiters = std::mem::take(&mut *shard.stop_waiters.borrow_mut());
+            waiters.into_iter().for_each(Waker::wake);
+        })));
+    }
+}
+
+/// Becomes ready when the machine is asked to stop: by [`stop`], or by a signal if the builder
+/// listens for them.
+pub fn stopping() -> Stopping {
+    Stopping(current())
+}
+
+/// See [`stopping`].
+#[must_use = "futures do nothing unless awaited"]
+pub struct Stopping(Rc<Shard>);
+
+impl Future for Stopping {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.stopping.get() {
+            return Poll::Ready(());
+        }
+        let mut waiters = self.0.stop_waiters.borrow_mut();
+        if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiters.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl std::fmt::Debug for Stopping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopping")
+    }
+}
+
+/// Counters of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Turns of the reactor.
+    pub turns: u64,
+    /// Times that it slept.
+    pub parks: u64,
+    /// Tasks that have not ended.
+    pub tasks: usize,
+    /// Tasks that panicked.
+    pub panics: u64,
+}
+
+/// The counters of this shard.
+pub fn stats() -> Stats {
+    let shard = current();
+    Stats {
+        turns: shard.turns.get(),
+        parks: shard.parks.get(),
+        tasks: shard.executor.live(),
+        panics: shard.executor.panics(),
+    }
+}
+
+/// Says that a task panicked. The panic's own hook has printed where.
+pub(crate) fn report_panic(payload: &(dyn Any + Send)) {
+    let shard = current();
+    shard.executor.count_panic();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)");
+    tracing::error!(shard = shard.index, "a task panicked: {message}");
+}

@@ -1,0 +1,190 @@
+//! Sockets and files: what is sent arrives, what is dropped in flight leaks nothing.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use warpcore_runtime::fs::File;
+use warpcore_runtime::net::{TcpListener, TcpStream};
+use warpcore_runtime::{Builder, sleep, spawn};
+
+const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn one() -> Builder {
+    Builder::new().shards(1)
+}
+
+async fn serve_echo(mut listener: TcpListener) {
+    while let Ok(stream) = listener.accept().await {
+        drop(spawn(async move {
+            let mut buffer = Vec::with_capacity(16 * 1024);
+            loop {
+                let (received, bytes) = stream.recv(buffer).await;
+                if received.is_ok_and(|len| len > 0) {
+                    let (sent, mut bytes) = stream.send_all(bytes).await;
+                    sent.expect("the client reads");
+                    bytes.clear();
+                    buffer = bytes;
+                } else {
+                    return;
+                }
+            }
+        }));
+    }
+}
+
+#[test]
+fn an_echo_comes_back_whole() {
+    one()
+        .run(|_| async {
+            let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let address = listener.local_addr().expect("bound");
+            let server = spawn(serve_echo(listener));
+            let clients: Vec<_> = (0..20_u8)
+                .map(|n| {
+                    spawn(async move {
+                        let stream = TcpStream::connect(address).await.expect("connects");
+                        let sent = Bytes::from(vec![n; 300_000]);
+                        let writer = spawn({
+                            let (stream, sent) = (stream.clone(), sent.clone());
+                            async move {
+                                stream.send_all(sent).await.0.expect("sends");
+                                stream.shutdown(Shutdown::Write).await.expect("closes");
+                            }
+                        });
+                        let mut received = BytesMut::new();
+                        loop {
+                            received.reserve(64 * 1024);
+                            let (result, back) = stream.recv(received).await;
+                            received = back;
+                            if result.expect("receives") == 0 {
+                                break;
+                            }
+                        }
+                        writer.await.expect("no panic");
+                        assert_eq!(received, sent);
+                    })
+                })
+                .collect();
+            for client in clients {
+                client.await.expect("no panic");
+            }
+            server.cancel().await;
+        })
+        .expect("runs");
+}
+
+#[test]
+fn every_shard_accepts_on_the_same_port() {
+    let free = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let clients = std::thread::spawn(move || {
+        let mut answered = 0;
+        while answered < 50 {
+            let Ok(mut stream) = std::net::TcpStream::connect(address) else {
+                continue;
+            };
+            stream.write_all(b"x").expect("sends");
+            stream.read_exact(&mut [0]).expect("is echoed");
+            answered += 1;
+        }
+    });
+    let clients = std::sync::Mutex::new(Some(clients));
+    Builder::new()
+        .shards(2)
+        .run(|index| {
+            let clients = clients
+                .lock()
+                .expect("not poisoned")
+                .take_if(|_| index == 0);
+            async move {
+                let listener = TcpListener::bind(address).expect("binds");
+                let _server = spawn(serve_echo(listener));
+                if let Some(clients) = clients {
+                    while !clients.is_finished() {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                    clients.join().expect("no panic");
+                    warpcore_runtime::stop();
+                }
+                warpcore_runtime::stopping().await;
+            }
+        })
+        .expect("runs");
+}
+
+#[test]
+fn a_refused_connection_is_an_error() {
+    one()
+        .run(|_| async {
+            let gone = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let address = gone.local_addr().expect("bound");
+            drop(gone);
+            let error = TcpStream::connect(address)
+                .await
+                .expect_err("nobody listens");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        })
+        .expect("runs");
+}
+
+#[test]
+fn files_are_written_synced_and_read_back() {
+    one()
+        .run(|_| async {
+            let file = tempfile::tempfile().expect("a temporary file");
+            let file = File::from(file);
+            let contents: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+            let (result, contents) = file.write_all_at(contents, 4096).await;
+            result.expect("writes");
+            file.sync_data().await.expect("syncs");
+            file.sync_all().await.expect("syncs");
+            let (result, back) = file.read_at(Vec::with_capacity(500_000), 4096).await;
+            assert_eq!(result.expect("reads"), contents.len());
+            assert!(back == contents);
+            let (result, hole) = file.read_at(Vec::with_capacity(4096), 0).await;
+            assert_eq!((result.expect("reads"), hole), (4096, vec![0; 4096]));
+            let end = 4096 + contents.len() as u64;
+            assert_eq!(
+                file.read_at(Vec::with_capacity(10), end)
+                    .await
+                    .0
+                    .expect("reads"),
+                0
+            );
+        })
+        .expect("runs");
+}
+
+#[test]
+fn a_full_submission_queue_is_flushed_not_overrun() {
+    one()
+        .sq_entries(4)
+        .run(|_| async {
+            let file = tempfile::tempfile().expect("a temporary file");
+            let file = File::from(file);
+            let tasks: Vec<_> = (0..300_u64)
+                .map(|n| {
+                    let file = file.clone();
+                    spawn(async move {
+                        file.write_all_at(n.to_le_bytes().to_vec(), n * 8)
+                            .await
+                            .0
+                            .expect("writes");
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.expect("no panic");
+            }
+            let (result, back) = file.read_at(Vec::with_capacity(2400), 0).await;
+            result.expect("reads");
+            let expected: Vec<u8> = (0..300_u64).flat_map(u64::to_le_bytes).collect();
+            assert_eq!(back, expected);
+            assert!(file.as_raw_fd() > 0);
+        })
+        .expect("runs");
+}
