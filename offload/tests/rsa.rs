@@ -4,11 +4,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
+use warpcore_need::{Need, need};
 use warpcore_offload::{Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
+
+const OPENSSL: [Need; 1] = [Need::Tool("openssl", "openssl")];
 
 fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("openssl").args(arguments).output();
-    let output = output.expect("openssl is installed (`apt-get install openssl`)");
+    let output = output.expect("checked by need");
     assert!(
         output.status.success(),
         "{}",
@@ -42,6 +45,9 @@ fn parameters(scheme: Scheme) -> &'static RsaParameters {
 
 #[test]
 fn every_size_and_scheme_verifies() {
+    if !need(&OPENSSL) {
+        return;
+    }
     let queue = Queue::new(8);
     for bits in ["2048", "3072", "4096"] {
         let key = Arc::new(PrivateKey::from_pem(&generate(bits)).expect("a good key"));
@@ -67,6 +73,9 @@ fn every_size_and_scheme_verifies() {
 
 #[test]
 fn keys_are_read_in_every_form() {
+    if !need(&OPENSSL) {
+        return;
+    }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| {
         directory
@@ -111,6 +120,9 @@ fn keys_are_read_in_every_form() {
 
 #[test]
 fn a_broken_key_says_what_is_wrong_with_it() {
+    if !need(&OPENSSL) {
+        return;
+    }
     let error = |pem: &[u8]| PrivateKey::from_pem(pem).expect_err("refused");
     assert_eq!(error(b""), KeyError::NoKey);
     assert_eq!(error(b"no key here"), KeyError::NoKey);
@@ -162,6 +174,9 @@ fn a_broken_key_says_what_is_wrong_with_it() {
 
 #[test]
 fn a_key_is_never_printed() {
+    if !need(&OPENSSL) {
+        return;
+    }
     let key = PrivateKey::from_pem(&generate("2048")).expect("a good key");
     assert_eq!(format!("{key:?}"), "PrivateKey(RSA-2048)");
 }

@@ -52,5 +52,7 @@ pub use buf::{IoBuf, IoBufMut};
 pub use builder::{Builder, shards_possible};
 pub use error::Error;
 pub use executor::{JoinError, JoinHandle};
-pub use shard::{Stats, Stopping, queue, send, shard, shards, spawn, stats, stop, stopping};
+pub use shard::{
+    Stats, Stopper, Stopping, queue, send, shard, shards, spawn, stats, stop, stopper, stopping,
+};
 pub use time::{Elapsed, Sleep, sleep, sleep_until, timeout};

@@ -219,6 +219,28 @@ pub fn stop() {
     stop_all(&current().machine);
 }
 
+/// Stops the machine from any thread, also after it has ended.
+#[derive(Clone)]
+pub struct Stopper(Arc<[Arc<Remote>]>);
+
+/// The stopper of this machine.
+pub fn stopper() -> Stopper {
+    Stopper(Arc::clone(&current().machine))
+}
+
+impl Stopper {
+    /// As [`stop`].
+    pub fn stop(&self) {
+        stop_all(&self.0);
+    }
+}
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
 pub(crate) fn stop_all(machine: &[Arc<Remote>]) {
     for remote in machine {
         // A shard that has ended has stopped.

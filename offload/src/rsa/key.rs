@@ -6,7 +6,8 @@ use ring::rsa::KeyPair;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::error::KeyError;
+use super::{Scheme, Signature, Signer};
+use crate::error::{Error, KeyError};
 
 /// An RSA private key of 2048, 3072 or 4096 bits, checked when it was read.
 pub struct PrivateKey {
@@ -58,6 +59,14 @@ impl PrivateKey {
     /// The public key, DER of `RSAPublicKey` (RFC 8017, appendix A.1.1).
     pub fn public_key_der(&self) -> &[u8] {
         self.pair.public().as_ref()
+    }
+
+    /// Signs `message` here and now, without a queue: for whoever has nothing else to do meanwhile.
+    pub fn sign(&self, scheme: Scheme, message: &[u8]) -> Result<Signature, Error> {
+        let mut signature = Signature::empty();
+        let target = signature.room(self.modulus_len_bytes());
+        Signer::new().sign(self, scheme, message, target)?;
+        Ok(signature)
     }
 
     pub(super) fn pair(&self) -> &KeyPair {

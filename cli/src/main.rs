@@ -1,0 +1,57 @@
+//! `warpcore`: one binary, one file per command.
+//!
+//! Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+
+mod devices;
+mod proxy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+/// An accelerator queue per core, and two products on it: a TLS proxy and a compressing mount.
+#[derive(Parser)]
+#[command(name = "warpcore", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Devices(devices::Arguments),
+    Proxy(proxy::Arguments),
+}
+
+/// Why a command failed, for people.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log();
+    let result = match arguments.command {
+        Command::Devices(arguments) => devices::run(&arguments),
+        Command::Proxy(arguments) => proxy::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("warpcore: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Events go to stderr, from the level in `WARPCORE_LOG` on (error, warn, info, debug, trace).
+fn log() {
+    let level = std::env::var("WARPCORE_LOG")
+        .ok()
+        .and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(LevelFilter::WARN))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+}

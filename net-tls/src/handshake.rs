@@ -1,0 +1,149 @@
+//! Runs the rustls calls that may sign, so that the signature can be awaited.
+//!
+//! [`process`] calls `process_new_packets` on a pooled coroutine. When rustls signs, the signer
+//! [`suspend`]s, and the caller gets [`Step::Pending`] with the request; [`Suspended::complete`]
+//! goes on with the result. In place (the twin, and when no stack is left) the same call simply
+//! runs through. rustls plans a state machine that pauses by itself (rustls issue 850); `Step` is
+//! shaped so that it can take its place.
+//!
+//! # A suspended coroutine is never dropped
+//!
+//! corosensei would unwind it by force, a panic inside rustls's frames. The drop of [`Suspended`]
+//! resumes it with an error instead, and rustls returns in its own way.
+//!
+//! # Nothing may be held across a suspension
+//!
+//! No `RefCell` borrow, lock or entered span: other handshakes run on this thread in between.
+//! rustls holds no lock while it signs; our signer holds nothing.
+
+use std::cell::Cell;
+use std::ptr;
+
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+use rustls::ServerConnection;
+use warpcore_offload::{Error, Signature};
+
+use crate::config::Signing;
+use crate::signer::SignRequest;
+use crate::stack::Stack;
+
+/// What a coroutine is resumed with; the first time, nothing.
+type Resume = Option<Result<Signature, Error>>;
+
+/// The connection and what rustls said.
+type Processed = (Box<ServerConnection>, Result<(), rustls::Error>);
+
+/// Where a call to rustls stands.
+pub(crate) enum Step {
+    /// It waits for this signature.
+    Pending(SignRequest, Suspended),
+    /// It has returned.
+    Processed(Processed),
+}
+
+/// A call to rustls that waits.
+pub(crate) struct Suspended {
+    /// None only while it is being resumed.
+    coroutine: Option<Coroutine<Resume, SignRequest, Processed, Stack>>,
+}
+
+/// Lets rustls process what it has been given to read.
+pub(crate) fn process(signing: Signing, mut connection: Box<ServerConnection>) -> Step {
+    let stack = match signing {
+        Signing::InPlace => None,
+        Signing::Offloaded => Stack::take(),
+    };
+    let Some(stack) = stack else {
+        let result = connection.process_new_packets().map(drop);
+        return Step::Processed((connection, result));
+    };
+    let coroutine = Coroutine::with_stack(stack, move |yielder, _first: Resume| {
+        let _published = Published::new(yielder);
+        let result = connection.process_new_packets().map(drop);
+        (connection, result)
+    });
+    Suspended {
+        coroutine: Some(coroutine),
+    }
+    .resume(None)
+}
+
+impl Suspended {
+    /// Goes on with the signature, or with the reason why there is none.
+    pub(crate) fn complete(self, result: Result<Signature, Error>) -> Step {
+        self.resume(Some(result))
+    }
+
+    fn resume(mut self, with: Resume) -> Step {
+        let mut coroutine = self.coroutine.take().expect("held while suspended");
+        match coroutine.resume(with) {
+            CoroutineResult::Yield(request) => {
+                self.coroutine = Some(coroutine);
+                Step::Pending(request, self)
+            }
+            CoroutineResult::Return(processed) => {
+                coroutine.into_stack().put_back();
+                Step::Processed(processed)
+            }
+        }
+    }
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        let Some(coroutine) = self.coroutine.take() else {
+            return;
+        };
+        let mut suspended = Self {
+            coroutine: Some(coroutine),
+        };
+        // Each round ends in an error for rustls, which gives up at the first.
+        while let Step::Pending(_, again) = suspended.complete(Err(Error::Closed)) {
+            suspended = again;
+        }
+    }
+}
+
+thread_local! {
+    /// The coroutine that runs on this thread now; null outside of coroutines.
+    static RUNNING: Cell<*const Yielder<Resume, SignRequest>> = const { Cell::new(ptr::null()) };
+}
+
+/// Publishes a coroutine's yielder while the coroutine runs; also withdraws it on a panic.
+struct Published;
+
+impl Published {
+    fn new(yielder: &Yielder<Resume, SignRequest>) -> Self {
+        debug_assert!(RUNNING.get().is_null(), "coroutines do not nest");
+        RUNNING.set(yielder);
+        Self
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        RUNNING.set(ptr::null());
+    }
+}
+
+/// Suspends the running coroutine with a request and returns what it is resumed with. None, and
+/// `request` is not called, outside of a coroutine.
+pub(crate) fn suspend(request: impl FnOnce() -> SignRequest) -> Option<Result<Signature, Error>> {
+    let yielder = RUNNING.get();
+    if yielder.is_null() {
+        return None;
+    }
+    let request = request();
+    // Others run on this thread until we are resumed.
+    RUNNING.set(ptr::null());
+    // SAFETY: only `Published` sets the pointer, to the yielder of the coroutine on whose stack it
+    // lives, and every suspension and every way out of the coroutine resets it. So it is ours: we
+    // run on that stack, and the yielder lives until the coroutine returns.
+    let resumed = unsafe { &*yielder }.suspend(request);
+    debug_assert!(
+        RUNNING.get().is_null(),
+        "whoever ran in between has withdrawn"
+    );
+    RUNNING.set(yielder);
+    Some(resumed.unwrap_or(Err(Error::Closed)))
+}

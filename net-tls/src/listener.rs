@@ -1,0 +1,186 @@
+//! Accepts on every shard and makes a task of each connection.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use warpcore_runtime::net::TcpListener;
+use warpcore_runtime::{queue, sleep, spawn, stopping, timeout};
+
+use crate::config::{Config, Signing, Timeouts};
+use crate::connection::{self, Failure};
+use crate::error::Error;
+use crate::stats::{Counters, Stats};
+
+/// A configured proxy, shared by the shards that serve it.
+#[derive(Debug)]
+pub struct Proxy {
+    tls: Arc<ServerConfig>,
+    address: SocketAddr,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) signing: Signing,
+    pub(crate) timeouts: Timeouts,
+}
+
+impl Proxy {
+    /// Checks the configuration: files, their fit, and that the address is free. Port 0 becomes a
+    /// free port.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let tls = config.load()?;
+        // Without SO_REUSEPORT: fails when anybody listens there, also another proxy of ours.
+        let listen = |source| Error::Listen {
+            address: config.listen,
+            source,
+        };
+        let address = StdListener::bind(config.listen)
+            .and_then(|free| free.local_addr())
+            .map_err(listen)?;
+        Ok(Self {
+            tls,
+            address,
+            upstream: config.upstream,
+            signing: config.signing,
+            timeouts: config.timeouts,
+        })
+    }
+
+    /// The address clients connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Listens on the current shard, with a socket of its own.
+    pub fn listen(self: &Arc<Self>) -> Result<Listener, Error> {
+        let listen = |source| Error::Listen {
+            address: self.address,
+            source,
+        };
+        let socket = TcpListener::bind(self.address).map_err(listen)?;
+        Ok(Listener {
+            proxy: Arc::clone(self),
+            socket,
+        })
+    }
+
+    pub(crate) fn tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.tls)
+    }
+
+    fn report(&self, failure: &Failure, counters: &Counters) {
+        match failure {
+            Failure::Handshake(cause) => {
+                counters.count(|stats| stats.handshakes_failed += 1);
+                tracing::debug!("handshake failed: {cause}");
+            }
+            Failure::Relay(cause) => tracing::debug!("connection ended: {cause}"),
+            Failure::Upstream(cause) => {
+                counters.count(|stats| stats.upstream_failed += 1);
+                tracing::warn!("upstream {} cannot be reached: {cause}", self.upstream);
+            }
+        }
+    }
+}
+
+/// One shard's part of a proxy.
+#[derive(Debug)]
+pub struct Listener {
+    proxy: Arc<Proxy>,
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// Serves until the machine is asked to stop, then waits for the open connections, at most for
+    /// the configured time. What is open after that is cut off when the shard ends.
+    pub async fn serve(mut self) -> Stats {
+        let counters = Rc::new(Counters::default());
+        let open = Rc::new(Open::default());
+        let mut stop = pin!(stopping());
+        while let Some(accepted) = unless(pin!(self.socket.accept()), stop.as_mut()).await {
+            match accepted {
+                Ok(client) => {
+                    counters.count(|stats| stats.accepted += 1);
+                    let (proxy, counters) = (Arc::clone(&self.proxy), Rc::clone(&counters));
+                    let opened = open.enter();
+                    drop(spawn(async move {
+                        let _opened = opened;
+                        if let Err(failure) = connection::serve(&proxy, client, &counters).await {
+                            proxy.report(&failure, &counters);
+                        }
+                    }));
+                }
+                Err(error) => {
+                    // Most likely descriptors have run out: connections wait in the backlog
+                    // meanwhile, and some end.
+                    tracing::warn!("cannot accept on {}: {error}; pausing", self.proxy.address);
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        // Nobody can connect any more: other processes may listen here now.
+        drop(self.socket);
+        let drain = self.proxy.timeouts.drain;
+        let drained = timeout(drain, poll_fn(|cx| open.poll_none(cx))).await;
+        let mut stats = counters.read();
+        if drained.is_err() {
+            stats.cut_off = open.count.get();
+            let (cut_off, seconds) = (stats.cut_off, drain.as_secs_f64());
+            tracing::warn!("{cut_off} connections were still open after {seconds} s; cut off");
+        }
+        stats.queue = queue().stats();
+        stats
+    }
+}
+
+/// Counts open connections.
+#[derive(Default)]
+struct Open {
+    count: Cell<u64>,
+    /// Waits for the count to become 0.
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// One open connection, until dropped.
+struct Opened(Rc<Open>);
+
+impl Open {
+    fn enter(self: &Rc<Self>) -> Opened {
+        self.count.set(self.count.get() + 1);
+        Opened(Rc::clone(self))
+    }
+
+    fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.count.get() == 0 {
+            return Poll::Ready(());
+        }
+        self.waiter.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        let waiter = self.0.waiter.take();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+}
+
+/// The output of `future`, unless `stop` is ready first.
+async fn unless<F: Future>(
+    mut future: Pin<&mut F>,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Option<F::Output> {
+    poll_fn(|cx| match stop.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => future.as_mut().poll(cx).map(Some),
+    })
+    .await
+}

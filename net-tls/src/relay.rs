@@ -1,0 +1,183 @@
+//! Plain text both ways, with back-pressure.
+//!
+//! Each direction is a loop: receive, convert, send, and only then receive again, so that a slow
+//! reader stops the writer at the other end. Either side may close its half: the end travels on
+//! (close_notify on the TLS side, FIN on the other) while the other direction goes on.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rustls::ServerConnection;
+use warpcore_runtime::net::TcpStream;
+use warpcore_runtime::sleep_until;
+
+use crate::connection::{Cause, RECEIVE_LEN_BYTES, read_records};
+use crate::lock::Lock;
+
+/// What the two directions share.
+struct Relay {
+    /// Never borrowed across an await.
+    tls: RefCell<Box<ServerConnection>>,
+    client: TcpStream,
+    upstream: TcpStream,
+    /// Held from taking records out of `tls` until they are sent: records leave in order.
+    sending: Lock,
+    active_at: Cell<Instant>,
+}
+
+/// Relays, `received` first, until both directions have ended, one fails, or nothing has moved for `idle`.
+pub(crate) async fn relay(
+    tls: Box<ServerConnection>,
+    received: BytesMut,
+    client: TcpStream,
+    upstream: TcpStream,
+    idle: Duration,
+) -> Result<(), Cause> {
+    let relay = Relay {
+        tls: RefCell::new(tls),
+        client,
+        upstream,
+        sending: Lock::default(),
+        active_at: Cell::new(Instant::now()),
+    };
+    let result = both(
+        relay.to_upstream(received),
+        relay.to_client(),
+        relay.until_idle(idle),
+    )
+    .await;
+    if result.is_err() {
+        // Cut off: neither side may take what it got for all there was. A reset says so.
+        for stream in [&relay.client, &relay.upstream] {
+            let _ = stream.socket().set_linger(Some(Duration::ZERO));
+        }
+    }
+    result
+}
+
+impl Relay {
+    async fn to_upstream(&self, mut received: BytesMut) -> Result<(), Cause> {
+        loop {
+            // First what came with the end of the handshake.
+            let (plain, closed) = self.take_plain()?;
+            if !plain.is_empty() {
+                self.upstream.send_all(plain).await.0?;
+                self.active();
+            }
+            if closed {
+                self.upstream.shutdown(Shutdown::Write).await?;
+                return Ok(());
+            }
+            if received.is_empty() {
+                received.reserve(RECEIVE_LEN_BYTES);
+                let (result, bytes) = self.client.recv(received).await;
+                received = bytes;
+                if result? == 0 {
+                    return Err("the client hung up without close_notify".into());
+                }
+                self.active();
+            }
+            let processed = {
+                let mut tls = self.tls.borrow_mut();
+                read_records(&mut tls, &mut received)?;
+                tls.process_new_packets().map(drop)
+            };
+            // Answers of the protocol itself: key updates, alerts.
+            self.send_records().await?;
+            processed?;
+        }
+    }
+
+    async fn to_client(&self) -> Result<(), Cause> {
+        let mut plain = Vec::with_capacity(RECEIVE_LEN_BYTES);
+        loop {
+            plain.clear();
+            let (result, bytes) = self.upstream.recv(plain).await;
+            plain = bytes;
+            let ended = result? == 0;
+            self.active();
+            if ended {
+                self.tls.borrow_mut().send_close_notify();
+            } else {
+                self.tls.borrow_mut().writer().write_all(&plain)?;
+            }
+            self.send_records().await?;
+            if ended {
+                self.client.shutdown(Shutdown::Write).await?;
+                return Ok(());
+            }
+            self.active();
+        }
+    }
+
+    /// Plain text that rustls holds, and whether the client has said that no more will come.
+    fn take_plain(&self) -> io::Result<(Vec<u8>, bool)> {
+        let mut plain = Vec::new();
+        let mut tls = self.tls.borrow_mut();
+        match tls.reader().read_to_end(&mut plain) {
+            Ok(_) => Ok((plain, true)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((plain, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send_records(&self) -> io::Result<()> {
+        if !self.tls.borrow().wants_write() {
+            return Ok(());
+        }
+        let _held = self.sending.hold().await;
+        let mut records = Vec::new();
+        {
+            let mut tls = self.tls.borrow_mut();
+            while tls.wants_write() {
+                tls.write_tls(&mut records)?;
+            }
+        }
+        self.client.send_all(records).await.0
+    }
+
+    fn active(&self) {
+        self.active_at.set(Instant::now());
+    }
+
+    async fn until_idle(&self, idle: Duration) -> Cause {
+        loop {
+            let deadline = self.active_at.get() + idle;
+            if Instant::now() >= deadline {
+                return format!("idle for {} s", idle.as_secs_f64()).into();
+            }
+            sleep_until(deadline).await;
+        }
+    }
+}
+
+/// Runs both directions until both have ended well, or until one or the watch has not.
+async fn both(
+    first: impl Future<Output = Result<(), Cause>>,
+    second: impl Future<Output = Result<(), Cause>>,
+    watch: impl Future<Output = Cause>,
+) -> Result<(), Cause> {
+    let (mut first, mut second, mut watch) = (pin!(first), pin!(second), pin!(watch));
+    let (mut first_ended, mut second_ended) = (false, false);
+    std::future::poll_fn(|cx| {
+        if !first_ended && let Poll::Ready(result) = first.as_mut().poll(cx) {
+            result?;
+            first_ended = true;
+        }
+        if !second_ended && let Poll::Ready(result) = second.as_mut().poll(cx) {
+            result?;
+            second_ended = true;
+        }
+        if first_ended && second_ended {
+            return Poll::Ready(Ok(()));
+        }
+        watch.as_mut().poll(cx).map(Err)
+    })
+    .await
+}

@@ -1,0 +1,182 @@
+//! Handshakes in both versions and both ways of signing, many at a time, and cut off in the middle.
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use common::{Identity, Running, client_config, connect, echo, exchange, upstream};
+use rustls::version::{TLS12, TLS13};
+use warpcore_need::{Need, need};
+use warpcore_offload::Kernel;
+use warpcore_tls::Signing;
+
+const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
+
+macro_rules! both_ways {
+    ($($name:ident => $test:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn offloaded() {
+                if need(&NEEDS) { $test(Signing::Offloaded); }
+            }
+
+            #[test]
+            fn in_place() {
+                if need(&NEEDS) { $test(Signing::InPlace); }
+            }
+        }
+    )*};
+}
+
+both_ways! {
+    both_versions_shake_hands_and_relay => shakes_hands_and_relays;
+    two_hundred_at_a_time => two_hundred;
+    a_client_that_vanishes_leaks_nothing => vanishing;
+    a_client_that_talks_nonsense_is_refused => nonsense;
+}
+
+fn shakes_hands_and_relays(signing: Signing) {
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    for version in [&TLS12, &TLS13] {
+        let config = client_config(&identity, version);
+        let message = vec![7; 100_000];
+        let mut stream = connect(&config, proxy.address);
+        let mut writer = stream.sock.try_clone().expect("clones");
+        // More than fits the buffers on the way: written by parts, as the echo is read.
+        let mut answer = Vec::new();
+        for part in message.chunks(10_000) {
+            stream.write_all(part).expect("sends");
+            let mut back = vec![0; part.len()];
+            std::io::Read::read_exact(&mut stream, &mut back).expect("comes back");
+            answer.extend(back);
+        }
+        assert_eq!(answer, message);
+        assert_eq!(stream.conn.protocol_version(), Some(version.version));
+        stream.conn.send_close_notify();
+        stream.conn.write_tls(&mut writer).expect("sends");
+    }
+    let stats = proxy.stop();
+    assert_eq!(
+        (stats.accepted, stats.handshakes, stats.handshakes_failed),
+        (2, 2, 0)
+    );
+    let signed = stats.queue.kernel(Kernel::Sign).requests;
+    assert_eq!(signed, if signing == Signing::Offloaded { 2 } else { 0 });
+}
+
+fn two_hundred(signing: Signing) {
+    const CLIENTS: usize = 200;
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    let address = proxy.address;
+    let together = Arc::new(Barrier::new(CLIENTS));
+    let configs = [
+        client_config(&identity, &TLS12),
+        client_config(&identity, &TLS13),
+    ];
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|n| {
+            let (config, together) = (Arc::clone(&configs[n % 2]), Arc::clone(&together));
+            thread::spawn(move || {
+                let message = format!("client {n}").into_bytes();
+                together.wait();
+                assert_eq!(
+                    exchange(&config, address, &message).expect("answered"),
+                    message
+                );
+            })
+        })
+        .collect();
+    clients
+        .into_iter()
+        .for_each(|client| client.join().expect("no panic"));
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (200, 0));
+    let largest = stats.queue.kernel(Kernel::Sign).batch_len_max;
+    assert!(
+        signing == Signing::InPlace || largest > 1,
+        "never more than one signature waited"
+    );
+}
+
+/// Sends a ClientHello and hangs up before it is answered, over and over: when the proxy has ended,
+/// every signature that was in flight is over, and every stack and slot is back.
+fn vanishing(signing: Signing) {
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    let config = client_config(&identity, &TLS13);
+    for _ in 0..100 {
+        let mut stream = connect(&config, proxy.address);
+        let mut hello = Vec::new();
+        stream.conn.write_tls(&mut hello).expect("to memory");
+        stream.sock.write_all(&hello).expect("sends");
+        // A reset, so that the proxy cannot answer either.
+        drop(stream);
+    }
+    assert_eq!(
+        exchange(&config, proxy.address, b"still there").expect("answered"),
+        b"still there"
+    );
+    let stats = proxy.stop();
+    assert_eq!(stats.accepted, 101);
+    assert_eq!(stats.handshakes + stats.handshakes_failed, 101);
+    assert_eq!(stats.queue.in_flight(), 0);
+}
+
+fn nonsense(signing: Signing) {
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    let mut stream = TcpStream::connect(proxy.address).expect("connects");
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .expect("sends");
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut stream, &mut answer).expect("is closed in order");
+    assert_eq!(
+        answer.first(),
+        Some(&21),
+        "an alert (RFC 8446, section 5.1)"
+    );
+    drop(stream);
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (0, 1));
+}
+
+/// The future of a connection is dropped at the end of the drain while its signature waits: the
+/// coroutine is resumed with an error and nothing hangs.
+#[test]
+fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = identity.config(upstream(echo), Signing::Offloaded);
+    config.timeouts.handshake = std::time::Duration::from_millis(1);
+    let proxy = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    let streams: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = connect(&client, proxy.address);
+            let mut hello = Vec::new();
+            stream.conn.write_tls(&mut hello).expect("to memory");
+            stream.sock.write_all(&hello).expect("sends");
+            stream
+        })
+        .collect();
+    // Each is cut off by the timeout, most of them suspended.
+    for mut stream in streams {
+        let _ = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
+    }
+    let stats = proxy.stop();
+    assert!(
+        stats.queue.dropped_in_flight > 0,
+        "none was suspended: {stats:?}"
+    );
+    assert_eq!(stats.queue.in_flight(), 0);
+}

@@ -1,0 +1,203 @@
+//! Both directions: half-close, back-pressure, ends that are not in order, upstreams that are down,
+//! slow or reset.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use common::{Identity, Running, client_config, connect, exchange, upstream};
+use rustls::version::TLS13;
+use warpcore_need::{Need, need};
+use warpcore_tls::Signing;
+
+const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
+
+#[test]
+fn half_close_travels_and_the_answer_still_comes() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    // Answers only when the client has closed its side.
+    let counts = upstream(|mut stream| {
+        let mut all = Vec::new();
+        stream
+            .read_to_end(&mut all)
+            .expect("the client ends in order");
+        stream
+            .write_all(format!("{} bytes", all.len()).as_bytes())
+            .expect("sends");
+    });
+    let proxy = Running::start(&identity.config(counts, Signing::Offloaded), 1);
+    let config = client_config(&identity, &TLS13);
+    let answer = exchange(&config, proxy.address, &vec![1; 1_000_000]).expect("answered");
+    assert_eq!(answer, b"1000000 bytes");
+    proxy.stop();
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_the_upstream() {
+    if !need(&NEEDS) {
+        return;
+    }
+    const LIMIT: usize = 64 << 20;
+    let identity = Identity::new();
+    let (send, sent) = mpsc::channel();
+    // Writes as much as it can; a write that blocks for a second means that it is held back.
+    let floods = upstream(move |mut stream| {
+        stream
+            .set_write_timeout(Some(Duration::from_secs(1)))
+            .expect("an option");
+        let mut written = 0;
+        while written < LIMIT && stream.write_all(&[0; 65536]).is_ok() {
+            written += 65536;
+        }
+        let _ = send.send(written);
+    });
+    let proxy = Running::start(&identity.config(floods, Signing::Offloaded), 1);
+    let config = client_config(&identity, &TLS13);
+    let mut stream = connect(&config, proxy.address);
+    stream.write_all(b"go").expect("sends");
+    let written = sent.recv().expect("the upstream gave up");
+    assert!(written < LIMIT, "{written} bytes went somewhere");
+    drop(stream);
+    proxy.stop();
+}
+
+#[test]
+fn a_client_that_is_cut_off_resets_the_upstream() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let (send, seen) = mpsc::channel();
+    let watches = upstream(move |mut stream| {
+        let result = stream.read_to_end(&mut Vec::new());
+        let _ = send.send(result.map_err(|error| error.kind()));
+    });
+    let proxy = Running::start(&identity.config(watches, Signing::Offloaded), 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"half a requ").expect("sends");
+    // FIN without close_notify: a truncation (RFC 8446, section 6.1).
+    stream.sock.shutdown(Shutdown::Both).expect("closes");
+    assert_eq!(
+        seen.recv().expect("seen"),
+        Err(std::io::ErrorKind::ConnectionReset)
+    );
+    proxy.stop();
+}
+
+#[test]
+fn an_upstream_that_is_down_cuts_the_client_off() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let gone = TcpListener::bind(("127.0.0.1", 0))
+        .expect("binds")
+        .local_addr()
+        .expect("bound");
+    let proxy = Running::start(&identity.config(gone, Signing::Offloaded), 1);
+    let config = client_config(&identity, &TLS13);
+    // Not an end in order: no close_notify.
+    exchange(&config, proxy.address, b"x").expect_err("there is nobody to answer");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.upstream_failed), (1, 1));
+}
+
+#[test]
+fn an_upstream_that_resets_cuts_the_client_off() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    // Closes with unread bytes, which makes the kernel send a reset.
+    let resets = upstream(|mut stream| {
+        stream.read_exact(&mut [0]).expect("one byte");
+    });
+    let proxy = Running::start(&identity.config(resets, Signing::Offloaded), 1);
+    let config = client_config(&identity, &TLS13);
+    exchange(&config, proxy.address, &[1; 1000]).expect_err("cut off");
+    proxy.stop();
+}
+
+#[test]
+fn idle_connections_and_slow_handshakes_are_ended() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let silent = upstream(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let mut config = identity.config(silent, Signing::Offloaded);
+    config.timeouts.handshake = Duration::from_millis(200);
+    config.timeouts.idle = Duration::from_millis(200);
+    let proxy = Running::start(&config, 1);
+
+    // Connects and says nothing.
+    let mut mute = TcpStream::connect(proxy.address).expect("connects");
+    assert_eq!(mute.read(&mut [0]).unwrap_or(0), 0);
+
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"x").expect("sends");
+    stream.read_exact(&mut [0]).expect_err("ended");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (1, 1));
+}
+
+#[test]
+fn stopping_lets_open_connections_finish() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let (send, go) = mpsc::channel::<()>();
+    let go = std::sync::Arc::new(std::sync::Mutex::new(go));
+    let (arrived_send, arrived) = mpsc::channel();
+    let waits = upstream(move |mut stream| {
+        stream.read_exact(&mut [0; 3]).expect("the request");
+        arrived_send.send(()).expect("the test listens");
+        go.lock()
+            .expect("not poisoned")
+            .recv()
+            .expect("the test says go");
+        stream.write_all(b"answer").expect("sends");
+    });
+    let proxy = Running::start(&identity.config(waits, Signing::Offloaded), 1);
+    let address = proxy.address;
+    let config = client_config(&identity, &TLS13);
+    let client = thread::spawn(move || exchange(&config, address, b"ask"));
+    arrived.recv().expect("the request is through");
+    let stopping = thread::spawn(move || proxy.stop());
+    while TcpStream::connect(address).is_ok() {
+        thread::yield_now();
+    }
+    send.send(()).expect("the upstream waits");
+    assert_eq!(
+        client.join().expect("no panic").expect("answered"),
+        b"answer"
+    );
+    let stats = stopping.join().expect("no panic");
+    assert_eq!(stats.handshakes, 1);
+}
+
+#[test]
+fn a_connection_that_does_not_end_is_cut_off_after_the_drain() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = identity.config(upstream(common::echo), Signing::Offloaded);
+    config.timeouts.drain = Duration::from_millis(50);
+    let proxy = Running::start(&config, 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"x").expect("sends");
+    stream.read_exact(&mut [0]).expect("comes back");
+    assert_eq!(proxy.stop().cut_off, 1);
+    stream.read_exact(&mut [0]).expect_err("cut off");
+}
