@@ -12,9 +12,7 @@ use warpcore_offload::{Codec, Compress, Op, Queue};
 const CHUNK_LEN_BYTES: usize = 64 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os()
-        .nth(1)
-        .ok_or("usage: compress_file FILE")?;
+    let path = std::env::args_os().nth(1).ok_or("usage: compress_file FILE")?;
     let mut source = File::open(&path)?;
     let mut target_path = path.clone();
     target_path.push(".zst");
@@ -37,10 +35,7 @@ async fn compress(
     let mut ops: VecDeque<Op<Compress<Vec<u8>, Vec<u8>>>> = VecDeque::new();
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_LEN_BYTES);
-        source
-            .by_ref()
-            .take(CHUNK_LEN_BYTES as u64)
-            .read_to_end(&mut chunk)?;
+        source.by_ref().take(CHUNK_LEN_BYTES as u64).read_to_end(&mut chunk)?;
         read += chunk.len();
         let at_end = chunk.is_empty();
         if !at_end {

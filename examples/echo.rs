@@ -13,9 +13,7 @@ use warpcore_runtime::{Builder, spawn, stopping};
 fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).ok_or("usage: echo ADDRESS:PORT")?;
     let address: SocketAddr = address.parse()?;
-    let builder = Builder::new()
-        .stop_on_signals(true)
-        .drain(Duration::from_secs(5));
+    let builder = Builder::new().stop_on_signals(true).drain(Duration::from_secs(5));
     let shards = builder.run(move |shard| serve(shard, address))?;
     let echoed = shards.into_iter().sum::<Result<u64, _>>()?;
     println!("{echoed} connections");

@@ -13,9 +13,7 @@ use warpcore_offload::{Kernel, PrivateKey, Queue, Scheme, Sign};
 const MESSAGES: usize = 256;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os()
-        .nth(1)
-        .ok_or("usage: sign_batch KEY.pem")?;
+    let path = std::env::args_os().nth(1).ok_or("usage: sign_batch KEY.pem")?;
     let pem = std::fs::read(&path)?;
     let key = PrivateKey::from_pem(&pem).map_err(|e| format!("{}: {e}", path.display()))?;
     let key = Arc::new(key);

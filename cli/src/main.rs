@@ -45,9 +45,7 @@ fn main() -> ExitCode {
 
 /// Events go to stderr, from the level in `WARPCORE_LOG` on (error, warn, info, debug, trace).
 fn log() {
-    let level = std::env::var("WARPCORE_LOG")
-        .ok()
-        .and_then(|level| level.parse().ok());
+    let level = std::env::var("WARPCORE_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
         .with_max_level(level.unwrap_or(LevelFilter::WARN))
         .with_writer(std::io::stderr)

@@ -83,10 +83,7 @@ impl Config {
             }
             Err(cause) => {
                 let path = self.certificate.clone();
-                return Err(Error::Certificate {
-                    path,
-                    cause: cause.to_string(),
-                });
+                return Err(Error::Certificate { path, cause: cause.to_string() });
             }
         }
         let resolver: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(certified));
@@ -101,10 +98,7 @@ impl Config {
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = read(path)?;
-    let fail = |cause: &str| Error::Certificate {
-        path: path.to_owned(),
-        cause: cause.to_owned(),
-    };
+    let fail = |cause: &str| Error::Certificate { path: path.to_owned(), cause: cause.to_owned() };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|_| fail("the PEM text is broken or cut short"))?;
@@ -122,21 +116,12 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
             let cause = KeyError::NotRsa(algorithm);
             let der = PrivateKeyDer::from_pem_slice(&pem).ok();
             der.and_then(|der| ring::sign::any_supported_type(&der).ok())
-                .ok_or_else(|| Error::Key {
-                    path: path.to_owned(),
-                    cause,
-                })
+                .ok_or_else(|| Error::Key { path: path.to_owned(), cause })
         }
-        Err(cause) => Err(Error::Key {
-            path: path.to_owned(),
-            cause,
-        }),
+        Err(cause) => Err(Error::Key { path: path.to_owned(), cause }),
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }

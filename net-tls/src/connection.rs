@@ -42,9 +42,7 @@ pub(crate) async fn serve(
     // silence for an empty answer.
     let connected = timeout(proxy.timeouts.connect, TcpStream::connect(proxy.upstream)).await;
     let upstream = within(connected).map_err(Failure::Upstream)?;
-    relay(tls, received, client, upstream, proxy.timeouts.idle)
-        .await
-        .map_err(Failure::Relay)
+    relay(tls, received, client, upstream, proxy.timeouts.idle).await.map_err(Failure::Relay)
 }
 
 /// Feeds rustls until the handshake is over. Bytes are received only while rustls wants some: a

@@ -58,11 +58,7 @@ impl fmt::Display for Error {
                 write!(f, "cannot listen on {address}: {source}")?;
                 match source.kind() {
                     io::ErrorKind::AddrInUse => {
-                        write!(
-                            f,
-                            "; see who does with `ss -ltnp 'sport = :{}'`",
-                            address.port()
-                        )
+                        write!(f, "; see who does with `ss -ltnp 'sport = :{}'`", address.port())
                     }
                     io::ErrorKind::PermissionDenied => f.write_str(
                         "; ports below 1024 need root or CAP_NET_BIND_SERVICE \

@@ -62,10 +62,7 @@ pub(crate) fn process(signing: Signing, mut connection: Box<ServerConnection>) -
         let result = connection.process_new_packets().map(drop);
         (connection, result)
     });
-    Suspended {
-        coroutine: Some(coroutine),
-    }
-    .resume(None)
+    Suspended { coroutine: Some(coroutine) }.resume(None)
 }
 
 impl Suspended {
@@ -94,9 +91,7 @@ impl Drop for Suspended {
         let Some(coroutine) = self.coroutine.take() else {
             return;
         };
-        let mut suspended = Self {
-            coroutine: Some(coroutine),
-        };
+        let mut suspended = Self { coroutine: Some(coroutine) };
         // Each round ends in an error for rustls, which gives up at the first.
         while let Step::Pending(_, again) = suspended.complete(Err(Error::Closed)) {
             suspended = again;
@@ -140,10 +135,7 @@ pub(crate) fn suspend(request: impl FnOnce() -> SignRequest) -> Option<Result<Si
     // lives, and every suspension and every way out of the coroutine resets it. So it is ours: we
     // run on that stack, and the yielder lives until the coroutine returns.
     let resumed = unsafe { &*yielder }.suspend(request);
-    debug_assert!(
-        RUNNING.get().is_null(),
-        "whoever ran in between has withdrawn"
-    );
+    debug_assert!(RUNNING.get().is_null(), "whoever ran in between has withdrawn");
     RUNNING.set(yielder);
     Some(resumed.unwrap_or(Err(Error::Closed)))
 }

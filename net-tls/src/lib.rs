@@ -17,7 +17,6 @@ mod connection;
 mod error;
 mod handshake;
 mod listener;
-mod lock;
 mod relay;
 mod signer;
 mod stack;

@@ -34,13 +34,9 @@ impl Proxy {
     pub fn new(config: &Config) -> Result<Self, Error> {
         let tls = config.load()?;
         // Without SO_REUSEPORT: fails when anybody listens there, also another proxy of ours.
-        let listen = |source| Error::Listen {
-            address: config.listen,
-            source,
-        };
-        let address = StdListener::bind(config.listen)
-            .and_then(|free| free.local_addr())
-            .map_err(listen)?;
+        let listen = |source| Error::Listen { address: config.listen, source };
+        let address =
+            StdListener::bind(config.listen).and_then(|free| free.local_addr()).map_err(listen)?;
         Ok(Self {
             tls,
             address,
@@ -57,15 +53,9 @@ impl Proxy {
 
     /// Listens on the current shard, with a socket of its own.
     pub fn listen(self: &Arc<Self>) -> Result<Listener, Error> {
-        let listen = |source| Error::Listen {
-            address: self.address,
-            source,
-        };
+        let listen = |source| Error::Listen { address: self.address, source };
         let socket = TcpListener::bind(self.address).map_err(listen)?;
-        Ok(Listener {
-            proxy: Arc::clone(self),
-            socket,
-        })
+        Ok(Listener { proxy: Arc::clone(self), socket })
     }
 
     pub(crate) fn tls(&self) -> Arc<ServerConfig> {

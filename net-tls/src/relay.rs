@@ -15,10 +15,9 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use rustls::ServerConnection;
 use warpcore_runtime::net::TcpStream;
-use warpcore_runtime::sleep_until;
+use warpcore_runtime::{Lock, sleep_until};
 
 use crate::connection::{Cause, RECEIVE_LEN_BYTES, read_records};
-use crate::lock::Lock;
 
 /// What the two directions share.
 struct Relay {
@@ -27,7 +26,7 @@ struct Relay {
     client: TcpStream,
     upstream: TcpStream,
     /// Held from taking records out of `tls` until they are sent: records leave in order.
-    sending: Lock,
+    sending: Lock<()>,
     active_at: Cell<Instant>,
 }
 
@@ -46,12 +45,7 @@ pub(crate) async fn relay(
         sending: Lock::default(),
         active_at: Cell::new(Instant::now()),
     };
-    let result = both(
-        relay.to_upstream(received),
-        relay.to_client(),
-        relay.until_idle(idle),
-    )
-    .await;
+    let result = both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await;
     if result.is_err() {
         // Cut off: neither side may take what it got for all there was. A reset says so.
         for stream in [&relay.client, &relay.upstream] {

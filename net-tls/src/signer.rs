@@ -45,14 +45,8 @@ const SCHEMES: [(SignatureScheme, Scheme); 6] = [
 
 impl SigningKey for OffloadedKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        let (name, scheme) = SCHEMES
-            .into_iter()
-            .find(|(name, _)| offered.contains(name))?;
-        Some(Box::new(OffloadedSigner {
-            key: Arc::clone(&self.key),
-            name,
-            scheme,
-        }))
+        let (name, scheme) = SCHEMES.into_iter().find(|(name, _)| offered.contains(name))?;
+        Some(Box::new(OffloadedSigner { key: Arc::clone(&self.key), name, scheme }))
     }
 
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
@@ -81,12 +75,9 @@ struct OffloadedSigner {
 impl Signer for OffloadedSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let (key, scheme) = (&self.key, self.scheme);
-        let result = suspend(|| SignRequest {
-            key: Arc::clone(key),
-            scheme,
-            message: message.to_vec(),
-        })
-        .unwrap_or_else(|| key.sign(scheme, message));
+        let result =
+            suspend(|| SignRequest { key: Arc::clone(key), scheme, message: message.to_vec() })
+                .unwrap_or_else(|| key.sign(scheme, message));
         match result {
             Ok(signature) => Ok(signature.as_ref().to_vec()),
             Err(error) => Err(rustls::Error::General(error.to_string())),

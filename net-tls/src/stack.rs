@@ -119,12 +119,7 @@ unsafe impl corosensei::stack::Stack for Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nobody runs on it.
-        unsafe {
-            libc::munmap(
-                self.start.as_ptr().cast(),
-                GUARD_LEN_BYTES + STACK_LEN_BYTES,
-            )
-        };
+        unsafe { libc::munmap(self.start.as_ptr().cast(), GUARD_LEN_BYTES + STACK_LEN_BYTES) };
         // At the thread's end the counter may be gone, and no longer matters.
         let _ = MADE.try_with(|made| made.set(made.get().saturating_sub(1)));
     }

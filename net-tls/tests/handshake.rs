@@ -62,10 +62,7 @@ fn shakes_hands_and_relays(signing: Signing) {
         stream.conn.write_tls(&mut writer).expect("sends");
     }
     let stats = proxy.stop();
-    assert_eq!(
-        (stats.accepted, stats.handshakes, stats.handshakes_failed),
-        (2, 2, 0)
-    );
+    assert_eq!((stats.accepted, stats.handshakes, stats.handshakes_failed), (2, 2, 0));
     let signed = stats.queue.kernel(Kernel::Sign).requests;
     assert_eq!(signed, if signing == Signing::Offloaded { 2 } else { 0 });
 }
@@ -76,33 +73,22 @@ fn two_hundred(signing: Signing) {
     let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
     let address = proxy.address;
     let together = Arc::new(Barrier::new(CLIENTS));
-    let configs = [
-        client_config(&identity, &TLS12),
-        client_config(&identity, &TLS13),
-    ];
+    let configs = [client_config(&identity, &TLS12), client_config(&identity, &TLS13)];
     let clients: Vec<_> = (0..CLIENTS)
         .map(|n| {
             let (config, together) = (Arc::clone(&configs[n % 2]), Arc::clone(&together));
             thread::spawn(move || {
                 let message = format!("client {n}").into_bytes();
                 together.wait();
-                assert_eq!(
-                    exchange(&config, address, &message).expect("answered"),
-                    message
-                );
+                assert_eq!(exchange(&config, address, &message).expect("answered"), message);
             })
         })
         .collect();
-    clients
-        .into_iter()
-        .for_each(|client| client.join().expect("no panic"));
+    clients.into_iter().for_each(|client| client.join().expect("no panic"));
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.handshakes_failed), (200, 0));
     let largest = stats.queue.kernel(Kernel::Sign).batch_len_max;
-    assert!(
-        signing == Signing::InPlace || largest > 1,
-        "never more than one signature waited"
-    );
+    assert!(signing == Signing::InPlace || largest > 1, "never more than one signature waited");
 }
 
 /// Sends a ClientHello and hangs up before it is answered, over and over: when the proxy has ended,
@@ -119,10 +105,7 @@ fn vanishing(signing: Signing) {
         // A reset, so that the proxy cannot answer either.
         drop(stream);
     }
-    assert_eq!(
-        exchange(&config, proxy.address, b"still there").expect("answered"),
-        b"still there"
-    );
+    assert_eq!(exchange(&config, proxy.address, b"still there").expect("answered"), b"still there");
     let stats = proxy.stop();
     assert_eq!(stats.accepted, 101);
     assert_eq!(stats.handshakes + stats.handshakes_failed, 101);
@@ -133,16 +116,10 @@ fn nonsense(signing: Signing) {
     let identity = Identity::new();
     let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
     let mut stream = TcpStream::connect(proxy.address).expect("connects");
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .expect("sends");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sends");
     let mut answer = Vec::new();
     std::io::Read::read_to_end(&mut stream, &mut answer).expect("is closed in order");
-    assert_eq!(
-        answer.first(),
-        Some(&21),
-        "an alert (RFC 8446, section 5.1)"
-    );
+    assert_eq!(answer.first(), Some(&21), "an alert (RFC 8446, section 5.1)");
     drop(stream);
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.handshakes_failed), (0, 1));
@@ -174,9 +151,6 @@ fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
         let _ = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
     }
     let stats = proxy.stop();
-    assert!(
-        stats.queue.dropped_in_flight > 0,
-        "none was suspended: {stats:?}"
-    );
+    assert!(stats.queue.dropped_in_flight > 0, "none was suspended: {stats:?}");
     assert_eq!(stats.queue.in_flight(), 0);
 }

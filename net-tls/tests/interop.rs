@@ -56,21 +56,12 @@ fn a_key_that_is_not_rsa_is_served_too() {
     if !need(&NEEDS) {
         return;
     }
-    let key = openssl(&[
-        "genpkey",
-        "-quiet",
-        "-algorithm",
-        "EC",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-    ]);
+    let key =
+        openssl(&["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
     let identity = Identity::with_key(tempfile::tempdir().expect("a directory"), &key);
     let proxy = Running::start(&identity.config(upstream(echo), Signing::Offloaded), 1);
     let config = common::client_config(&identity, &rustls::version::TLS13);
-    assert_eq!(
-        common::exchange(&config, proxy.address, b"x").expect("answered"),
-        b"x"
-    );
+    assert_eq!(common::exchange(&config, proxy.address, b"x").expect("answered"), b"x");
     assert_eq!(proxy.stop().queue.submitted, 0);
 }
 
@@ -101,10 +92,7 @@ fn bad_input_is_refused_with_its_reason() {
     config = good.clone();
     config.key = "/nonexistent".into();
     let error = Proxy::new(&config).expect_err("refused");
-    assert!(
-        error.to_string().starts_with("cannot read /nonexistent"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("cannot read /nonexistent"), "{error}");
 
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
     config = good.clone();

@@ -25,12 +25,8 @@ fn half_close_travels_and_the_answer_still_comes() {
     // Answers only when the client has closed its side.
     let counts = upstream(|mut stream| {
         let mut all = Vec::new();
-        stream
-            .read_to_end(&mut all)
-            .expect("the client ends in order");
-        stream
-            .write_all(format!("{} bytes", all.len()).as_bytes())
-            .expect("sends");
+        stream.read_to_end(&mut all).expect("the client ends in order");
+        stream.write_all(format!("{} bytes", all.len()).as_bytes()).expect("sends");
     });
     let proxy = Running::start(&identity.config(counts, Signing::Offloaded), 1);
     let config = client_config(&identity, &TLS13);
@@ -49,9 +45,7 @@ fn a_client_that_does_not_read_stops_the_upstream() {
     let (send, sent) = mpsc::channel();
     // Writes as much as it can; a write that blocks for a second means that it is held back.
     let floods = upstream(move |mut stream| {
-        stream
-            .set_write_timeout(Some(Duration::from_secs(1)))
-            .expect("an option");
+        stream.set_write_timeout(Some(Duration::from_secs(1))).expect("an option");
         let mut written = 0;
         while written < LIMIT && stream.write_all(&[0; 65536]).is_ok() {
             written += 65536;
@@ -84,10 +78,7 @@ fn a_client_that_is_cut_off_resets_the_upstream() {
     stream.write_all(b"half a requ").expect("sends");
     // FIN without close_notify: a truncation (RFC 8446, section 6.1).
     stream.sock.shutdown(Shutdown::Both).expect("closes");
-    assert_eq!(
-        seen.recv().expect("seen"),
-        Err(std::io::ErrorKind::ConnectionReset)
-    );
+    assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
     proxy.stop();
 }
 
@@ -97,10 +88,7 @@ fn an_upstream_that_is_down_cuts_the_client_off() {
         return;
     }
     let identity = Identity::new();
-    let gone = TcpListener::bind(("127.0.0.1", 0))
-        .expect("binds")
-        .local_addr()
-        .expect("bound");
+    let gone = TcpListener::bind(("127.0.0.1", 0)).expect("binds").local_addr().expect("bound");
     let proxy = Running::start(&identity.config(gone, Signing::Offloaded), 1);
     let config = client_config(&identity, &TLS13);
     // Not an end in order: no close_notify.
@@ -162,10 +150,7 @@ fn stopping_lets_open_connections_finish() {
     let waits = upstream(move |mut stream| {
         stream.read_exact(&mut [0; 3]).expect("the request");
         arrived_send.send(()).expect("the test listens");
-        go.lock()
-            .expect("not poisoned")
-            .recv()
-            .expect("the test says go");
+        go.lock().expect("not poisoned").recv().expect("the test says go");
         stream.write_all(b"answer").expect("sends");
     });
     let proxy = Running::start(&identity.config(waits, Signing::Offloaded), 1);
@@ -178,10 +163,7 @@ fn stopping_lets_open_connections_finish() {
         thread::yield_now();
     }
     send.send(()).expect("the upstream waits");
-    assert_eq!(
-        client.join().expect("no panic").expect("answered"),
-        b"answer"
-    );
+    assert_eq!(client.join().expect("no panic").expect("answered"), b"answer");
     let stats = stopping.join().expect("no panic");
     assert_eq!(stats.handshakes, 1);
 }

@@ -69,13 +69,6 @@ mod tests {
         assert_eq!(batch.next(&mut stats), Some(4));
         assert_eq!(batch.next(&mut stats), None);
         assert!(batch.is_empty());
-        assert_eq!(
-            stats,
-            KernelStats {
-                batches: 3,
-                requests: 5,
-                batch_len_max: 3
-            }
-        );
+        assert_eq!(stats, KernelStats { batches: 3, requests: 5, batch_len_max: 3 });
     }
 }

@@ -79,10 +79,7 @@ pub struct SourceSpan {
 impl SourceSpan {
     pub(crate) fn of(source: &impl Source) -> Self {
         let bytes = source.source();
-        Self {
-            start: bytes.as_ptr(),
-            len_bytes: bytes.len(),
-        }
+        Self { start: bytes.as_ptr(), len_bytes: bytes.len() }
     }
 
     /// # Safety
@@ -103,10 +100,7 @@ pub struct TargetSpan {
 
 impl TargetSpan {
     pub(crate) fn of(bytes: &mut [u8]) -> Self {
-        Self {
-            start: bytes.as_mut_ptr(),
-            len_bytes: bytes.len(),
-        }
+        Self { start: bytes.as_mut_ptr(), len_bytes: bytes.len() }
     }
 
     /// # Safety

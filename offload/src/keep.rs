@@ -25,14 +25,8 @@ impl Keep {
     /// Moves `value` in and returns where it lies now. It stays there until taken.
     pub(crate) fn put<R>(&self, value: R) -> *mut R {
         const {
-            assert!(
-                size_of::<R>() <= KEEP_LEN_BYTES,
-                "request too large for a slot"
-            );
-            assert!(
-                align_of::<R>() <= 64,
-                "request aligned more strictly than a slot"
-            );
+            assert!(size_of::<R>() <= KEEP_LEN_BYTES, "request too large for a slot");
+            assert!(align_of::<R>() <= 64, "request aligned more strictly than a slot");
         }
         let place = self.0.get().cast::<R>();
         // SAFETY: large and aligned enough (checked above), and we own the cell.

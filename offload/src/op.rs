@@ -41,20 +41,13 @@ impl<R: Request> Unpin for Op<R> {}
 
 impl<R: Request> Op<R> {
     pub(crate) fn in_flight(shared: &Rc<Shared>, token: Token) -> Self {
-        Self {
-            shared: Rc::clone(shared),
-            state: State::InFlight(token),
-            _not_send: PhantomData,
-        }
+        Self { shared: Rc::clone(shared), state: State::InFlight(token), _not_send: PhantomData }
     }
 
     pub(crate) fn waiting(shared: &Rc<Shared>, request: R) -> Self {
         Self {
             shared: Rc::clone(shared),
-            state: State::Waiting {
-                request: Some(request),
-                ticket: None,
-            },
+            state: State::Waiting { request: Some(request), ticket: None },
             _not_send: PhantomData,
         }
     }
@@ -68,9 +61,7 @@ impl<R: Request> Future for Op<R> {
         if let State::Waiting { request, ticket } = &mut this.state {
             match this.shared.wait(request, *ticket, cx.waker()) {
                 Waiting::Closed => {
-                    let request = request
-                        .take()
-                        .expect("a waiting operation holds its request");
+                    let request = request.take().expect("a waiting operation holds its request");
                     this.state = State::Taken;
                     return Poll::Ready(request.finish(Err(Error::Closed)));
                 }
@@ -100,10 +91,7 @@ impl<R: Request> Drop for Op<R> {
         match self.state {
             // SAFETY: the token came from `reserve::<R>` and has given no result.
             State::InFlight(token) => unsafe { self.shared.abandon(token) },
-            State::Waiting {
-                ticket: Some(ticket),
-                ..
-            } => self.shared.leave(ticket),
+            State::Waiting { ticket: Some(ticket), .. } => self.shared.leave(ticket),
             State::Taken | State::Waiting { ticket: None, .. } => {}
         }
     }

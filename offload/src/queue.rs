@@ -86,9 +86,7 @@ impl Queue {
     /// Submits `request`, or hands it back when no slot is free or others wait for one.
     pub fn try_submit<R: Request>(&self, request: R) -> Result<Op<R>, Full<R>> {
         if self.shared.slots.borrow().waiters.is_empty() {
-            self.shared
-                .reserve(request)
-                .map(|token| Op::in_flight(&self.shared, token))
+            self.shared.reserve(request).map(|token| Op::in_flight(&self.shared, token))
         } else {
             self.shared.count(|stats| stats.full += 1);
             Err(request)
@@ -122,23 +120,13 @@ impl Queue {
                 break;
             }
         }
-        Turn {
-            units,
-            busy: self.prepare_park() == Park::Busy,
-        }
+        Turn { units, busy: self.prepare_park() == Park::Busy }
     }
 
     /// Asks whether the owner may sleep. To be called after the last [`turn`](Self::turn) and
     /// right before sleeping.
     pub fn prepare_park(&self) -> Park {
-        if self
-            .shared
-            .slots
-            .borrow()
-            .batches
-            .iter()
-            .all(Batch::is_empty)
-        {
+        if self.shared.slots.borrow().batches.iter().all(Batch::is_empty) {
             Park::Sleep
         } else {
             Park::Busy
@@ -161,11 +149,7 @@ impl Drop for Queue {
         let wakers = {
             let mut slots = self.shared.slots.borrow_mut();
             slots.closed = true;
-            slots
-                .waiters
-                .drain(..)
-                .map(|(_, waker)| waker)
-                .collect::<Vec<_>>()
+            slots.waiters.drain(..).map(|(_, waker)| waker).collect::<Vec<_>>()
         };
         while let Some((token, work)) = self.shared.next_work() {
             drop(work);
@@ -177,10 +161,7 @@ impl Drop for Queue {
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue")
-            .field("depth", &self.depth())
-            .field("stats", &self.stats())
-            .finish()
+        f.debug_struct("Queue").field("depth", &self.depth()).field("stats", &self.stats()).finish()
     }
 }
 
@@ -345,9 +326,7 @@ impl Shared {
             drop(slots);
             if !known {
                 let waker = waker.clone();
-                let old = self.slots.borrow_mut().entries[token as usize]
-                    .waker
-                    .replace(waker);
+                let old = self.slots.borrow_mut().entries[token as usize].waker.replace(waker);
                 drop(old);
             }
             return None;
@@ -399,9 +378,7 @@ impl Shared {
         if place == 0 && !slots.free.is_empty() {
             let left = slots.waiters.pop_front();
             drop((slots, left));
-            let request = request
-                .take()
-                .expect("a waiting operation holds its request");
+            let request = request.take().expect("a waiting operation holds its request");
             let Ok(token) = self.reserve(request) else {
                 unreachable!("a slot is free");
             };
@@ -471,12 +448,7 @@ impl Slot {
     fn free() -> Self {
         // SAFETY: does nothing.
         unsafe fn nothing(_: &Keep) {}
-        Self {
-            state: State::Free,
-            orphan: false,
-            waker: None,
-            discard: nothing,
-        }
+        Self { state: State::Free, orphan: false, waker: None, discard: nothing }
     }
 }
 

@@ -75,12 +75,7 @@ pub struct Sign<S> {
 impl<S: Source> Sign<S> {
     /// A request to sign the whole of `message`.
     pub fn new(key: Arc<PrivateKey>, scheme: Scheme, message: S) -> Self {
-        Self {
-            key,
-            scheme,
-            message,
-            signature: Signature::empty(),
-        }
+        Self { key, scheme, message, signature: Signature::empty() }
     }
 }
 
@@ -115,11 +110,7 @@ impl<S: Source, T: Target> Request for Compress<S, T> {
     }
 
     fn finish(self, result: Result<usize, Error>) -> Done<S, T> {
-        Done {
-            result,
-            source: self.source,
-            target: self.target,
-        }
+        Done { result, source: self.source, target: self.target }
     }
 }
 
@@ -135,11 +126,7 @@ impl<S: Source, T: Target> Request for Decompress<S, T> {
     }
 
     fn finish(self, result: Result<usize, Error>) -> Done<S, T> {
-        Done {
-            result,
-            source: self.source,
-            target: self.target,
-        }
+        Done { result, source: self.source, target: self.target }
     }
 }
 
@@ -156,10 +143,7 @@ impl<S: Source> Request for Sign<S> {
     }
 
     fn finish(self, result: Result<usize, Error>) -> Signed<S> {
-        Signed {
-            result: result.map(|_| self.signature),
-            message: self.message,
-        }
+        Signed { result: result.map(|_| self.signature), message: self.message }
     }
 }
 
@@ -169,27 +153,13 @@ impl<S: Source> Request for Sign<S> {
 pub enum Work {
     /// See [`Compress`].
     #[allow(missing_docs, reason = "the fields are those of the request")]
-    Compress {
-        codec: Codec,
-        level: i32,
-        source: SourceSpan,
-        target: TargetSpan,
-    },
+    Compress { codec: Codec, level: i32, source: SourceSpan, target: TargetSpan },
     /// See [`Decompress`].
     #[allow(missing_docs, reason = "the fields are those of the request")]
-    Decompress {
-        codec: Codec,
-        source: SourceSpan,
-        target: TargetSpan,
-    },
+    Decompress { codec: Codec, source: SourceSpan, target: TargetSpan },
     /// See [`Sign`].
     #[allow(missing_docs, reason = "the fields are those of the request")]
-    Sign {
-        key: Arc<PrivateKey>,
-        scheme: Scheme,
-        message: SourceSpan,
-        target: TargetSpan,
-    },
+    Sign { key: Arc<PrivateKey>, scheme: Scheme, message: SourceSpan, target: TargetSpan },
 }
 
 impl Work {

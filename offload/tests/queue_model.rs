@@ -24,10 +24,7 @@ struct Counted {
 impl Counted {
     fn new(bytes: Vec<u8>, alive: &Arc<AtomicIsize>) -> Self {
         alive.fetch_add(1, Ordering::Relaxed);
-        Self {
-            bytes,
-            alive: Arc::clone(alive),
-        }
+        Self { bytes, alive: Arc::clone(alive) }
     }
 }
 
@@ -150,10 +147,7 @@ proptest! {
 
 /// Cases are multiplied by `WARPCORE_SEEDS` in long campaigns.
 fn seeds() -> u32 {
-    std::env::var("WARPCORE_SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(1)
+    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
 }
 
 #[test]
@@ -161,9 +155,7 @@ fn a_full_queue_hands_the_buffers_back() {
     let alive = Arc::default();
     let queue = Queue::new(1);
     let first = queue.try_submit(request(1, &alive)).expect("one slot");
-    let full = queue
-        .try_submit(request(2, &alive))
-        .expect_err("no second slot");
+    let full = queue.try_submit(request(2, &alive)).expect_err("no second slot");
     assert_eq!(full.0.source.bytes, 2_u64.to_le_bytes());
     assert_eq!(queue.stats().full, 1);
     check(1, &queue.run(first));
@@ -174,25 +166,15 @@ fn those_who_wait_are_served_in_order_and_not_overtaken() {
     let alive = Arc::default();
     let queue = Queue::new(1);
     let first = queue.submit(request(1, &alive));
-    let mut line: VecDeque<_> = (2..5)
-        .map(|n| (n, queue.submit(request(n, &alive))))
-        .collect();
+    let mut line: VecDeque<_> = (2..5).map(|n| (n, queue.submit(request(n, &alive)))).collect();
     let woken: Vec<_> = line.iter().map(|_| Arc::new(Woken::default())).collect();
     for ((_, op), woken) in line.iter_mut().zip(&woken) {
         assert!(poll(op, &Waker::from(Arc::clone(woken))).is_pending());
     }
-    let counts = || {
-        woken
-            .iter()
-            .map(|woken| woken.0.load(Ordering::Relaxed))
-            .collect::<Vec<_>>()
-    };
+    let counts = || woken.iter().map(|woken| woken.0.load(Ordering::Relaxed)).collect::<Vec<_>>();
     check(1, &queue.run(first));
     assert_eq!(counts(), [1, 0, 0], "only the first in line is woken");
-    assert!(
-        queue.try_submit(request(9, &alive)).is_err(),
-        "the slot is spoken for"
-    );
+    assert!(queue.try_submit(request(9, &alive)).is_err(), "the slot is spoken for");
     // The first in line gives up: its slot goes to the second.
     drop(line.pop_front());
     assert_eq!(counts(), [1, 1, 0]);
@@ -231,9 +213,7 @@ fn a_dropped_queue_ends_its_operations() {
     drop(queue);
     assert_eq!(woken.0.load(Ordering::Relaxed), 2);
     for op in [&mut in_flight, &mut in_line] {
-        let Poll::Ready(done) = poll(op, &waker) else {
-            panic!("never ends")
-        };
+        let Poll::Ready(done) = poll(op, &waker) else { panic!("never ends") };
         assert_eq!(done.result, Err(Error::Closed));
         assert_eq!(done.source.bytes.len(), 8, "buffers come back");
     }
@@ -265,12 +245,7 @@ thread_local! {
 fn foreign_code_may_use_the_queue_it_is_called_from() {
     fn submit(action: Option<Box<dyn FnOnce() + Send>>) {
         let source = Resubmits(vec![1], std::sync::Mutex::new(action));
-        let request = Compress {
-            codec: Codec::Store,
-            level: 0,
-            source,
-            target: vec![0; 1],
-        };
+        let request = Compress { codec: Codec::Store, level: 0, source, target: vec![0; 1] };
         QUEUE.with(|queue| drop(queue.submit(request)));
     }
     submit(Some(Box::new(|| submit(None))));

@@ -12,11 +12,7 @@ const OPENSSL: [Need; 1] = [Need::Tool("openssl", "openssl")];
 fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("openssl").args(arguments).output();
     let output = output.expect("checked by need");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
@@ -54,10 +50,7 @@ fn every_size_and_scheme_verifies() {
         assert_eq!(key.modulus_len_bytes() * 8, bits.parse().expect("a number"));
         let ops = Scheme::ALL.map(|scheme| {
             let message = format!("{bits} {scheme:?}").into_bytes();
-            (
-                scheme,
-                queue.submit(Sign::new(Arc::clone(&key), scheme, message)),
-            )
+            (scheme, queue.submit(Sign::new(Arc::clone(&key), scheme, message)))
         });
         for (scheme, op) in ops {
             let signed = queue.run(op);
@@ -77,14 +70,7 @@ fn keys_are_read_in_every_form() {
         return;
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = |name: &str| {
-        directory
-            .path()
-            .join(name)
-            .to_str()
-            .expect("UTF-8")
-            .to_owned()
-    };
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let pkcs8 = path("pkcs8.pem");
     std::fs::write(&pkcs8, generate("2048")).expect("written");
     let public = PrivateKey::from_pem(&std::fs::read(&pkcs8).expect("read"))
@@ -97,25 +83,13 @@ fn keys_are_read_in_every_form() {
     let key = PrivateKey::from_pem(&pkcs1).expect("PKCS#1 PEM");
     assert_eq!(key.public_key_der(), public);
 
-    let der = openssl(&[
-        "pkcs8", "-topk8", "-nocrypt", "-in", &pkcs8, "-outform", "DER",
-    ]);
+    let der = openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", &pkcs8, "-outform", "DER"]);
     let der = rustls_pki_types::PrivatePkcs8KeyDer::from(der).into();
-    assert_eq!(
-        PrivateKey::from_der(&der)
-            .expect("PKCS#8 DER")
-            .public_key_der(),
-        public
-    );
+    assert_eq!(PrivateKey::from_der(&der).expect("PKCS#8 DER").public_key_der(), public);
 
     let der = openssl(&["rsa", "-in", &pkcs8, "-traditional", "-outform", "DER"]);
     let der = rustls_pki_types::PrivatePkcs1KeyDer::from(der).into();
-    assert_eq!(
-        PrivateKey::from_der(&der)
-            .expect("PKCS#1 DER")
-            .public_key_der(),
-        public
-    );
+    assert_eq!(PrivateKey::from_der(&der).expect("PKCS#1 DER").public_key_der(), public);
 }
 
 #[test]
@@ -128,10 +102,7 @@ fn a_broken_key_says_what_is_wrong_with_it() {
     assert_eq!(error(b"no key here"), KeyError::NoKey);
 
     let good = generate("2048");
-    assert!(matches!(
-        error(&good[..good.len() / 2]),
-        KeyError::Encoding(_) | KeyError::NoKey
-    ));
+    assert!(matches!(error(&good[..good.len() / 2]), KeyError::Encoding(_) | KeyError::NoKey));
     let encrypted = openssl(&[
         "genpkey",
         "-quiet",
@@ -142,24 +113,12 @@ fn a_broken_key_says_what_is_wrong_with_it() {
         "pass:secret",
     ]);
     assert_eq!(error(&encrypted), KeyError::Encrypted);
-    let curve = openssl(&[
-        "genpkey",
-        "-quiet",
-        "-algorithm",
-        "EC",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-    ]);
+    let curve =
+        openssl(&["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
     assert_eq!(error(&curve), KeyError::NotRsa("elliptic curves"));
-    assert_eq!(
-        error(&openssl(&["genpkey", "-algorithm", "ED25519"])),
-        KeyError::NotRsa("Ed25519")
-    );
+    assert_eq!(error(&openssl(&["genpkey", "-algorithm", "ED25519"])), KeyError::NotRsa("Ed25519"));
     assert!(matches!(error(&generate("1024")), KeyError::Size { .. }));
-    assert_eq!(
-        error(&generate("2560")),
-        KeyError::Size { modulus_bits: None }
-    );
+    assert_eq!(error(&generate("2560")), KeyError::Size { modulus_bits: None });
 
     // One byte of the middle of the key changed: some number no longer fits the others.
     use rustls_pki_types::pem::PemObject;

@@ -135,11 +135,7 @@ impl Builder {
             let own = start(last, signals)();
             for (index, thread) in threads.into_iter().enumerate() {
                 let thread = thread.map_err(setup("a shard's thread"))?;
-                outputs.push(
-                    thread
-                        .join()
-                        .unwrap_or(Err(Error::Panicked { shard: index })),
-                );
+                outputs.push(thread.join().unwrap_or(Err(Error::Panicked { shard: index })));
             }
             outputs.push(own);
             outputs.into_iter().collect()
@@ -160,21 +156,12 @@ impl Builder {
         T: 'static,
     {
         // Whatever ends this shard early ends the machine: the others would wait for ever.
-        let mut guard = StopOthers {
-            machine: Arc::clone(&machine),
-            armed: true,
-        };
-        let pinning = |source| Error::Setup {
-            what: "pinning",
-            source,
-        };
+        let mut guard = StopOthers { machine: Arc::clone(&machine), armed: true };
+        let pinning = |source| Error::Setup { what: "pinning", source };
         let before = sys::cores().map_err(pinning)?;
         sys::pin(core.as_slice()).map_err(pinning)?;
         let bell = machine[index].bell.try_clone();
-        let bell = bell.map_err(|source| Error::Setup {
-            what: "the shard's bell",
-            source,
-        })?;
+        let bell = bell.map_err(|source| Error::Setup { what: "the shard's bell", source })?;
         let shard = Rc::new(Shard {
             index,
             executor: Executor::default(),
@@ -225,11 +212,7 @@ impl Builder {
         }
         let left = shard.executor.live().saturating_sub(own_tasks);
         if left > 0 {
-            tracing::warn!(
-                shard = index,
-                tasks = left,
-                "tasks were still running; cancelled"
-            );
+            tracing::warn!(shard = index, tasks = left, "tasks were still running; cancelled");
         }
         reactor::shut_down(&shard);
         set_current(None);

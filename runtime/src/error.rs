@@ -52,10 +52,7 @@ impl fmt::Display for Error {
                 })
             }
             Self::RingFeature { feature, kernel } => {
-                write!(
-                    f,
-                    "this kernel's io_uring lacks {feature}; Linux {kernel} has it"
-                )
+                write!(f, "this kernel's io_uring lacks {feature}; Linux {kernel} has it")
             }
             Self::Setup { what, source } => write!(f, "cannot set up {what}: {source}"),
         }

@@ -18,9 +18,7 @@ pub struct File {
 
 impl From<std::fs::File> for File {
     fn from(file: std::fs::File) -> Self {
-        Self {
-            fd: Rc::new(OwnedFd::from(file)),
-        }
+        Self { fd: Rc::new(OwnedFd::from(file)) }
     }
 }
 
@@ -47,9 +45,7 @@ impl File {
         let (start, len_bytes) = buffer.room();
         let fd = types::Fd(self.fd.as_raw_fd());
         // An offset of -1 is the file's own position.
-        let sqe = opcode::Read::new(fd, start, op::len_of(len_bytes))
-            .offset(u64::MAX)
-            .build();
+        let sqe = opcode::Read::new(fd, start, op::len_of(len_bytes)).offset(u64::MAX).build();
         let keep = (Rc::clone(&self.fd), buffer);
         // SAFETY: the room stays where it is (`IoBufMut`); buffer and file are kept.
         let (result, (_, mut buffer)) = unsafe { op::submit(Sqe::Normal(sqe), keep) }.await;

@@ -54,18 +54,12 @@ fn closed<T>() -> *mut Node<T> {
 
 impl<T> Mailbox<T> {
     pub(crate) fn new() -> Self {
-        Self {
-            head: AtomicPtr::new(ptr::null_mut()),
-            parked: AtomicBool::new(false),
-        }
+        Self { head: AtomicPtr::new(ptr::null_mut()), parked: AtomicBool::new(false) }
     }
 
     /// Puts a message in. From any thread.
     pub(crate) fn push(&self, value: T) -> Result<Sent, Closed<T>> {
-        let node = Box::into_raw(Box::new(Node {
-            value,
-            next: ptr::null_mut(),
-        }));
+        let node = Box::into_raw(Box::new(Node { value, next: ptr::null_mut() }));
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head == closed() {
@@ -76,9 +70,7 @@ impl<T> Mailbox<T> {
             // SAFETY: ours until published.
             unsafe { (*node).next = head };
             // Release: the owner's Acquire swap sees the node's fields.
-            match self
-                .head
-                .compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed)
+            match self.head.compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed)
             {
                 Ok(_) => break,
                 Err(now) => head = now,
@@ -201,10 +193,7 @@ mod tests {
         let mailbox = Mailbox::new();
         let _ = mailbox.push(Box::new(1)).expect("open");
         assert_eq!(mailbox.close().collect::<Vec<_>>(), [Box::new(1)]);
-        assert_eq!(
-            mailbox.push(Box::new(2)).expect_err("closed").0,
-            Box::new(2)
-        );
+        assert_eq!(mailbox.push(Box::new(2)).expect_err("closed").0, Box::new(2));
     }
 
     #[test]
@@ -256,9 +245,7 @@ mod loom_tests {
                 }
             }
             assert_eq!(sum, (0..senders).sum());
-            threads
-                .into_iter()
-                .for_each(|thread| thread.join().expect("no panic"));
+            threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
         });
     }
 

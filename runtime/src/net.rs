@@ -22,11 +22,7 @@ impl TcpListener {
     /// Listens on `address` with a socket of this shard's own: every shard may bind the same
     /// address, and the kernel spreads connections over them (SO_REUSEPORT).
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         if address.is_ipv6() {
@@ -57,10 +53,7 @@ impl TcpListener {
 impl From<std::net::TcpListener> for TcpListener {
     fn from(listener: std::net::TcpListener) -> Self {
         let fd: SharedFd = Rc::new(OwnedFd::from(listener));
-        Self {
-            accept: AcceptMulti::new(Rc::clone(&fd)),
-            fd,
-        }
+        Self { accept: AcceptMulti::new(Rc::clone(&fd)), fd }
     }
 }
 
@@ -73,11 +66,7 @@ pub struct TcpStream {
 impl TcpStream {
     /// Connects to `address`.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
         let fd: SharedFd = Rc::new(OwnedFd::from(socket));
         op::connect(Rc::clone(&fd), address.into()).await?;
@@ -126,7 +115,5 @@ impl AsRawFd for TcpStream {
 }
 
 fn address(address: io::Result<socket2::SockAddr>) -> io::Result<SocketAddr> {
-    address?
-        .as_socket()
-        .ok_or_else(|| io::ErrorKind::Unsupported.into())
+    address?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }

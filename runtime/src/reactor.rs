@@ -52,10 +52,7 @@ pub(crate) fn shut_down(shard: &Rc<Shard>) {
     let deadline = Instant::now() + DRAIN;
     let mut cqes = Vec::new();
     while shard.operations.borrow().in_flight > 0 && Instant::now() < deadline {
-        let waited = shard
-            .ring
-            .borrow_mut()
-            .wait(Some(Duration::from_millis(100)));
+        let waited = shard.ring.borrow_mut().wait(Some(Duration::from_millis(100)));
         if waited.is_err() {
             break;
         }
@@ -64,11 +61,7 @@ pub(crate) fn shut_down(shard: &Rc<Shard>) {
     let in_flight = shard.operations.borrow().in_flight;
     if in_flight > 0 {
         // The kernel may still write: the memory is given up rather than freed.
-        tracing::error!(
-            shard = shard.index,
-            in_flight,
-            "operations did not end; leaking them"
-        );
+        tracing::error!(shard = shard.index, in_flight, "operations did not end; leaking them");
         std::mem::forget(std::mem::take(&mut *shard.operations.borrow_mut()));
     }
 }

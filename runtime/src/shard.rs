@@ -54,14 +54,9 @@ pub(crate) enum Message {
 
 impl Remote {
     pub(crate) fn new() -> Result<Self, Error> {
-        let bell = sys::eventfd().map_err(|source| Error::Setup {
-            what: "the shard's bell",
-            source,
-        })?;
-        Ok(Self {
-            mailbox: Mailbox::new(),
-            bell,
-        })
+        let bell =
+            sys::eventfd().map_err(|source| Error::Setup { what: "the shard's bell", source })?;
+        Ok(Self { mailbox: Mailbox::new(), bell })
     }
 
     pub(crate) fn send(&self, message: Message) -> Result<(), Closed<Message>> {
@@ -82,10 +77,7 @@ impl Schedule {
         // Clone: a task may be woken while `CURRENT` is being changed, at the shard's end.
         let home = CURRENT.with(|current| {
             let current = current.try_borrow().ok()?;
-            current
-                .as_ref()
-                .filter(|shard| Arc::ptr_eq(&shard.remote, &self.0))
-                .cloned()
+            current.as_ref().filter(|shard| Arc::ptr_eq(&shard.remote, &self.0)).cloned()
         });
         if let Some(shard) = home {
             shard.executor.push(runnable);
@@ -113,10 +105,7 @@ pub(crate) fn set_current(shard: Option<Rc<Shard>>) {
 /// On a thread that is not a shard's.
 pub(crate) fn current() -> Rc<Shard> {
     CURRENT.with(|current| {
-        current
-            .borrow()
-            .clone()
-            .expect("called from a task of the runtime (see Builder::run)")
+        current.borrow().clone().expect("called from a task of the runtime (see Builder::run)")
     })
 }
 
@@ -182,9 +171,7 @@ where
     F::Output: 'static,
 {
     let shard = current();
-    shard
-        .executor
-        .spawn(future, Schedule(Arc::clone(&shard.remote)))
+    shard.executor.spawn(future, Schedule(Arc::clone(&shard.remote)))
 }
 
 /// The offload queue of this shard. Its requests are run by the shard's own turns.
@@ -209,9 +196,7 @@ pub fn shards() -> usize {
 ///
 /// If there is no such shard.
 pub fn send(shard: usize, action: impl FnOnce() + Send + 'static) -> bool {
-    current().machine[shard]
-        .send(Message::Run(Box::new(action)))
-        .is_ok()
+    current().machine[shard].send(Message::Run(Box::new(action))).is_ok()
 }
 
 /// Asks every shard to stop: [`stopping`] becomes ready on each.

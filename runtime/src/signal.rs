@@ -23,9 +23,7 @@ pub(crate) async fn watch(signals: File) {
             return;
         }
         // The number comes first (signalfd(2)).
-        let number = siginfo
-            .first_chunk()
-            .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let number = siginfo.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         tracing::info!(signal = number, "stopping");
         stop();
     }

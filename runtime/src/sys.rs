@@ -7,11 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// The return value of a system call, or its error.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A counter that threads without a ring can wake a shard by (eventfd(2)).
@@ -55,9 +51,7 @@ pub(crate) fn cores() -> io::Result<Vec<usize>> {
     let set = unsafe { set.assume_init() };
     let limit = 8 * size_of::<libc::cpu_set_t>();
     // SAFETY: the index is below the size of the set.
-    Ok((0..limit)
-        .filter(|core| unsafe { libc::CPU_ISSET(*core, &set) })
-        .collect())
+    Ok((0..limit).filter(|core| unsafe { libc::CPU_ISSET(*core, &set) }).collect())
 }
 
 /// Keeps this thread on `cores`, which came from [`cores`].
@@ -89,20 +83,10 @@ pub(crate) unsafe fn read_nowait(
     len_bytes: usize,
     offset: u64,
 ) -> io::Result<usize> {
-    let part = libc::iovec {
-        iov_base: room.cast(),
-        iov_len: len_bytes,
-    };
+    let part = libc::iovec { iov_base: room.cast(), iov_len: len_bytes };
     let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: one valid part; the caller vouches for its memory.
-    let len = unsafe {
-        libc::preadv2(
-            file.as_raw_fd(),
-            &raw const part,
-            1,
-            offset,
-            libc::RWF_NOWAIT,
-        )
-    };
+    let len =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }

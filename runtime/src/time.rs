@@ -26,9 +26,7 @@ impl Timers {
 
     /// The earliest deadline.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.armed
-            .first_key_value()
-            .map(|((deadline, _), _)| *deadline)
+        self.armed.first_key_value().map(|((deadline, _), _)| *deadline)
     }
 }
 
@@ -50,22 +48,13 @@ pub fn sleep(duration: Duration) -> Sleep {
 
 /// Waits until `deadline`.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep {
-        shard: current(),
-        deadline,
-        number: None,
-    }
+    Sleep { shard: current(), deadline, number: None }
 }
 
 impl Sleep {
     fn disarm(&mut self) {
         if let Some(number) = self.number.take() {
-            let waker = self
-                .shard
-                .timers
-                .borrow_mut()
-                .armed
-                .remove(&(self.deadline, number));
+            let waker = self.shard.timers.borrow_mut().armed.remove(&(self.deadline, number));
             drop(waker);
         }
     }
@@ -100,9 +89,7 @@ impl Drop for Sleep {
 
 impl fmt::Debug for Sleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep")
-            .field("deadline", &self.deadline)
-            .finish()
+        f.debug_struct("Sleep").field("deadline", &self.deadline).finish()
     }
 }
 

@@ -23,10 +23,7 @@ fn one() -> Builder {
 }
 
 /// A buffer that tells when it is freed.
-struct Watched(
-    Vec<u8>,
-    #[allow(dead_code, reason = "counted by its owner")] Arc<()>,
-);
+struct Watched(Vec<u8>, #[allow(dead_code, reason = "counted by its owner")] Arc<()>);
 
 // SAFETY: the room is a Vec's.
 unsafe impl IoBufMut for Watched {
@@ -54,25 +51,14 @@ fn drop_in_flight_keeps_the_buffer_until_the_kernel_is_done() {
             let buffer = Watched(Vec::with_capacity(100), Arc::clone(&watch));
             let receive = client.recv(buffer);
             assert!(timeout(Duration::from_millis(1), receive).await.is_err());
-            assert_eq!(
-                Arc::strong_count(&watch),
-                2,
-                "freed before the kernel let go of it"
-            );
+            assert_eq!(Arc::strong_count(&watch), 2, "freed before the kernel let go of it");
             while Arc::strong_count(&watch) > 1 {
                 sleep(Duration::from_micros(100)).await;
             }
             // The socket works on: only the operation was cancelled.
-            server
-                .send_all(Bytes::from_static(b"still here"))
-                .await
-                .0
-                .expect("sends");
+            server.send_all(Bytes::from_static(b"still here")).await.0.expect("sends");
             let (received, bytes) = client.recv(Vec::with_capacity(100)).await;
-            assert_eq!(
-                (received.expect("receives"), &bytes[..]),
-                (10, &b"still here"[..])
-            );
+            assert_eq!((received.expect("receives"), &bytes[..]), (10, &b"still here"[..]));
         })
         .expect("runs");
     assert_eq!(descriptors(), before);

@@ -96,10 +96,7 @@ fn every_shard_accepts_on_the_same_port() {
     Builder::new()
         .shards(2)
         .run(|index| {
-            let clients = clients
-                .lock()
-                .expect("not poisoned")
-                .take_if(|_| index == 0);
+            let clients = clients.lock().expect("not poisoned").take_if(|_| index == 0);
             async move {
                 let listener = TcpListener::bind(address).expect("binds");
                 let _server = spawn(serve_echo(listener));
@@ -123,9 +120,7 @@ fn a_refused_connection_is_an_error() {
             let gone = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
             let address = gone.local_addr().expect("bound");
             drop(gone);
-            let error = TcpStream::connect(address)
-                .await
-                .expect_err("nobody listens");
+            let error = TcpStream::connect(address).await.expect_err("nobody listens");
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         })
         .expect("runs");
@@ -148,13 +143,7 @@ fn files_are_written_synced_and_read_back() {
             let (result, hole) = file.read_at(Vec::with_capacity(4096), 0).await;
             assert_eq!((result.expect("reads"), hole), (4096, vec![0; 4096]));
             let end = 4096 + contents.len() as u64;
-            assert_eq!(
-                file.read_at(Vec::with_capacity(10), end)
-                    .await
-                    .0
-                    .expect("reads"),
-                0
-            );
+            assert_eq!(file.read_at(Vec::with_capacity(10), end).await.0.expect("reads"), 0);
         })
         .expect("runs");
 }
@@ -170,10 +159,7 @@ fn a_full_submission_queue_is_flushed_not_overrun() {
                 .map(|n| {
                     let file = file.clone();
                     spawn(async move {
-                        file.write_all_at(n.to_le_bytes().to_vec(), n * 8)
-                            .await
-                            .0
-                            .expect("writes");
+                        file.write_all_at(n.to_le_bytes().to_vec(), n * 8).await.0.expect("writes");
                     })
                 })
                 .collect();

@@ -38,9 +38,7 @@ fn a_panic_in_a_task_is_told_and_hurts_nobody_else() {
             sleep(Duration::from_millis(5)).await;
             7
         });
-        let Err(JoinError::Panicked(payload)) = bad.await else {
-            panic!("no panic seen")
-        };
+        let Err(JoinError::Panicked(payload)) = bad.await else { panic!("no panic seen") };
         assert_eq!(payload.downcast_ref(), Some(&"on purpose"));
         assert_eq!(stats().panics, 1);
         good.await.expect("no panic")
@@ -56,10 +54,7 @@ fn a_panic_in_a_main_future_stops_the_other_shards() {
         }
         stopping().await;
     });
-    assert!(
-        matches!(result, Err(Error::Panicked { shard: 0 })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(Error::Panicked { shard: 0 })), "{result:?}");
 }
 
 #[test]
@@ -168,12 +163,8 @@ fn the_offload_queue_is_part_of_the_turn() {
         let ops: Vec<_> = (0..600_usize)
             .map(|n| {
                 let source = vec![u8::try_from(n % 256).expect("below 256"); 5000];
-                let request = Compress {
-                    codec: Codec::Zstd,
-                    level: 1,
-                    source,
-                    target: vec![0; 5000],
-                };
+                let request =
+                    Compress { codec: Codec::Zstd, level: 1, source, target: vec![0; 5000] };
                 // More than the queue has slots: those behind wait in line.
                 spawn(queue().submit(request))
             })
@@ -207,12 +198,8 @@ fn a_task_that_is_always_ready_starves_nobody() {
                     }
                 }
             });
-            let request = Compress {
-                codec: Codec::Store,
-                level: 0,
-                source: vec![1],
-                target: vec![0],
-            };
+            let request =
+                Compress { codec: Codec::Store, level: 0, source: vec![1], target: vec![0] };
             assert_eq!(queue().submit(request).await.result, Ok(1));
             sleep(Duration::from_millis(1)).await;
             done.set(true);

@@ -6,22 +6,19 @@ use std::time::Duration;
 use warpcore_runtime::{Builder, sleep, spawn, stopping};
 
 fn main() {
-    let outputs = Builder::new()
-        .shards(2)
-        .stop_on_signals(true)
-        .drain(Duration::from_secs(30))
-        .run(|index| async move {
-            if index == 0 {
-                let pid = std::process::id().to_string();
-                let status = std::process::Command::new("kill")
-                    .args(["-TERM", &pid])
-                    .status();
-                assert!(status.expect("kill runs").success());
-            }
-            stopping().await;
-            drop(spawn(sleep(Duration::from_millis(20))));
-            index
-        });
+    let outputs =
+        Builder::new().shards(2).stop_on_signals(true).drain(Duration::from_secs(30)).run(
+            |index| async move {
+                if index == 0 {
+                    let pid = std::process::id().to_string();
+                    let status = std::process::Command::new("kill").args(["-TERM", &pid]).status();
+                    assert!(status.expect("kill runs").success());
+                }
+                stopping().await;
+                drop(spawn(sleep(Duration::from_millis(20))));
+                index
+            },
+        );
     assert_eq!(outputs.expect("runs"), [0, 1]);
     println!("test sigterm_stops_every_shard_and_drains ... ok");
 }

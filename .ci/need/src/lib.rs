@@ -36,10 +36,7 @@ pub fn need(needs: &[Need]) -> bool {
         "this machine lacks {need:?}, which CI must have: {cure}"
     );
     let thread = std::thread::current();
-    eprintln!(
-        "SKIPPED {}: needs {need:?}: {cure}",
-        thread.name().unwrap_or("a test")
-    );
+    eprintln!("SKIPPED {}: needs {need:?}: {cure}", thread.name().unwrap_or("a test"));
     false
 }
 
@@ -47,12 +44,8 @@ pub fn need(needs: &[Need]) -> bool {
 fn missing(need: Need) -> Option<String> {
     match need {
         Need::Fuse => {
-            let open = std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/fuse");
-            open.err()
-                .map(|error| format!("/dev/fuse: {error}; `modprobe fuse`, and run as root"))
+            let open = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+            open.err().map(|error| format!("/dev/fuse: {error}; `modprobe fuse`, and run as root"))
         }
         Need::FuseUring => {
             let path = "/sys/module/fuse/parameters/enable_uring";

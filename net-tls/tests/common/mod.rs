@@ -44,10 +44,7 @@ impl Identity {
         let certificate = params.self_signed(&pair).expect("signs itself");
         std::fs::write(directory.path().join("key.pem"), key).expect("written");
         std::fs::write(directory.path().join("cert.pem"), certificate.pem()).expect("written");
-        Self {
-            directory,
-            root: certificate.der().clone(),
-        }
+        Self { directory, root: certificate.der().clone() }
     }
 
     pub fn certificate(&self) -> PathBuf {
@@ -71,15 +68,9 @@ impl Identity {
 }
 
 pub fn openssl(arguments: &[&str]) -> Vec<u8> {
-    let output = std::process::Command::new("openssl")
-        .args(arguments)
-        .output();
+    let output = std::process::Command::new("openssl").args(arguments).output();
     let output = output.expect("checked by need");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
@@ -115,11 +106,7 @@ impl Running {
         for _ in 1..shards {
             receive.recv().expect("every shard has started");
         }
-        Self {
-            address,
-            stopper,
-            thread,
-        }
+        Self { address, stopper, thread }
     }
 
     pub fn stop(self) -> Stats {
@@ -176,9 +163,7 @@ pub fn connect(
     let name = ServerName::try_from("localhost").expect("a good name");
     let connection = ClientConnection::new(Arc::clone(config), name).expect("a good config");
     let stream = TcpStream::connect(address).expect("connects");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .expect("an option");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("an option");
     StreamOwned::new(connection, stream)
 }
 

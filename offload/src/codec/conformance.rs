@@ -18,10 +18,7 @@ fn contents() -> impl Strategy<Value = Vec<u8>> {
 
 fn compress(codec: Codec, plain: &[u8]) -> Vec<u8> {
     let mut stored = vec![0; codec.bound(plain.len())];
-    let len = Coders::default()
-        .of(codec)
-        .compress(1, plain, &mut stored)
-        .expect("the bound holds");
+    let len = Coders::default().of(codec).compress(1, plain, &mut stored).expect("the bound holds");
     stored.truncate(len);
     stored
 }
@@ -106,16 +103,8 @@ conformance!(zstd, Codec::Zstd);
 #[test]
 fn a_level_that_zstd_lacks_is_refused() {
     for level in [i32::MIN, 0, 23, i32::MAX] {
-        let result = Coders::default()
-            .of(Codec::Zstd)
-            .compress(level, b"x", &mut [0; 100]);
-        assert_eq!(
-            result,
-            Err(Error::Level {
-                codec: Codec::Zstd,
-                level
-            })
-        );
+        let result = Coders::default().of(Codec::Zstd).compress(level, b"x", &mut [0; 100]);
+        assert_eq!(result, Err(Error::Level { codec: Codec::Zstd, level }));
     }
 }
 

@@ -13,9 +13,7 @@ impl Coder for Store {
 
     fn decompress(&mut self, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
         let len_bytes = target.len();
-        let target = target
-            .get_mut(..source.len())
-            .ok_or(Error::TargetTooSmall { len_bytes })?;
+        let target = target.get_mut(..source.len()).ok_or(Error::TargetTooSmall { len_bytes })?;
         target.copy_from_slice(source);
         Ok(source.len())
     }

@@ -14,10 +14,7 @@ impl Queue {
     /// Polls `future` and turns the queue on this thread until the future is ready.
     pub fn run<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
-        let bell = Arc::new(Bell {
-            rung: AtomicBool::new(true),
-            thread: thread::current(),
-        });
+        let bell = Arc::new(Bell { rung: AtomicBool::new(true), thread: thread::current() });
         let waker = Waker::from(Arc::clone(&bell));
         let mut cx = Context::from_waker(&waker);
         loop {

@@ -45,9 +45,7 @@ impl PrivateKey {
         let pair = pair.map_err(|rejected| explain(&rejected.to_string()))?;
         match pair.public().modulus_len() * 8 {
             2048 | 3072 | 4096 => Ok(Self { pair }),
-            modulus_bits => Err(KeyError::Size {
-                modulus_bits: Some(modulus_bits),
-            }),
+            modulus_bits => Err(KeyError::Size { modulus_bits: Some(modulus_bits) }),
         }
     }
 
@@ -93,9 +91,7 @@ fn other_algorithm(pkcs8: &[u8]) -> Option<&'static str> {
     // PrivateKeyInfo (RFC 5208): SEQUENCE, version INTEGER 0, then the identifier; it lies within
     // the first bytes whatever the form of the lengths.
     let head = pkcs8.get(..32)?;
-    let known = KNOWN
-        .iter()
-        .find(|(oid, _)| head.windows(oid.len()).any(|part| part == *oid))?;
+    let known = KNOWN.iter().find(|(oid, _)| head.windows(oid.len()).any(|part| part == *oid))?;
     Some(known.1)
 }
 

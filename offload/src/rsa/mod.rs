@@ -16,10 +16,7 @@ const SIGNATURE_LEN_BYTES_MAX: usize = 4096 / 8;
 /// Padding and hash of a signature (RFC 8017).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-#[allow(
-    missing_docs,
-    reason = "the names are those of RFC 8446, section 4.2.3"
-)]
+#[allow(missing_docs, reason = "the names are those of RFC 8446, section 4.2.3")]
 pub enum Scheme {
     Pkcs1Sha256,
     Pkcs1Sha384,
@@ -74,10 +71,7 @@ pub struct Signature {
 
 impl Signature {
     pub(crate) fn empty() -> Self {
-        Self {
-            bytes: [0; SIGNATURE_LEN_BYTES_MAX],
-            len_bytes: 0,
-        }
+        Self { bytes: [0; SIGNATURE_LEN_BYTES_MAX], len_bytes: 0 }
     }
 
     /// The room for a signature of `len_bytes`, which becomes its length.
@@ -107,9 +101,7 @@ pub(crate) struct Signer {
 
 impl Signer {
     pub(crate) fn new() -> Self {
-        Self {
-            random: SystemRandom::new(),
-        }
+        Self { random: SystemRandom::new() }
     }
 
     /// Writes a signature as long as the key's modulus to `target`, which has just that length.
@@ -120,9 +112,7 @@ impl Signer {
         message: &[u8],
         target: &mut [u8],
     ) -> Result<usize, Error> {
-        let made = key
-            .pair()
-            .sign(scheme.encoding(), &self.random, message, target);
+        let made = key.pair().sign(scheme.encoding(), &self.random, message, target);
         made.map(|()| target.len()).map_err(|_| Error::Sign)
     }
 }

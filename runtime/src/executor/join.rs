@@ -26,17 +26,12 @@ pub enum JoinError {
 
 impl<T> JoinHandle<T> {
     pub(super) fn new(task: Task<Outcome<T>>) -> Self {
-        Self {
-            task: Some(task.fallible()),
-        }
+        Self { task: Some(task.fallible()) }
     }
 
     /// Cancels the task and waits until its future is dropped. `None`: it had no result yet.
     pub async fn cancel(mut self) -> Option<T> {
-        let task = self
-            .task
-            .take()
-            .expect("held until joined, cancelled or dropped");
+        let task = self.task.take().expect("held until joined, cancelled or dropped");
         task.cancel().await.and_then(Result::ok)
     }
 }
@@ -45,10 +40,7 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let task = self
-            .task
-            .as_mut()
-            .expect("a handle is not polled after it gave its output");
+        let task = self.task.as_mut().expect("a handle is not polled after it gave its output");
         let outcome = match Pin::new(task).poll(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(outcome) => outcome,

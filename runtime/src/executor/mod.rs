@@ -39,10 +39,7 @@ impl Executor {
         let key = self.live.borrow().vacant_key();
         let guarded = Guarded {
             future: Some(future),
-            _registration: Registration {
-                live: Rc::clone(&self.live),
-                key,
-            },
+            _registration: Registration { live: Rc::clone(&self.live), key },
         };
         let (runnable, task) =
             async_task::spawn_local(guarded, move |runnable| schedule.schedule(runnable));

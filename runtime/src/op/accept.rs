@@ -27,12 +27,7 @@ pub(crate) struct AcceptMulti {
 
 impl AcceptMulti {
     pub(crate) fn new(listener: SharedFd) -> Self {
-        Self {
-            shard: current(),
-            listener,
-            token: None,
-            multishot: true,
-        }
+        Self { shard: current(), listener, token: None, multishot: true }
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
@@ -62,9 +57,7 @@ impl AcceptMulti {
     fn arm(&mut self) -> usize {
         let fd = types::Fd(self.listener.as_raw_fd());
         let sqe = if self.multishot {
-            opcode::AcceptMulti::new(fd)
-                .flags(libc::SOCK_CLOEXEC)
-                .build()
+            opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
         } else {
             opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC)
@@ -99,8 +92,6 @@ impl Drop for AcceptMulti {
 
 impl fmt::Debug for AcceptMulti {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AcceptMulti")
-            .field("listener", &self.listener)
-            .finish()
+        f.debug_struct("AcceptMulti").field("listener", &self.listener).finish()
     }
 }

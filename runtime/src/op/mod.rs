@@ -77,21 +77,14 @@ unsafe fn submit_reclaiming<K: 'static>(sqe: Sqe, keep: K, reclaim: fn(i32)) -> 
     let shard = current();
     // SAFETY: the operation keeps what the SQE names until the CQE, see the module's words.
     let token = unsafe { shard.submit(sqe, reclaim) };
-    Op {
-        shard,
-        token,
-        keep: Some(keep),
-    }
+    Op { shard, token, keep: Some(keep) }
 }
 
 impl<K> Future for Op<K> {
     type Output = (io::Result<u32>, K);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        assert!(
-            self.keep.is_some(),
-            "an operation was polled after it gave its output"
-        );
+        assert!(self.keep.is_some(), "an operation was polled after it gave its output");
         match self.shard.poll_op(self.token, cx.waker()) {
             Polled::Pending => Poll::Pending,
             Polled::Result(result) => {
@@ -108,8 +101,7 @@ impl<K> Future for Op<K> {
 impl<K: 'static> Drop for Op<K> {
     fn drop(&mut self) {
         if let Some(keep) = self.keep.take() {
-            self.shard
-                .abandon_op(self.token, || Box::new(keep) as Box<dyn Any>);
+            self.shard.abandon_op(self.token, || Box::new(keep) as Box<dyn Any>);
         }
     }
 }

@@ -21,11 +21,7 @@ pub(crate) struct Entry {
 
 enum State {
     /// Results that have come and are not taken; the kernel may send more while `open`.
-    Live {
-        results: VecDeque<i32>,
-        waker: Option<Waker>,
-        open: bool,
-    },
+    Live { results: VecDeque<i32>, waker: Option<Waker>, open: bool },
     /// The future is gone. The memory stays until the last CQE.
     Orphan { _keep: Box<dyn Any> },
 }
@@ -50,11 +46,7 @@ impl Operations {
     pub(crate) fn insert(&mut self, reclaim: fn(i32)) -> usize {
         self.in_flight += 1;
         self.entries.insert(Entry {
-            state: State::Live {
-                results: VecDeque::new(),
-                waker: None,
-                open: true,
-            },
+            state: State::Live { results: VecDeque::new(), waker: None, open: true },
             reclaim,
         })
     }
@@ -68,11 +60,7 @@ impl Operations {
             self.in_flight -= 1;
         }
         match &mut entry.state {
-            State::Live {
-                results,
-                waker,
-                open,
-            } => {
+            State::Live { results, waker, open } => {
                 results.push_back(cqe.result);
                 *open = more;
                 waker.take()
@@ -88,12 +76,7 @@ impl Operations {
     }
 
     pub(crate) fn poll(&mut self, token: usize, waker: &Waker) -> Polled {
-        let State::Live {
-            results,
-            waker: known,
-            open,
-        } = &mut self.entries[token].state
-        else {
+        let State::Live { results, waker: known, open } = &mut self.entries[token].state else {
             unreachable!("an orphan has no future");
         };
         match results.pop_front() {
@@ -122,12 +105,6 @@ impl Operations {
         } else {
             self.entries.remove(token);
         }
-        matches!(
-            self.entries.get(token),
-            Some(Entry {
-                state: State::Orphan { .. },
-                ..
-            })
-        )
+        matches!(self.entries.get(token), Some(Entry { state: State::Orphan { .. }, .. }))
     }
 }

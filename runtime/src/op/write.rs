@@ -18,9 +18,7 @@ pub(crate) async fn write_at<B: IoBuf>(
 ) -> (io::Result<usize>, B) {
     let bytes = &buffer.bytes()[from..];
     let fd = types::Fd(file.as_raw_fd());
-    let sqe = opcode::Write::new(fd, bytes.as_ptr(), len_of(bytes.len()))
-        .offset(offset)
-        .build();
+    let sqe = opcode::Write::new(fd, bytes.as_ptr(), len_of(bytes.len())).offset(offset).build();
     // SAFETY: the bytes stay where they are (`IoBuf`); buffer and file are kept.
     let (result, (_, buffer)) = unsafe { submit(Sqe::Normal(sqe), (file, buffer)) }.await;
     (result.map(|len| len as usize), buffer)

@@ -52,16 +52,10 @@ impl Ring {
         };
         let params = on_ring!(&ring, ring => ring.params());
         if !params.is_feature_nodrop() {
-            return Err(Error::RingFeature {
-                feature: "NODROP",
-                kernel: "5.5",
-            });
+            return Err(Error::RingFeature { feature: "NODROP", kernel: "5.5" });
         }
         if !params.is_feature_ext_arg() {
-            return Err(Error::RingFeature {
-                feature: "EXT_ARG",
-                kernel: "5.11",
-            });
+            return Err(Error::RingFeature { feature: "EXT_ARG", kernel: "5.11" });
         }
         Ok(ring)
     }
@@ -136,10 +130,7 @@ fn build<S: squeue::EntryMarker>(
     let setups: [Setup<S>; 3] = [
         // 6.1: completions are posted when we ask, on our thread, without an interrupt.
         |builder| {
-            builder
-                .setup_single_issuer()
-                .setup_defer_taskrun()
-                .setup_taskrun_flag();
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
         },
         // 5.19: no interrupt, but posted at any system call.
         |builder| {
@@ -162,9 +153,7 @@ fn build<S: squeue::EntryMarker>(
             Err(error) => return Err(Error::Ring(error)),
         }
     }
-    Err(Error::Ring(
-        refused.unwrap_or_else(io::Error::last_os_error),
-    ))
+    Err(Error::Ring(refused.unwrap_or_else(io::Error::last_os_error)))
 }
 
 /// Errors after which the next turn simply goes on: a signal, a timeout, a CQ to be reaped first,

@@ -17,10 +17,7 @@ pub(crate) struct Software {
 
 impl Software {
     pub(crate) fn new() -> Self {
-        Self {
-            coders: Coders::default(),
-            signer: Signer::new(),
-        }
+        Self { coders: Coders::default(), signer: Signer::new() }
     }
 
     /// Does `work` and returns the number of bytes written to its target.
@@ -31,31 +28,17 @@ impl Software {
     /// touches its target.
     pub(crate) unsafe fn execute(&mut self, work: Work) -> Result<usize, Error> {
         match work {
-            Work::Compress {
-                codec,
-                level,
-                source,
-                target,
-            } => {
+            Work::Compress { codec, level, source, target } => {
                 // SAFETY: passed on from the caller.
                 let (source, target) = unsafe { (source.as_slice(), target.as_slice()) };
                 self.coders.of(codec).compress(level, source, target)
             }
-            Work::Decompress {
-                codec,
-                source,
-                target,
-            } => {
+            Work::Decompress { codec, source, target } => {
                 // SAFETY: passed on from the caller.
                 let (source, target) = unsafe { (source.as_slice(), target.as_slice()) };
                 self.coders.of(codec).decompress(source, target)
             }
-            Work::Sign {
-                key,
-                scheme,
-                message,
-                target,
-            } => {
+            Work::Sign { key, scheme, message, target } => {
                 // SAFETY: passed on from the caller.
                 let (message, target) = unsafe { (message.as_slice(), target.as_slice()) };
                 self.signer.sign(&key, scheme, message, target)

@@ -1,0 +1,993 @@
+//! A file's contents from open to close: writes gather, are compressed, appended and committed.
+//!
+//! # What is where
+//!
+//! - *dirty*: written, in memory only. Bounded; never acknowledged by a sync.
+//! - *pending*: stored in the backing file, not in a commit record yet.
+//! - *committed*: in a record; after a crash as durable as the last sync.
+//!
+//! # A failed append
+//!
+//! is cut back, so that the previous commit stays the newest, and the dirty bytes stay dirty: the
+//! error goes to whoever asked, and the next attempt writes everything again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use ring::rand::{SecureRandom, SystemRandom};
+use warpcore_offload::{Codec, Compress, Decompress, Queue};
+
+use super::extents::Extents;
+use super::format::{
+    Attribute, Extent, Form, Head, Kind, OFFSET_MAX, REFUSING_FRAME, Record, SKIPPABLE_HEAD_LEN,
+    State, raw_frame_head, skippable, zeros_frame,
+};
+use super::medium::Medium;
+use super::recovery::{self, Found};
+use crate::error::Error;
+
+/// How new contents are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// log2 of the chunk length in bytes, for files that are empty now.
+    pub chunk_len_log2: u8,
+    /// The codec for what compresses.
+    pub codec: Codec,
+    /// Its level.
+    pub level: i32,
+}
+
+impl Default for Options {
+    /// 64 KiB chunks, where ratio and read amplification have their knee, and zstd level 1.
+    fn default() -> Self {
+        Self { chunk_len_log2: 16, codec: Codec::Zstd, level: 1 }
+    }
+}
+
+/// Chunks that may be dirty before they are stored: 1 MiB at the default length.
+const DIRTY_CHUNKS_MAX: usize = 16;
+
+/// Visible extents of a chunk before a write stores it as a whole again.
+const EXTENTS_PER_CHUNK_MAX: usize = 16;
+
+/// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
+const LINEAR_GAP_MAX: u64 = 64 << 20;
+
+/// Out of line, stored bytes start at multiples of this, so that whole blocks can be freed.
+const BLOCK: u64 = 4096;
+
+/// The contents of one file.
+pub struct Contents<M> {
+    medium: M,
+    queue: Rc<Queue>,
+    options: Options,
+    body: Body,
+    /// Time of the last change through us; put back after our own writes.
+    modified: Option<(i64, u32)>,
+    /// A sync failed: what the lower filesystem holds is unknown.
+    poisoned: bool,
+    /// The stored bytes last decompressed, by their offset.
+    decoded: Option<(u64, Vec<u8>)>,
+}
+
+enum Body {
+    Container(Container),
+    /// Read and written in place. Whether the attribute says so.
+    Plain {
+        marked: bool,
+    },
+}
+
+struct Container {
+    /// None while the backing file is empty.
+    head: Option<Head>,
+    /// What the extended attribute says; None where there is none, and none can be.
+    attribute: Option<State>,
+    /// What is stored, pending extents included.
+    extents: Extents,
+    pending: Vec<Extent>,
+    /// By chunk.
+    dirty: BTreeMap<u64, Dirty>,
+    /// Length of the file.
+    size: u64,
+    /// Something is not in a record: pending extents, or a length.
+    changed: bool,
+    /// Stored front to back so far, and up to where.
+    linear: bool,
+    covered: u64,
+    /// The refusing frame is in the file.
+    refused: bool,
+    /// End of the backing file.
+    physical: u64,
+    /// Of the newest record.
+    seq: u64,
+    previous: u64,
+    durable_seq: u64,
+}
+
+/// The dirty bytes of a chunk.
+#[derive(Debug, Clone, Default)]
+struct Dirty {
+    /// From the start of the chunk to its last dirty byte.
+    bytes: Vec<u8>,
+    /// What of them is dirty, in order, with gaps in between.
+    ranges: Vec<Range<usize>>,
+}
+
+/// What [`Contents::report`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// In the format, or plain.
+    pub kind: Kind,
+    /// Length of the file.
+    pub size: u64,
+    /// Length of the backing file.
+    pub physical: u64,
+    /// Visible extents.
+    pub extents: usize,
+    /// Stored bytes that are visible, at least in part.
+    pub stored: u64,
+    /// As a zstd stream, the backing file is the contents.
+    pub linear: bool,
+}
+
+impl<M: Medium> Contents<M> {
+    /// Contents of a backing file that was just created, and is empty.
+    pub fn create(medium: M, queue: Rc<Queue>, options: Options) -> Result<Self, Error> {
+        let mut contents = Self::new(medium, queue, options, Body::Container(Container::empty()));
+        // Before the first byte: whatever is found here after a crash is a container.
+        contents.begin_change()?;
+        Ok(contents)
+    }
+
+    /// Contents of an existing backing file. When it was not closed in order and is `writable`,
+    /// what a crash left behind the newest commit is cut.
+    pub async fn open(
+        medium: M,
+        queue: Rc<Queue>,
+        options: Options,
+        writable: bool,
+    ) -> Result<Self, Error> {
+        let attribute = medium.attribute()?.map(|value| Attribute::parse(&value)).transpose()?;
+        let len = medium.len()?;
+        let body = match attribute {
+            Some(Attribute { kind: Kind::Plain, .. }) if len > 0 => Body::Plain { marked: true },
+            Some(attribute) => Body::Container(load(&medium, len, attribute, writable).await?),
+            None if len == 0 => Body::Container(Container::empty()),
+            // A copy that lost its attributes: both head and newest commit must verify.
+            None => match closed_in_order(&medium, len).await {
+                Ok(Some((head, found))) => Body::Container(Container::loaded(head, found, None)),
+                Ok(None) => Body::Plain { marked: false },
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Self::new(medium, queue, options, body))
+    }
+
+    fn new(medium: M, queue: Rc<Queue>, options: Options, body: Body) -> Self {
+        Self { medium, queue, options, body, modified: None, poisoned: false, decoded: None }
+    }
+
+    /// The backing file.
+    pub fn medium(&self) -> &M {
+        &self.medium
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> Result<u64, Error> {
+        match &self.body {
+            Body::Container(container) => Ok(container.size),
+            Body::Plain { .. } => Ok(self.medium.len()?),
+        }
+    }
+
+    /// Time of the last change, while our own writes may have moved the backing file's.
+    pub fn modified(&self) -> Option<(i64, u32)> {
+        self.modified
+    }
+
+    /// Sets the time of the last change, and puts it back after later writes of ours.
+    pub fn set_modified(&mut self, modified: (i64, u32)) {
+        self.modified = Some(modified);
+    }
+
+    /// Whether something would be lost if the process ended now.
+    pub fn is_dirty(&self) -> bool {
+        match &self.body {
+            Body::Container(container) => container.changed || !container.dirty.is_empty(),
+            Body::Plain { .. } => false,
+        }
+    }
+
+    /// Up to `len` bytes at `offset`; fewer only at the end of the file.
+    pub async fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let Body::Container(container) = &self.body else {
+            return Ok(self.medium.read_at(offset, len).await?);
+        };
+        let end = container.size.min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0; to_index(end - offset)];
+        let pieces: Vec<_> = container.extents.within(offset..end).collect();
+        for (visible, extent) in pieces {
+            let decoded = self.decode(&extent).await?;
+            let from = to_index(visible.start - extent.logical);
+            let to = to_index(visible.end - extent.logical);
+            let at = to_index(visible.start - offset);
+            bytes[at..at + (to - from)].copy_from_slice(&decoded[from..to]);
+        }
+        self.container().overlay_dirty(offset, &mut bytes, self.chunk_len());
+        Ok(bytes)
+    }
+
+    /// Writes `bytes` at `offset`: to memory, or to the backing file when much has gathered.
+    pub async fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= OFFSET_MAX);
+        let end = end.ok_or_else(|| errno(libc::EFBIG))?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Body::Plain { marked } = &mut self.body {
+            if !*marked && offset < Head::LEN as u64 {
+                // From now on its first bytes may be anything, also those of a container.
+                set_attribute(&self.medium, Kind::Plain, State::Dirty, 0, 0)?;
+                *marked = true;
+            }
+            return Ok(self.medium.write_at(bytes.to_vec(), offset).await?);
+        }
+        self.begin_change()?;
+        let chunk_len = self.chunk_len();
+        let container = self.container_mut();
+        let (mut at, mut left) = (offset, bytes);
+        while !left.is_empty() {
+            let within = to_index(at % chunk_len);
+            let (part, rest) = left.split_at(left.len().min(to_index(chunk_len) - within));
+            container.dirty.entry(at / chunk_len).or_default().write(within, part);
+            at += part.len() as u64;
+            left = rest;
+        }
+        container.size = container.size.max(end);
+        let crowded = container.dirty.len() > DIRTY_CHUNKS_MAX;
+        self.touch();
+        if crowded {
+            // The chunk just written is likely to be written on.
+            self.store(Some((end - 1) / chunk_len), false).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets the length. What is new is zeros.
+    pub async fn set_size(&mut self, size: u64) -> Result<(), Error> {
+        if size > OFFSET_MAX {
+            return Err(errno(libc::EFBIG));
+        }
+        if let Body::Plain { .. } = self.body {
+            if size > 0 {
+                return Ok(self.medium.set_len(size)?);
+            }
+            // Empty: from here on it is ours to store.
+            self.body = Body::Container(Container::empty());
+        }
+        self.begin_change()?;
+        let chunk_len = self.chunk_len();
+        self.decoded = None;
+        if size == 0 {
+            self.medium.set_len(0)?;
+            let attribute = self.container().attribute;
+            self.body = Body::Container(Container { attribute, ..Container::empty() });
+        } else {
+            self.container_mut().set_size(size, chunk_len);
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        if !self.is_dirty() {
+            return Ok(());
+        }
+        let container = self.container_mut();
+        if container.size == 0 && container.head.is_none() {
+            // An empty file is an empty backing file.
+            container.changed = false;
+            return Ok(());
+        }
+        self.store(None, true).await
+    }
+
+    /// Commits, and makes it durable.
+    pub async fn sync(&mut self) -> Result<(), Error> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        self.commit().await?;
+        if let Err(error) = self.medium.sync_data().await {
+            // The kernel reports a failed write-back once and drops the pages: asking again would
+            // succeed and mean nothing (fsync(2), the PostgreSQL report of 2018).
+            self.poisoned = true;
+            return Err(error.into());
+        }
+        if let Body::Container(container) = &mut self.body {
+            container.durable_seq = container.seq;
+        }
+        Ok(())
+    }
+
+    /// Commits, and marks the backing file as closed in order.
+    pub async fn close(&mut self) -> Result<(), Error> {
+        self.commit().await?;
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        if let Body::Container(container) = &mut self.body
+            && container.attribute == Some(State::Dirty)
+        {
+            let (physical, size) = (container.physical, container.size);
+            set_attribute(&self.medium, Kind::Container, State::Clean, physical, size)?;
+            container.attribute = Some(State::Clean);
+        }
+        Ok(())
+    }
+
+    /// The first data (or, if `hole`, the first hole) at or behind `offset`. The end of the file is
+    /// a hole. None: `offset` is behind the end, or no data follow.
+    pub fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Error> {
+        let size = self.size()?;
+        if offset >= size {
+            return Ok(None);
+        }
+        let Body::Container(container) = &self.body else {
+            return Ok(Some(if hole { size } else { offset }));
+        };
+        let mut at = offset;
+        while at < size {
+            match container.data_from(at, self.chunk_len()) {
+                Some(data) if data.start < size => {
+                    if !hole {
+                        return Ok(Some(data.start.max(at)));
+                    }
+                    if data.start > at {
+                        return Ok(Some(at));
+                    }
+                    at = data.end;
+                }
+                _ => return Ok(hole.then_some(at)),
+            }
+        }
+        Ok(hole.then_some(size))
+    }
+
+    /// Reads every visible stored byte; the first that does not verify is the error.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let Body::Container(container) = &self.body else {
+            return Ok(());
+        };
+        let pieces: Vec<_> = container.extents.within(0..OFFSET_MAX).collect();
+        for (_, extent) in pieces {
+            self.decode(&extent).await?;
+        }
+        Ok(())
+    }
+
+    /// How the file is stored.
+    pub fn report(&self) -> Result<Report, Error> {
+        let physical = self.medium.len()?;
+        let Body::Container(container) = &self.body else {
+            return Ok(Report {
+                kind: Kind::Plain,
+                size: physical,
+                physical,
+                extents: 1,
+                stored: physical,
+                linear: false,
+            });
+        };
+        // An extent that is covered in its middle is visible twice.
+        let visible = container.extents.within(0..OFFSET_MAX);
+        let stored: BTreeMap<_, _> =
+            visible.map(|(_, extent)| (extent.physical, extent.stored_len)).collect();
+        Ok(Report {
+            kind: Kind::Container,
+            size: container.size,
+            physical,
+            extents: container.extents.len(),
+            stored: stored.values().map(|len| u64::from(*len)).sum(),
+            linear: container.linear,
+        })
+    }
+
+    /// The plain bytes of a whole extent.
+    async fn decode(&mut self, extent: &Extent) -> Result<&[u8], Error> {
+        if self.decoded.as_ref().is_none_or(|(physical, _)| *physical != extent.physical) {
+            self.decoded = None;
+            let stored = self.medium.read_at(extent.physical, extent.stored_len as usize).await?;
+            let damaged = Error::Damaged { what: "extent", offset: extent.physical };
+            if stored.len() != extent.stored_len as usize
+                || crc32c::crc32c(&stored) != extent.checksum
+            {
+                return Err(damaged);
+            }
+            let Form::Codec(codec) = extent.form else {
+                unreachable!("zeros are not in the index");
+            };
+            let target = vec![0; to_index(extent.len)];
+            let done = self.queue.submit(Decompress { codec, source: stored, target }).await;
+            if done.result != Ok(to_index(extent.len)) {
+                return Err(damaged);
+            }
+            self.decoded = Some((extent.physical, done.target));
+        }
+        Ok(self.decoded.as_ref().map_or(&[], |(_, bytes)| bytes))
+    }
+
+    /// Compresses and appends what is dirty, but for the chunk `keep`; with a commit record if
+    /// `commit`, or when a record's worth of extents is pending.
+    async fn store(&mut self, keep: Option<u64>, commit: bool) -> Result<(), Error> {
+        let chunk_len = self.chunk_len();
+        self.merge_crowded(keep).await?;
+        let container = self.container_mut();
+        let mut taken = std::mem::take(&mut container.dirty);
+        if let Some((chunk, kept)) = keep.and_then(|chunk| taken.remove_entry(&chunk)) {
+            container.dirty.insert(chunk, kept);
+        }
+        let mut sources = Vec::new();
+        for (chunk, dirty) in taken {
+            let bytes = Bytes::from(dirty.bytes);
+            for range in dirty.ranges {
+                let logical = chunk * chunk_len + range.start as u64;
+                sources.push((logical, bytes.slice(range)));
+            }
+        }
+        let stored = match self.compress(&sources).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.make_dirty_again(&sources);
+                return Err(error);
+            }
+        };
+        let fresh_head = self.container().head.is_none();
+        let head = match self.container().head {
+            Some(head) => head,
+            None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
+        };
+        let modified = self.modified.unwrap_or((0, 0));
+        let container = self.container_mut();
+        let mut append = Append::new(container);
+        if fresh_head {
+            append.bytes.extend(head.encode());
+        }
+        append.place(stored);
+        if commit || container.pending.len() + append.extents.len() >= Record::EXTENTS_MAX {
+            append.records(container, &head, modified);
+        }
+        let Append { start, bytes, .. } = &mut append;
+        let (start, bytes) = (*start, std::mem::take(bytes));
+        let end = start + bytes.len() as u64;
+        if !bytes.is_empty()
+            && let Err(error) = self.medium.write_at(bytes, start).await
+        {
+            // Half an append must not stand behind the newest commit.
+            if let Err(error) = self.medium.set_len(start) {
+                tracing::error!("a failed append could not be cut back: {error}");
+            }
+            self.make_dirty_again(&sources);
+            return Err(error.into());
+        }
+        let container = self.container_mut();
+        container.head = Some(head);
+        container.physical = end;
+        append.apply(container);
+        if let Some(modified) = self.modified {
+            self.medium.set_modified(modified)?;
+        }
+        Ok(())
+    }
+
+    fn make_dirty_again(&mut self, sources: &[(u64, Bytes)]) {
+        let chunk_len = self.chunk_len();
+        for (logical, bytes) in sources {
+            let dirty = &mut self.container_mut().dirty;
+            let dirty = dirty.entry(logical / chunk_len).or_default();
+            dirty.write(to_index(logical % chunk_len), bytes);
+        }
+    }
+
+    /// Compresses each source, all of them in flight at once. What does not become at least a
+    /// sixteenth shorter is stored as it is.
+    async fn compress(&self, sources: &[(u64, Bytes)]) -> Result<Vec<Stored>, Error> {
+        let Options { codec, level, .. } = self.options;
+        let ops: Vec<_> = sources
+            .iter()
+            .map(|(logical, source)| {
+                if source.iter().all(|byte| *byte == 0) {
+                    return (*logical, source.clone(), None);
+                }
+                let target = vec![0; source.len() - source.len().div_ceil(16)];
+                let request = Compress { codec, level, source: source.clone(), target };
+                (*logical, source.clone(), Some(self.queue.submit(request)))
+            })
+            .collect();
+        let mut stored = Vec::with_capacity(ops.len());
+        for (logical, source, op) in ops {
+            let len = source.len() as u64;
+            let (form, bytes) = match op {
+                None => (Form::Zeros, Bytes::new()),
+                Some(op) => {
+                    let done = op.await;
+                    match done.result {
+                        Ok(len) => (Form::Codec(codec), Bytes::from(done.target).slice(..len)),
+                        Err(warpcore_offload::Error::TargetTooSmall { .. }) => {
+                            (Form::Codec(Codec::Store), source)
+                        }
+                        Err(error) => return Err(Error::Io(std::io::Error::other(error))),
+                    }
+                }
+            };
+            stored.push(Stored { logical, len, form, bytes });
+        }
+        Ok(stored)
+    }
+
+    /// Makes dirty chunks that consist of many extents dirty as a whole, so that they are stored as
+    /// one again.
+    async fn merge_crowded(&mut self, keep: Option<u64>) -> Result<(), Error> {
+        let chunk_len = self.chunk_len();
+        let container = self.container();
+        let crowded = container.dirty.keys().copied().filter(|chunk| {
+            let span = chunk * chunk_len..(chunk + 1) * chunk_len;
+            Some(*chunk) != keep && container.extents.within(span).count() >= EXTENTS_PER_CHUNK_MAX
+        });
+        for chunk in crowded.collect::<Vec<_>>() {
+            let whole = self.read(chunk * chunk_len, to_index(chunk_len)).await?;
+            self.container_mut().dirty.entry(chunk).or_default().write(0, &whole);
+        }
+        Ok(())
+    }
+
+    /// Says on the backing file that it is being written. Before the first change since it was
+    /// clean.
+    fn begin_change(&mut self) -> Result<(), Error> {
+        let Body::Container(container) = &mut self.body else {
+            return Ok(());
+        };
+        if container.attribute != Some(State::Dirty) {
+            let (physical, size) = (container.physical, container.size);
+            container.attribute =
+                set_attribute(&self.medium, Kind::Container, State::Dirty, physical, size)?;
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.modified = Some((seconds, now.subsec_nanos()));
+        self.container_mut().changed = true;
+    }
+
+    fn chunk_len(&self) -> u64 {
+        let head = match &self.body {
+            Body::Container(container) => container.head,
+            Body::Plain { .. } => None,
+        };
+        1 << head.map_or(self.options.chunk_len_log2, |head| head.chunk_len_log2)
+    }
+
+    fn container(&self) -> &Container {
+        match &self.body {
+            Body::Container(container) => container,
+            Body::Plain { .. } => unreachable!("plain files are handled before"),
+        }
+    }
+
+    fn container_mut(&mut self) -> &mut Container {
+        match &mut self.body {
+            Body::Container(container) => container,
+            Body::Plain { .. } => unreachable!("plain files are handled before"),
+        }
+    }
+}
+
+impl<M> fmt::Debug for Contents<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.body {
+            Body::Container(container) => write!(f, "Contents({} bytes)", container.size),
+            Body::Plain { .. } => f.write_str("Contents(plain)"),
+        }
+    }
+}
+
+/// Loads what the attribute says is a container.
+async fn load<M: Medium>(
+    medium: &M,
+    len: u64,
+    attribute: Attribute,
+    writable: bool,
+) -> Result<Container, Error> {
+    if len == 0 {
+        // Whatever it was: empty, it becomes a container, and the attribute has to say so.
+        let state = (attribute.kind == Kind::Container).then_some(attribute.state);
+        return Ok(Container { attribute: state, ..Container::empty() });
+    }
+    let in_order = attribute.size_if_clean(len).is_some();
+    if in_order {
+        let damaged = |what| Error::Damaged { what, offset: 0 };
+        let head = read_head(medium).await?.ok_or_else(|| damaged("head"))?;
+        let found = recovery::commit_at(medium, &head, len, false).await?;
+        let found = found.ok_or(Error::Damaged { what: "commit record", offset: len })?;
+        return Ok(Container::loaded(head, found, Some(attribute.state)));
+    }
+    // Not closed in order: a crash, or a daemon that was killed.
+    let found = match read_head(medium).await? {
+        Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
+        None => None,
+    };
+    let end = found.as_ref().map_or(0, |(_, found)| found.end);
+    if end < len {
+        tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
+        if writable {
+            if attribute.state == State::Clean {
+                set_attribute(medium, Kind::Container, State::Dirty, end, 0)?;
+            }
+            medium.set_len(end)?;
+        }
+    }
+    Ok(match found {
+        Some((head, found)) => Container::loaded(head, found, Some(State::Dirty)),
+        None => Container { attribute: Some(State::Dirty), ..Container::empty() },
+    })
+}
+
+/// Head and newest commit, if the file ends with one, as it does when closed in order.
+async fn closed_in_order<M: Medium>(medium: &M, len: u64) -> Result<Option<(Head, Found)>, Error> {
+    let Some(head) = read_head(medium).await? else {
+        return Ok(None);
+    };
+    let found = recovery::commit_at(medium, &head, len, false).await?;
+    Ok(found.map(|found| (head, found)))
+}
+
+async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
+    Head::parse(&medium.read_at(0, Head::LEN).await?)
+}
+
+/// Sets the attribute; None where the lower filesystem has none for us to set.
+fn set_attribute<M: Medium>(
+    medium: &M,
+    kind: Kind,
+    state: State,
+    physical: u64,
+    size: u64,
+) -> Result<Option<State>, Error> {
+    let value = Attribute { kind, state, physical, size }.encode();
+    match medium.set_attribute(&value) {
+        Ok(()) => Ok(Some(state)),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Container {
+    fn empty() -> Self {
+        Self {
+            head: None,
+            attribute: None,
+            extents: Extents::default(),
+            pending: Vec::new(),
+            dirty: BTreeMap::new(),
+            size: 0,
+            changed: false,
+            linear: true,
+            covered: 0,
+            refused: false,
+            physical: 0,
+            seq: 0,
+            previous: 0,
+            durable_seq: 0,
+        }
+    }
+
+    fn loaded(head: Head, found: Found, attribute: Option<State>) -> Self {
+        Self {
+            head: Some(head),
+            attribute,
+            extents: found.extents,
+            size: found.record.size,
+            linear: found.record.linear,
+            covered: found.record.size,
+            refused: !found.record.linear,
+            physical: found.end,
+            seq: found.record.seq,
+            previous: found.offset,
+            durable_seq: found.record.durable_seq,
+            ..Self::empty()
+        }
+    }
+
+    fn set_size(&mut self, size: u64, chunk_len: u64) {
+        if size < self.size {
+            self.dirty.retain(|chunk, dirty| {
+                dirty.cut_from(to_index(size.saturating_sub(chunk * chunk_len).min(chunk_len)));
+                !dirty.ranges.is_empty()
+            });
+            if self.extents.reaches_behind(size) || self.covered > size {
+                // Stored bytes leave the file: it no longer is what stands in it front to back.
+                self.linear = false;
+                let zeros = Extent {
+                    logical: size,
+                    len: self.size - size,
+                    physical: 0,
+                    stored_len: 0,
+                    form: Form::Zeros,
+                    checksum: 0,
+                };
+                self.extents.lay_over(zeros);
+                self.pending.push(zeros);
+            }
+        }
+        self.size = size;
+    }
+
+    fn overlay_dirty(&self, offset: u64, bytes: &mut [u8], chunk_len: u64) {
+        let end = offset + bytes.len() as u64;
+        for (chunk, dirty) in self.dirty.range(offset / chunk_len..=end / chunk_len) {
+            for range in &dirty.ranges {
+                let start = chunk * chunk_len + range.start as u64;
+                let from = start.max(offset);
+                let to = (chunk * chunk_len + range.end as u64).min(end);
+                if from < to {
+                    let source =
+                        to_index(from - chunk * chunk_len)..to_index(to - chunk * chunk_len);
+                    bytes[to_index(from - offset)..to_index(to - offset)]
+                        .copy_from_slice(&dirty.bytes[source]);
+                }
+            }
+        }
+    }
+
+    /// The first span of data that ends behind `offset`.
+    fn data_from(&self, offset: u64, chunk_len: u64) -> Option<Range<u64>> {
+        let stored = self.extents.within(offset..OFFSET_MAX).next().map(|(visible, _)| visible);
+        let dirty = self.dirty.range(offset / chunk_len..).find_map(|(chunk, dirty)| {
+            let base = chunk * chunk_len;
+            let spans = dirty.ranges.iter();
+            let mut spans = spans.map(|span| base + span.start as u64..base + span.end as u64);
+            spans.find(|span| span.end > offset)
+        });
+        match (stored, dirty) {
+            (Some(stored), Some(dirty)) if dirty.start < stored.start => Some(dirty),
+            (Some(stored), _) => Some(stored),
+            (None, dirty) => dirty,
+        }
+    }
+}
+
+impl Dirty {
+    fn write(&mut self, within: usize, bytes: &[u8]) {
+        let end = within + bytes.len();
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[within..end].copy_from_slice(bytes);
+        let mut merged = within..end;
+        self.ranges.retain(|range| {
+            let apart = range.end < merged.start || range.start > merged.end;
+            if !apart {
+                merged = merged.start.min(range.start)..merged.end.max(range.end);
+            }
+            apart
+        });
+        let place = self.ranges.partition_point(|range| range.start < merged.start);
+        self.ranges.insert(place, merged);
+    }
+
+    fn cut_from(&mut self, within: usize) {
+        self.bytes.truncate(within);
+        self.ranges.retain_mut(|range| {
+            range.end = range.end.min(within);
+            range.start < range.end
+        });
+    }
+}
+
+/// A span, ready to be placed.
+struct Stored {
+    logical: u64,
+    len: u64,
+    form: Form,
+    bytes: Bytes,
+}
+
+/// One write at the end of the backing file, and what is true once it has succeeded.
+struct Append {
+    /// Where it goes.
+    start: u64,
+    bytes: Vec<u8>,
+    extents: Vec<Extent>,
+    linear: bool,
+    covered: u64,
+    refused: bool,
+    /// Seq and offset of the newest record in it, if it has one.
+    record: Option<(u64, u64)>,
+}
+
+impl Append {
+    fn new(container: &Container) -> Self {
+        Self {
+            start: container.physical,
+            bytes: Vec::new(),
+            extents: Vec::new(),
+            linear: container.linear,
+            covered: container.covered,
+            refused: container.refused,
+            record: None,
+        }
+    }
+
+    /// Lays out spans, in the order of the file.
+    fn place(&mut self, spans: Vec<Stored>) {
+        let mut spans = spans.into_iter().peekable();
+        while let Some(span) = spans.next_if(|span| self.extends(span)) {
+            self.place_in_line(span);
+        }
+        let rest: Vec<_> = spans.collect();
+        if !rest.is_empty() {
+            self.linear = false;
+            self.place_out_of_line(rest);
+        }
+    }
+
+    /// Whether the file stays linear with this span.
+    fn extends(&self, span: &Stored) -> bool {
+        self.linear && span.logical >= self.covered && span.logical - self.covered <= LINEAR_GAP_MAX
+    }
+
+    fn place_in_line(&mut self, span: Stored) {
+        self.bytes.extend(zeros_frame(span.logical - self.covered));
+        self.covered = span.logical + span.len;
+        match span.form {
+            Form::Zeros => self.bytes.extend(zeros_frame(span.len)),
+            Form::Codec(codec) => {
+                if codec == Codec::Store {
+                    self.bytes.extend(raw_frame_head(span.bytes.len()));
+                }
+                self.put(&span);
+            }
+        }
+    }
+
+    fn place_out_of_line(&mut self, spans: Vec<Stored>) {
+        self.refuse();
+        let frame = self.bytes.len();
+        self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
+        for span in spans {
+            if span.form == Form::Zeros {
+                self.extents.push(span.extent(0));
+            } else {
+                let padded = self.end().next_multiple_of(BLOCK) - self.start;
+                self.bytes.resize(to_index(padded), 0);
+                self.put(&span);
+            }
+        }
+        let len = self.bytes.len() - frame - SKIPPABLE_HEAD_LEN;
+        self.bytes[frame..frame + SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(len));
+    }
+
+    /// From here on, a zstd reader stops.
+    fn refuse(&mut self) {
+        if !self.refused {
+            self.bytes.extend(REFUSING_FRAME);
+            self.refused = true;
+        }
+    }
+
+    fn put(&mut self, span: &Stored) {
+        self.extents.push(span.extent(self.end()));
+        self.bytes.extend_from_slice(&span.bytes);
+    }
+
+    /// One commit of everything pending.
+    fn records(&mut self, container: &Container, head: &Head, modified: (i64, u32)) {
+        // While a linear file is being written, dirty bytes may be missing at its end, and then its
+        // length is what is there. At a commit none are dirty: a gap is a hole.
+        let mut size = container.size;
+        if self.linear && container.dirty.is_empty() && size > self.covered {
+            let gap = size - self.covered;
+            if gap <= LINEAR_GAP_MAX {
+                self.bytes.extend(zeros_frame(gap));
+                self.covered = size;
+            } else {
+                self.linear = false;
+            }
+        }
+        if self.linear {
+            size = self.covered;
+        } else {
+            self.refuse();
+        }
+        let all: Vec<_> = container.pending.iter().chain(&self.extents).copied().collect();
+        let mut parts: Vec<_> = all.chunks(Record::EXTENTS_MAX).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        let (mut seq, mut previous) = (container.seq, container.previous);
+        for (i, part) in parts.iter().enumerate() {
+            seq += 1;
+            let record = Record {
+                extents: part.to_vec(),
+                last: i + 1 == parts.len(),
+                linear: self.linear,
+                seq,
+                previous,
+                durable_seq: container.durable_seq,
+                size,
+                modified,
+            };
+            previous = self.end();
+            self.bytes.extend(record.encode(&head.id, previous));
+        }
+        self.record = Some((seq, previous));
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// The write has succeeded.
+    fn apply(self, container: &mut Container) {
+        for extent in &self.extents {
+            container.extents.lay_over(*extent);
+        }
+        container.linear = self.linear;
+        container.covered = self.covered;
+        container.refused = self.refused;
+        container.pending.extend(self.extents);
+        if let Some((seq, previous)) = self.record {
+            container.seq = seq;
+            container.previous = previous;
+            container.pending.clear();
+            container.changed = !container.dirty.is_empty();
+        }
+    }
+}
+
+impl Stored {
+    fn extent(&self, physical: u64) -> Extent {
+        Extent {
+            logical: self.logical,
+            len: self.len,
+            physical,
+            stored_len: u32::try_from(self.bytes.len()).expect("at most a chunk"),
+            form: self.form,
+            checksum: if self.form == Form::Zeros { 0 } else { crc32c::crc32c(&self.bytes) },
+        }
+    }
+}
+
+fn random_id() -> Result<[u8; 12], Error> {
+    let mut id = [0; 12];
+    let filled = SystemRandom::new().fill(&mut id);
+    filled.map_err(|_| Error::Io(std::io::Error::other("the system has no random numbers")))?;
+    Ok(id)
+}
+
+fn errno(errno: i32) -> Error {
+    Error::Io(std::io::Error::from_raw_os_error(errno))
+}
+
+/// A length or offset within what is in memory.
+fn to_index(offset: u64) -> usize {
+    usize::try_from(offset).expect("usize has 64 bits on the systems we build for")
+}
+
+const _: () = assert!(usize::BITS == 64);

@@ -1,0 +1,125 @@
+//! A file's index in memory: which bytes of it are stored where.
+//!
+//! Extents are laid over each other in the order of their records; of each, the part that a later
+//! one does not cover is visible. What no extent covers is zeros.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::format::{Extent, Form};
+
+/// The visible parts of extents. They never overlap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extents {
+    /// By the offset in the file where a part starts.
+    pieces: BTreeMap<u64, Piece>,
+}
+
+/// The visible part of an extent, from its key to `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    end: u64,
+    extent: Extent,
+}
+
+impl Extents {
+    /// Lays `extent` over what is there.
+    pub fn lay_over(&mut self, extent: Extent) {
+        self.cut(extent.logical..extent.end());
+        if extent.form != Form::Zeros {
+            self.pieces.insert(extent.logical, Piece { end: extent.end(), extent });
+        }
+    }
+
+    /// Takes `range` out.
+    pub fn cut(&mut self, range: Range<u64>) {
+        // The one that starts before and reaches in.
+        if let Some((&start, &piece)) = self.pieces.range(..range.start).next_back()
+            && piece.end > range.start
+        {
+            self.pieces.insert(start, Piece { end: range.start, ..piece });
+            if piece.end > range.end {
+                self.pieces.insert(range.end, piece);
+            }
+        }
+        // Those that start inside.
+        while let Some((&start, &piece)) = self.pieces.range(range.clone()).next() {
+            self.pieces.remove(&start);
+            if piece.end > range.end {
+                self.pieces.insert(range.end, piece);
+            }
+        }
+    }
+
+    /// The visible parts within `range`, cut to it, in order.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, Extent)> + '_ {
+        let first = self.pieces.range(..range.start).next_back().map_or(range.start, |(s, _)| *s);
+        let Range { start: from, end: to } = range;
+        self.pieces
+            .range(first..to)
+            .map(move |(start, piece)| ((*start).max(from)..piece.end.min(to), piece.extent))
+            .filter(|(visible, _)| !visible.is_empty())
+    }
+
+    /// Whether anything at or behind `offset` is stored.
+    pub fn reaches_behind(&self, offset: u64) -> bool {
+        self.pieces.last_key_value().is_some_and(|(_, piece)| piece.end > offset)
+    }
+
+    /// Number of visible parts.
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use warpcore_offload::Codec;
+
+    proptest! {
+        /// Against an array that holds for each byte which extent it comes from.
+        #[test]
+        fn the_newest_extent_is_seen(
+            steps in prop::collection::vec((0..60_u64, 1..30_u64, 0..4_u8), 0..40),
+            from in 0..100_u64,
+            len in 0..100_u64,
+        ) {
+            let mut extents = Extents::default();
+            let mut model = [None; 100];
+            for (number, (logical, len, action)) in steps.into_iter().enumerate() {
+                let form = if action == 0 { Form::Zeros } else { Form::Codec(Codec::Store) };
+                let physical = number as u64;
+                let extent = Extent { logical, len, physical, stored_len: 0, form, checksum: 0 };
+                let value = (form != Form::Zeros).then_some(physical);
+                if action == 1 {
+                    extents.cut(logical..logical + len);
+                } else {
+                    extents.lay_over(extent);
+                }
+                for byte in logical..logical + len {
+                    let byte = usize::try_from(byte).expect("small");
+                    model[byte] = if action == 1 { None } else { value };
+                }
+            }
+            let mut seen = [None; 200];
+            for (visible, extent) in extents.within(from..from + len) {
+                for byte in visible {
+                    let byte = usize::try_from(byte).expect("small");
+                    prop_assert_eq!(seen[byte], None, "two at one place");
+                    seen[byte] = Some(extent.physical);
+                }
+            }
+            for byte in 0..100 {
+                let wanted = (from..from + len).contains(&(byte as u64));
+                prop_assert_eq!(seen[byte], if wanted { model[byte] } else { None });
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! A file in memory that forgets, at a power cut, what was not synced.
+//!
+//! Every change is recorded. [`CrashMedium::crashed`] gives the file as it may be after a power cut
+//! at some point: all that was synced by then is there; of later writes any may be missing (zeros
+//! stand there) or torn; later changes of metadata (length, attribute) survive in their order up to
+//! some point, as a journal keeps them, and a write that makes the file longer changes metadata.
+//!
+//! What it never does: change bytes that nobody wrote; keep a change of metadata while losing an
+//! earlier one; keep the mark "closed in order" while losing bytes written before it, which ext4
+//! (`data=ordered`), XFS and btrfs do not do either: there a length is never durable before the
+//! bytes it covers.
+
+use std::cell::RefCell;
+use std::io;
+
+use super::Medium;
+use crate::store::format::{Attribute, State};
+
+/// A file in memory, with its history.
+#[derive(Debug, Default)]
+pub struct CrashMedium {
+    now: RefCell<Image>,
+    history: RefCell<Vec<Change>>,
+    /// Fail the write that would make the file longer than this, as a full disk does.
+    capacity: std::cell::Cell<Option<u64>>,
+    /// Fail this many syncs.
+    failing_syncs: std::cell::Cell<u32>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    attribute: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    SetAttribute(Vec<u8>),
+    SetLen(u64),
+    Sync,
+    Write { bytes: Vec<u8>, offset: u64 },
+}
+
+/// Where the power is cut, and what survives of the changes that were not synced.
+#[derive(Debug, Clone, Copy)]
+pub struct CrashPoint {
+    /// Number of changes that had been made.
+    pub changes: usize,
+    /// Decides which writes survive and how far metadata does.
+    pub seed: u64,
+}
+
+/// What a disk writes at once.
+const SECTOR: usize = 512;
+
+impl CrashMedium {
+    /// Number of changes so far.
+    pub fn changes(&self) -> usize {
+        self.history.borrow().len()
+    }
+
+    /// The disk is full at this length.
+    pub fn fill_up_at(&self, capacity: Option<u64>) {
+        self.capacity.set(capacity);
+    }
+
+    /// The next `count` syncs fail.
+    pub fn fail_syncs(&self, count: u32) {
+        self.failing_syncs.set(count);
+    }
+
+    /// The bytes as they are now.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.now.borrow().bytes.clone()
+    }
+
+    /// Changes the bytes behind everybody's back.
+    pub fn damage(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        change(&mut self.now.borrow_mut().bytes);
+    }
+
+    /// Takes the attribute away, as a copy by a tool that does not know them would.
+    pub fn lose_attribute(&self) {
+        self.now.borrow_mut().attribute = None;
+    }
+
+    /// The file as it may be found after a power cut.
+    pub fn crashed(&self, point: CrashPoint) -> Self {
+        let history = self.history.borrow();
+        let made = &history[..point.changes];
+        let synced = made.iter().rposition(|change| matches!(change, Change::Sync));
+        let synced = synced.map_or(0, |at| at + 1);
+        let mut image = Image::default();
+        made[..synced].iter().for_each(|change| image.apply(change));
+
+        let mut random = Random(point.seed);
+        let unsynced = &made[synced..];
+        let metadata = random.below(unsynced.len() + 1);
+        // Closed in order within what survives: then lengths do not come before bytes.
+        let ordered = unsynced[..metadata].iter().rev().find_map(|change| match change {
+            Change::SetAttribute(value) => {
+                Attribute::parse(value).ok().map(|attribute| attribute.state == State::Clean)
+            }
+            _ => None,
+        });
+        let ordered = ordered.unwrap_or(false);
+        // Bytes written after a truncation go to new blocks: without it they are nowhere.
+        let truncation = unsynced[metadata..]
+            .iter()
+            .position(|change| matches!(change, Change::SetLen(_)))
+            .map_or(unsynced.len(), |at| metadata + at);
+        for (i, change) in unsynced[..truncation].iter().enumerate() {
+            match change {
+                Change::Write { bytes, offset } if ordered && i < metadata => {
+                    image.write(bytes, *offset);
+                }
+                Change::Write { bytes, offset } => {
+                    let survives = random.below(4);
+                    if i < metadata {
+                        image.extend_to(offset + bytes.len() as u64);
+                    }
+                    for (sector, part) in bytes.chunks(SECTOR).enumerate() {
+                        // All of it, some sectors of it, nothing.
+                        if survives > 1 || survives == 1 && random.below(2) == 0 {
+                            image.write_within(part, offset + (sector * SECTOR) as u64);
+                        }
+                    }
+                }
+                change if i < metadata => image.apply(change),
+                _ => {}
+            }
+        }
+        let crashed = Self::default();
+        // What was found after the crash is on the disk: the base of what is synced later.
+        *crashed.history.borrow_mut() =
+            vec![Change::Write { bytes: image.bytes.clone(), offset: 0 }, Change::Sync];
+        if let Some(attribute) = &image.attribute {
+            crashed.history.borrow_mut().insert(0, Change::SetAttribute(attribute.clone()));
+        }
+        *crashed.now.borrow_mut() = image;
+        crashed
+    }
+
+    fn change(&self, change: Change) {
+        self.now.borrow_mut().apply(&change);
+        self.history.borrow_mut().push(change);
+    }
+}
+
+impl Image {
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::SetAttribute(value) => self.attribute = Some(value.clone()),
+            Change::SetLen(len) => self.bytes.resize(to_index(*len), 0),
+            Change::Sync => {}
+            Change::Write { bytes, offset } => self.write(bytes, *offset),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        self.extend_to(offset + bytes.len() as u64);
+        self.write_within(bytes, offset);
+    }
+
+    fn extend_to(&mut self, len: u64) {
+        if self.bytes.len() < to_index(len) {
+            self.bytes.resize(to_index(len), 0);
+        }
+    }
+
+    /// Writes what lies within the file's length.
+    fn write_within(&mut self, bytes: &[u8], offset: u64) {
+        let start = to_index(offset).min(self.bytes.len());
+        let end = (start + bytes.len()).min(self.bytes.len());
+        self.bytes[start..end].copy_from_slice(&bytes[..end - start]);
+    }
+}
+
+impl Medium for CrashMedium {
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let now = self.now.borrow();
+        let start = to_index(offset).min(now.bytes.len());
+        let end = (start + len).min(now.bytes.len());
+        Ok(now.bytes[start..end].to_vec())
+    }
+
+    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        if let Some(capacity) = self.capacity.get()
+            && end > capacity
+        {
+            // As much as fits is written, as the system call does.
+            let fits = to_index(capacity.saturating_sub(offset));
+            self.change(Change::Write { bytes: bytes[..fits].to_vec(), offset });
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.change(Change::Write { bytes, offset });
+        Ok(())
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        if self.failing_syncs.get() > 0 {
+            self.failing_syncs.set(self.failing_syncs.get() - 1);
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.change(Change::Sync);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.now.borrow().bytes.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Change::SetLen(len));
+        Ok(())
+    }
+
+    fn attribute(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.now.borrow().attribute.clone())
+    }
+
+    fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
+        self.change(Change::SetAttribute(value.to_vec()));
+        Ok(())
+    }
+
+    fn set_modified(&self, _: (i64, u32)) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn to_index(offset: u64) -> usize {
+    usize::try_from(offset).expect("files in memory fit it")
+}
+
+/// xorshift64*: repeatable, good enough to pick what survives.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        let mut x = self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.0 = x;
+        to_index((x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound as u64)
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the bytes of one backing file lie.
+
+mod crash;
+mod directory;
+
+use std::io;
+
+pub use crash::{CrashMedium, CrashPoint};
+pub use directory::FileMedium;
+
+/// One backing file. Single-threaded: its owner has one operation under way at a time.
+#[expect(clippy::len_without_is_empty, reason = "a length that may fail")]
+#[allow(async_fn_in_trait, reason = "futures stay on their shard; none needs to be Send")]
+pub trait Medium {
+    /// Up to `len` bytes at `offset`; fewer only at the end of the file.
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Writes all of `bytes` at `offset`.
+    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()>;
+
+    /// Makes contents durable, and all metadata needed to read them.
+    async fn sync_data(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Sets the length.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// The value of the extended attribute, if it has one.
+    fn attribute(&self) -> io::Result<Option<Vec<u8>>>;
+
+    /// Sets the extended attribute.
+    fn set_attribute(&self, value: &[u8]) -> io::Result<()>;
+
+    /// Puts the time of the last change back after our own writes: seconds and nanoseconds.
+    fn set_modified(&self, modified: (i64, u32)) -> io::Result<()>;
+}
+
+impl<M: Medium> Medium for std::rc::Rc<M> {
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        (**self).read_at(offset, len).await
+    }
+
+    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+        (**self).write_at(bytes, offset).await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        (**self).sync_data().await
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
+
+    fn attribute(&self) -> io::Result<Option<Vec<u8>>> {
+        (**self).attribute()
+    }
+
+    fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
+        (**self).set_attribute(value)
+    }
+
+    fn set_modified(&self, modified: (i64, u32)) -> io::Result<()> {
+        (**self).set_modified(modified)
+    }
+}

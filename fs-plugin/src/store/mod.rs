@@ -1,0 +1,18 @@
+//! Contents as they are stored: see FORMAT.md for every byte.
+//!
+//! ```text
+//!   Contents ── writes gather in dirty chunks ──> compressed by the offload queue
+//!      │                                                   │
+//!      │  extents: logical range -> stored bytes           ▼
+//!      └── commit: [frames][commit record] appended to the Medium, one fdatasync when asked
+//! ```
+//!
+//! [`format`] is pure bytes; [`extents`] is the index in memory; [`recovery`] finds the newest
+//! commit that holds; [`contents`] is a file's life between open and close; [`medium`] is where the
+//! bytes lie.
+
+pub mod contents;
+pub mod extents;
+pub mod format;
+pub mod medium;
+pub mod recovery;

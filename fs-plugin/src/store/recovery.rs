@@ -1,0 +1,145 @@
+//! Finds the newest commit that holds: at the end of a file that was closed in order, behind it
+//! after a crash.
+//!
+//! Nothing is replayed. A commit holds when its record and all before it verify, and with them
+//! every extent that was not known to be durable when the record was written. What lies behind it
+//! is cut. Contents never mislead the search: a record's checksum covers the id of this life of the
+//! file and its own offset, so a copy of it elsewhere is not a record.
+
+use super::extents::Extents;
+use super::format::{Extent, Form, Head, Record};
+use super::medium::Medium;
+use crate::error::Error;
+
+/// A commit that holds.
+#[derive(Debug)]
+pub struct Found {
+    /// Every extent up to it, laid over each other.
+    pub extents: Extents,
+    /// Its last record.
+    pub record: Record,
+    /// Where that starts.
+    pub offset: u64,
+    /// Where that ends: the end of the file, once cut.
+    pub end: u64,
+    /// Records up to it.
+    pub records: usize,
+}
+
+/// The commit whose record ends at `end`, if it holds. `verify`: also what was not durable yet.
+pub async fn commit_at<M: Medium>(
+    medium: &M,
+    head: &Head,
+    end: u64,
+    verify: bool,
+) -> Result<Option<Found>, Error> {
+    let Some((offset, record)) = record_ending_at(medium, head, end).await? else {
+        return Ok(None);
+    };
+    if !record.last {
+        return Ok(None);
+    }
+    // Newest first.
+    let mut chain = vec![record];
+    loop {
+        let newest = chain.last().expect("never empty");
+        if newest.previous == 0 {
+            if newest.seq != 1 {
+                return Ok(None);
+            }
+            break;
+        }
+        let Some(before) = record_starting_at(medium, head, newest.previous).await? else {
+            return Ok(None);
+        };
+        if before.seq + 1 != newest.seq {
+            return Ok(None);
+        }
+        chain.push(before);
+    }
+    let records = chain.len();
+    let durable_seq = chain[0].durable_seq;
+    let mut extents = Extents::default();
+    for record in chain.iter().rev() {
+        for extent in &record.extents {
+            if verify && record.seq > durable_seq && !verifies(medium, extent).await? {
+                return Ok(None);
+            }
+            extents.lay_over(*extent);
+        }
+    }
+    Ok(Some(Found { extents, record: chain.swap_remove(0), offset, end, records }))
+}
+
+/// The newest commit that holds and ends at or before `end`.
+pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Option<Found>, Error> {
+    /// Read at a time while searching.
+    const WINDOW: u64 = 1 << 20;
+
+    let trailer = Record::TRAILER_LEN as u64;
+    let mut end = end / Record::ALIGN * Record::ALIGN;
+    while end >= Head::LEN as u64 + trailer {
+        let start = end.saturating_sub(WINDOW).max(Head::LEN as u64);
+        let start = start / Record::ALIGN * Record::ALIGN;
+        let len = usize::try_from(end - start).expect("a window");
+        let window = medium.read_at(start, len).await?;
+        let mut at = window.len() / 8 * 8;
+        while at >= Record::TRAILER_LEN {
+            let trailer = window[at - Record::TRAILER_LEN..at].try_into().expect("its length");
+            if Record::len_by_trailer(trailer).is_some()
+                && let Some(found) = commit_at(medium, head, start + at as u64, true).await?
+            {
+                return Ok(Some(found));
+            }
+            at -= 8;
+        }
+        if start == Head::LEN as u64 {
+            break;
+        }
+        // A trailer may lie across the border of two windows.
+        end = start + trailer - Record::ALIGN;
+    }
+    Ok(None)
+}
+
+async fn record_ending_at<M: Medium>(
+    medium: &M,
+    head: &Head,
+    end: u64,
+) -> Result<Option<(u64, Record)>, Error> {
+    let Some(start) = end.checked_sub(Record::TRAILER_LEN as u64) else {
+        return Ok(None);
+    };
+    let trailer = medium.read_at(start, Record::TRAILER_LEN).await?;
+    let Some(len) = trailer.first_chunk().and_then(Record::len_by_trailer) else {
+        return Ok(None);
+    };
+    let Some(offset) = end.checked_sub(len as u64) else {
+        return Ok(None);
+    };
+    let bytes = medium.read_at(offset, len).await?;
+    Ok(Record::parse(&bytes, head, offset).map(|record| (offset, record)))
+}
+
+async fn record_starting_at<M: Medium>(
+    medium: &M,
+    head: &Head,
+    offset: u64,
+) -> Result<Option<Record>, Error> {
+    // The longest there is; its own length stands at its start.
+    let mut bytes = medium.read_at(offset, Record::LEN_MAX).await?;
+    let Some(len) = Record::len_by_head(&bytes) else {
+        return Ok(None);
+    };
+    bytes.truncate(len);
+    Ok(Record::parse(&bytes, head, offset))
+}
+
+/// Whether the stored bytes of an extent are what was written.
+pub async fn verifies<M: Medium>(medium: &M, extent: &Extent) -> Result<bool, Error> {
+    if extent.form == Form::Zeros {
+        return Ok(true);
+    }
+    let stored = medium.read_at(extent.physical, extent.stored_len as usize).await?;
+    Ok(stored.len() == extent.stored_len as usize && crc32c::crc32c(&stored) == extent.checksum)
+}

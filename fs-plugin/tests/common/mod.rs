@@ -1,0 +1,126 @@
+//! Random operations on contents, and the vector they are compared with.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use proptest::prelude::*;
+use std::future::Future;
+use std::rc::Rc;
+use warpcore_fs::store::contents::{Contents, Options};
+use warpcore_fs::store::medium::CrashMedium;
+use warpcore_offload::{Codec, Queue};
+
+pub type File = Contents<Rc<CrashMedium>>;
+
+/// Small chunks, so that few bytes make many of them.
+pub const CHUNK: usize = 4096;
+
+pub fn options() -> Options {
+    Options { chunk_len_log2: 12, codec: Codec::Zstd, level: 1 }
+}
+
+#[derive(Debug, Clone)]
+pub enum Step {
+    Append { len: usize, data: Data },
+    Commit,
+    Read { offset: usize, len: usize },
+    Reopen { orderly: bool, keep_attribute: bool },
+    SetSize(usize),
+    Sync,
+    Write { offset: usize, len: usize, data: Data },
+}
+
+/// Kinds of bytes: what compresses, what does not, and nothing.
+#[derive(Debug, Clone, Copy)]
+pub enum Data {
+    Noise(u64),
+    Text(u8),
+    Zeros,
+}
+
+impl Data {
+    pub fn bytes(self, len: usize) -> Vec<u8> {
+        match self {
+            Self::Noise(seed) => {
+                let mut x = seed | 1;
+                let next = move || {
+                    x ^= x << 13;
+                    x ^= x >> 7;
+                    x ^= x << 17;
+                    x.to_le_bytes()[3]
+                };
+                std::iter::repeat_with(next).take(len).collect()
+            }
+            Self::Text(byte) => {
+                (0..len).map(|i| if i % 7 == 0 { byte } else { b"warpcore"[i % 8] }).collect()
+            }
+            Self::Zeros => vec![0; len],
+        }
+    }
+}
+
+fn data() -> impl Strategy<Value = Data> {
+    prop_oneof![
+        1 => any::<u64>().prop_map(Data::Noise),
+        3 => any::<u8>().prop_map(Data::Text),
+        1 => Just(Data::Zeros),
+    ]
+}
+
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
+    const SPAN: usize = 6 * CHUNK;
+    // Offsets near chunk borders are the interesting ones.
+    let offset = prop_oneof![0..SPAN, (0..6_usize).prop_map(|n| n * CHUNK), Just(0)];
+    let len = prop_oneof![1..200_usize, 1..3 * CHUNK, Just(CHUNK)];
+    let step = prop_oneof![
+        4 => (len.clone(), data()).prop_map(|(len, data)| Step::Append { len, data }),
+        3 => (offset.clone(), len.clone(), data())
+            .prop_map(|(offset, len, data)| Step::Write { offset, len, data }),
+        2 => Just(Step::Commit),
+        1 => Just(Step::Sync),
+        2 => (offset.clone(), len).prop_map(|(offset, len)| Step::Read { offset, len }),
+        1 => offset.prop_map(Step::SetSize),
+        1 => any::<bool>().prop_map(|keep| Step::Reopen { orderly: true, keep_attribute: keep }),
+    ];
+    prop::collection::vec(step, 0..40)
+}
+
+/// Does a step on both and compares what is read.
+pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Step) {
+    match *step {
+        Step::Append { len, data } => {
+            let (offset, bytes) = (model.len() as u64, data.bytes(len));
+            run(queue, contents.write(offset, &bytes)).expect("writes");
+            model.extend(bytes);
+        }
+        Step::Commit => run(queue, contents.commit()).expect("commits"),
+        Step::Read { offset, len } => {
+            let bytes = run(queue, contents.read(offset as u64, len)).expect("reads");
+            let from = offset.min(model.len());
+            let to = (offset + len).min(model.len());
+            assert!(bytes == model[from..to], "other bytes at {offset}+{len}");
+        }
+        Step::Reopen { .. } => unreachable!("the caller's"),
+        Step::SetSize(size) => {
+            run(queue, contents.set_size(size as u64)).expect("truncates");
+            model.resize(size, 0);
+        }
+        Step::Sync => run(queue, contents.sync()).expect("syncs"),
+        Step::Write { offset, len, data } => {
+            let bytes = data.bytes(len);
+            run(queue, contents.write(offset as u64, &bytes)).expect("writes");
+            if model.len() < offset + len {
+                model.resize(offset + len, 0);
+            }
+            model[offset..offset + len].copy_from_slice(&bytes);
+        }
+    }
+}
+
+pub fn run<F: Future>(queue: &Queue, future: F) -> F::Output {
+    queue.run(future)
+}
+
+/// Cases are multiplied by `WARPCORE_SEEDS` in long campaigns.
+pub fn seeds() -> u32 {
+    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
+}

@@ -1,0 +1,257 @@
+//! Power cuts: random runs are cut after every change of the backing file, with later writes lost
+//! or torn, and opened again. What a sync returned for is there; the file opens; what it holds is
+//! some state that it went through since; nothing else is hurt.
+
+mod common;
+
+use std::rc::Rc;
+
+use common::{Data, File, Step, apply, options, run, seeds, steps};
+use proptest::prelude::*;
+use warpcore_fs::store::contents::{Contents, Options};
+use warpcore_fs::store::medium::{CrashMedium, CrashPoint};
+use warpcore_offload::{Codec, Queue};
+
+/// States that a crash may leave, each with the number of changes from which on it may be found.
+struct History {
+    states: Vec<(usize, Vec<u8>)>,
+    /// Index of the state that the last sync made durable, with the changes it took.
+    durable: Vec<(usize, usize)>,
+}
+
+fn create(queue: &Rc<Queue>) -> (Rc<CrashMedium>, File) {
+    let medium = Rc::new(CrashMedium::default());
+    let contents = Contents::create(Rc::clone(&medium), Rc::clone(queue), options());
+    (medium, contents.expect("creates"))
+}
+
+fn open(queue: &Rc<Queue>, medium: &Rc<CrashMedium>) -> File {
+    let open = Contents::open(Rc::clone(medium), Rc::clone(queue), options(), true);
+    run(queue, open).expect("a file opens after a crash")
+}
+
+fn read_all(queue: &Queue, contents: &mut File) -> Vec<u8> {
+    let size = usize::try_from(contents.size().expect("known")).expect("small");
+    run(queue, contents.read(0, size)).expect("what is found is whole")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40 * seeds(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_synced_is_there_and_nothing_is_torn(steps in steps(), seed: u64) {
+        let queue = Rc::new(Queue::new(32));
+        let (medium, mut contents) = create(&queue);
+        let mut model = Vec::new();
+        let mut history = History { states: vec![(0, Vec::new())], durable: vec![(0, 0)] };
+        for step in steps {
+            match step {
+                Step::Reopen { .. } => {
+                    run(&queue, contents.close()).expect("closes");
+                    contents = open(&queue, &medium);
+                }
+                ref step => apply(&queue, &mut contents, &mut model, step),
+            }
+            history.states.push((medium.changes(), model.clone()));
+            if matches!(step, Step::Sync) {
+                history.durable.push((medium.changes(), history.states.len() - 1));
+            }
+        }
+        for changes in 0..=medium.changes() {
+            let durable = history.durable.iter().rfind(|(at, _)| *at <= changes);
+            let durable = durable.expect("the empty file at least").1;
+            for round in 0..3 {
+                let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
+                let crashed = Rc::new(medium.crashed(point));
+                let mut after = open(&queue, &crashed);
+                let found = read_all(&queue, &mut after);
+                // Between two commits contents are written early, chunk by chunk, so a crash may
+                // show a part of a later step: then every chunk is one that was there at some time.
+                let whole = history.states[durable..].iter().any(|(_, state)| *state == found);
+                prop_assert!(
+                    whole || is_mixture(&found, &history.states[durable..]),
+                    "after {changes} changes: {} bytes that never were", found.len()
+                );
+                // It can be written, closed and read again.
+                let end = found.len() as u64;
+                run(&queue, after.write(end, b"after the crash")).expect("writes");
+                run(&queue, after.close()).expect("closes");
+                let mut again = open(&queue, &crashed);
+                let mut expected = found;
+                expected.extend(b"after the crash");
+                prop_assert!(read_all(&queue, &mut again) == expected);
+            }
+        }
+    }
+}
+
+/// Whether every byte is one that some state has there, or zero where a state is shorter.
+fn is_mixture(found: &[u8], states: &[(usize, Vec<u8>)]) -> bool {
+    found.iter().enumerate().all(|(at, byte)| {
+        states.iter().any(|(_, state)| state.get(at).copied().unwrap_or(0) == *byte)
+    })
+}
+
+/// The old file's records are of another life: equal lengths prove nothing.
+#[test]
+fn truncated_and_rewritten_to_the_same_length() {
+    let queue = Rc::new(Queue::new(32));
+    for seed in 0..200 {
+        let (medium, mut contents) = create(&queue);
+        let old = Data::Noise(7).bytes(10_000);
+        run(&queue, contents.write(0, &old)).expect("writes");
+        run(&queue, contents.sync()).expect("syncs");
+        run(&queue, contents.close()).expect("closes");
+        let length = medium.bytes().len();
+
+        let mut contents = open(&queue, &medium);
+        run(&queue, contents.set_size(0)).expect("truncates");
+        // Half the bytes in the same room: a trusted old size would cut or invent.
+        let new = Data::Noise(8).bytes(10_000);
+        run(&queue, contents.write(0, &new)).expect("writes");
+        run(&queue, contents.sync()).expect("syncs");
+        assert_eq!(medium.bytes().len(), length, "the case needs equal lengths");
+        let synced = medium.changes();
+        run(&queue, contents.close()).expect("closes");
+
+        let crashed = Rc::new(medium.crashed(CrashPoint { changes: synced, seed }));
+        assert!(read_all(&queue, &mut open(&queue, &crashed)) == new);
+        for changes in 0..medium.changes() {
+            let crashed = Rc::new(medium.crashed(CrashPoint { changes, seed }));
+            let found = read_all(&queue, &mut open(&queue, &crashed));
+            let known = found.is_empty() || found == old || found == new;
+            assert!(known, "{} bytes that never were, after {changes}", found.len());
+        }
+    }
+}
+
+/// A user stores a copy of the backing file in the file itself: its commit records are contents,
+/// wherever they lie.
+#[test]
+fn a_raw_chunk_that_holds_this_files_own_commit_records() {
+    let queue = Rc::new(Queue::new(32));
+    let medium = Rc::new(CrashMedium::default());
+    // Nothing is compressed, so that the copy of head, frames and records lies there as it is.
+    let store = Options { codec: Codec::Store, ..options() };
+    let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), store);
+    let mut contents = create.expect("creates");
+    let first = Data::Noise(1).bytes(1000);
+    run(&queue, contents.write(0, &first)).expect("writes");
+    run(&queue, contents.sync()).expect("syncs");
+    let copy = medium.bytes();
+    run(&queue, contents.write(1000, &copy)).expect("writes");
+    run(&queue, contents.commit()).expect("commits");
+    let mut expected = first;
+    expected.extend(&copy);
+    let stored = medium.bytes();
+    assert!(stored.windows(copy.len()).skip(1).any(|window| window == copy), "not stored raw");
+    // The last commit is torn off, so that the search goes through the copy.
+    for cut in 1..200 {
+        let crashed = Rc::new(medium.crashed(CrashPoint { changes: medium.changes(), seed: 3 }));
+        crashed.damage(|bytes| {
+            *bytes = stored.clone();
+            bytes.truncate(stored.len() - cut);
+        });
+        let found = read_all(&queue, &mut open(&queue, &crashed));
+        assert!(found == expected[..1000], "{} bytes after a cut of {cut}", found.len());
+    }
+}
+
+#[test]
+fn a_daemon_that_dies_loses_only_what_was_not_committed() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create(&queue);
+    run(&queue, contents.write(0, b"committed")).expect("writes");
+    run(&queue, contents.commit()).expect("commits");
+    run(&queue, contents.write(9, b" and lost")).expect("writes");
+    drop(contents);
+    assert_eq!(read_all(&queue, &mut open(&queue, &medium)), b"committed");
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_can_be_written_again() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create(&queue);
+    let first = Data::Noise(1).bytes(20_000);
+    run(&queue, contents.write(0, &first)).expect("writes");
+    run(&queue, contents.sync()).expect("syncs");
+    let full = medium.bytes().len() as u64;
+    medium.fill_up_at(Some(full + 5000));
+    let second = Data::Noise(2).bytes(20_000);
+    run(&queue, contents.write(20_000, &second)).expect("to memory");
+    let error = run(&queue, contents.sync()).expect_err("the disk is full");
+    assert_eq!(error.errno(), libc::ENOSPC);
+    assert_eq!(medium.bytes().len() as u64, full, "half an append was left");
+    let mut both = first.clone();
+    both.extend(&second);
+    assert!(read_all(&queue, &mut contents) == both, "accepted bytes are still readable");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == first);
+    // Somebody makes room.
+    medium.fill_up_at(None);
+    run(&queue, contents.sync()).expect("syncs");
+    run(&queue, contents.close()).expect("closes");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == both);
+}
+
+#[test]
+fn a_failed_sync_is_never_simply_repeated() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create(&queue);
+    run(&queue, contents.write(0, b"bytes")).expect("writes");
+    medium.fail_syncs(1);
+    assert_eq!(run(&queue, contents.sync()).expect_err("fails").errno(), libc::EIO);
+    assert_eq!(run(&queue, contents.sync()).expect_err("still unknown").errno(), libc::EIO);
+    run(&queue, contents.close()).expect_err("must not be called clean");
+}
+
+#[test]
+fn a_damaged_chunk_is_an_error_for_its_bytes_only() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create(&queue);
+    let plain = Data::Noise(5).bytes(3 * common::CHUNK);
+    run(&queue, contents.write(0, &plain)).expect("writes");
+    run(&queue, contents.close()).expect("closes");
+    // In the middle of the second chunk, which is stored raw.
+    let middle = &plain[common::CHUNK + 1000..common::CHUNK + 1100];
+    let at = medium.bytes().windows(100).position(|window| window == middle).expect("raw");
+    medium.damage(|bytes| bytes[at] ^= 1);
+
+    let mut contents = open(&queue, &medium);
+    let chunk = |n: usize| (n * common::CHUNK) as u64;
+    for n in [0, 2] {
+        let bytes = run(&queue, contents.read(chunk(n), common::CHUNK)).expect("whole");
+        assert!(bytes == plain[n * common::CHUNK..][..common::CHUNK]);
+    }
+    let error = run(&queue, contents.read(chunk(1), 10)).expect_err("damaged");
+    assert_eq!(error.errno(), libc::EIO);
+    assert!(error.to_string().starts_with("damaged extent at byte "), "{error}");
+    run(&queue, contents.check()).expect_err("damaged");
+}
+
+#[test]
+fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
+    let queue = Rc::new(Queue::new(256));
+    let (medium, mut contents) = create(&queue);
+    let base = Data::Text(1).bytes(200 * common::CHUNK);
+    run(&queue, contents.write(0, &base)).expect("writes");
+    run(&queue, contents.sync()).expect("syncs");
+    let before = medium.changes();
+    // Fewer dirty chunks than are stored early, each with many ranges: one commit of more than one
+    // record.
+    let mut changed = base.clone();
+    for chunk in 0..10 {
+        for n in 0..10 {
+            let at = chunk * common::CHUNK + n * 300;
+            changed[at..at + 10].copy_from_slice(&[0xee; 10]);
+            run(&queue, contents.write(at as u64, &[0xee; 10])).expect("writes");
+        }
+    }
+    run(&queue, contents.sync()).expect("syncs");
+    for changes in before..=medium.changes() {
+        for seed in 0..50 {
+            let crashed = Rc::new(medium.crashed(CrashPoint { changes, seed }));
+            let found = read_all(&queue, &mut open(&queue, &crashed));
+            assert!(found == base || found == changed, "a part of a commit was taken for it");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Contents against a plain vector of bytes: any sequence of reads, writes, truncations, commits
+//! and reopenings gives what the vector gives. While the file is linear, stock zstd gives it too;
+//! once it is not, stock zstd refuses.
+
+mod common;
+
+use common::{Step, apply, options, run, seeds, steps};
+use proptest::prelude::*;
+use std::rc::Rc;
+use warpcore_fs::store::contents::Contents;
+use warpcore_fs::store::medium::{CrashMedium, Medium};
+use warpcore_offload::Queue;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200 * seeds(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn contents_are_what_was_written(steps in steps()) {
+        let queue = Rc::new(Queue::new(32));
+        let medium = Rc::new(CrashMedium::default());
+        let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), options());
+        let mut contents = create.expect("creates");
+        let mut model = Vec::new();
+        for step in steps {
+            if let Step::Reopen { orderly, keep_attribute } = step {
+                let closed = if orderly { contents.close() } else { panic!("not generated") };
+                run(&queue, closed).expect("closes");
+                if !keep_attribute && medium.len().expect("in memory") > 0 {
+                    medium.lose_attribute();
+                }
+                let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
+                contents = run(&queue, open).expect("opens");
+            } else {
+                apply(&queue, &mut contents, &mut model, &step);
+            }
+            prop_assert_eq!(contents.size().expect("known"), model.len() as u64);
+        }
+        let all = run(&queue, contents.read(0, model.len() + 100)).expect("reads");
+        prop_assert!(all == model);
+        run(&queue, contents.close()).expect("closes");
+        run(&queue, contents.check()).expect("verifies");
+        let bytes = medium.bytes();
+        if contents.report().expect("known").linear {
+            prop_assert!(bytes.is_empty() || zstd::decode_all(&bytes[..]).expect("a stream") == model);
+        } else {
+            let error = zstd::decode_all(&bytes[..]).expect_err("must not lie");
+            prop_assert!(error.to_string().contains("Dictionary mismatch"), "{}", error);
+        }
+    }
+}
