@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 
 mod devices;
+mod fs;
+mod mount;
 mod proxy;
 
 use std::process::ExitCode;
@@ -21,6 +23,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Devices(devices::Arguments),
+    Fs(fs::Arguments),
+    Mount(mount::Arguments),
     Proxy(proxy::Arguments),
 }
 
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
     log();
     let result = match arguments.command {
         Command::Devices(arguments) => devices::run(&arguments),
+        Command::Fs(arguments) => fs::run(arguments),
+        Command::Mount(arguments) => mount::run(&arguments),
         Command::Proxy(arguments) => proxy::run(&arguments),
     };
     match result {

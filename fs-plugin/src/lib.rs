@@ -1,9 +1,25 @@
 //! A filesystem that compresses on write, stacked on a directory.
 //!
+//! ```text
+//!   kernel ══ FUSE ══> fuse/   classic (/dev/fuse) and io_uring, one dispatcher
+//!                        │
+//!                        ▼
+//!                      fs/     names, attributes, handles: the lower directory's
+//!                        │
+//!                        ▼
+//!                      store/  contents: chunks, extents, commits ──> backing files
+//! ```
+//!
 //! Names, modes, owners, attributes and links are the lower filesystem's; contents are stored in
-//! the format of FORMAT.md.
+//! the format of FORMAT.md. [`Mount`] mounts and serves; [`store`] reads and checks backing files
+//! without a mount.
 
 mod error;
+mod fs;
+mod fuse;
+mod session;
 pub mod store;
 
 pub use error::Error;
+pub use fs::Transport;
+pub use session::{Config, Mount, MountError, Summary};

@@ -1,17 +1,16 @@
 //! Accepts on every shard and makes a task of each connection.
 
-use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use warpcore_runtime::net::TcpListener;
-use warpcore_runtime::{queue, sleep, spawn, stopping, timeout};
+use warpcore_runtime::{Holders, queue, sleep, spawn, stopping, timeout};
 
 use crate::config::{Config, Signing, Timeouts};
 use crate::connection::{self, Failure};
@@ -89,7 +88,7 @@ impl Listener {
     /// the configured time. What is open after that is cut off when the shard ends.
     pub async fn serve(mut self) -> Stats {
         let counters = Rc::new(Counters::default());
-        let open = Rc::new(Open::default());
+        let open = Holders::default();
         let mut stop = pin!(stopping());
         while let Some(accepted) = unless(pin!(self.socket.accept()), stop.as_mut()).await {
             match accepted {
@@ -115,51 +114,15 @@ impl Listener {
         // Nobody can connect any more: other processes may listen here now.
         drop(self.socket);
         let drain = self.proxy.timeouts.drain;
-        let drained = timeout(drain, poll_fn(|cx| open.poll_none(cx))).await;
+        let drained = timeout(drain, open.none()).await;
         let mut stats = counters.read();
         if drained.is_err() {
-            stats.cut_off = open.count.get();
+            stats.cut_off = open.count();
             let (cut_off, seconds) = (stats.cut_off, drain.as_secs_f64());
             tracing::warn!("{cut_off} connections were still open after {seconds} s; cut off");
         }
         stats.queue = queue().stats();
         stats
-    }
-}
-
-/// Counts open connections.
-#[derive(Default)]
-struct Open {
-    count: Cell<u64>,
-    /// Waits for the count to become 0.
-    waiter: RefCell<Option<Waker>>,
-}
-
-/// One open connection, until dropped.
-struct Opened(Rc<Open>);
-
-impl Open {
-    fn enter(self: &Rc<Self>) -> Opened {
-        self.count.set(self.count.get() + 1);
-        Opened(Rc::clone(self))
-    }
-
-    fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.count.get() == 0 {
-            return Poll::Ready(());
-        }
-        self.waiter.replace(Some(cx.waker().clone()));
-        Poll::Pending
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
-        let waiter = self.0.waiter.take();
-        if let Some(waiter) = waiter {
-            waiter.wake();
-        }
     }
 }
 

@@ -37,6 +37,7 @@ mod builder;
 mod error;
 mod executor;
 pub mod fs;
+mod holders;
 mod lock;
 mod mailbox;
 pub mod net;
@@ -53,6 +54,7 @@ pub use buf::{IoBuf, IoBufMut};
 pub use builder::{Builder, shards_possible};
 pub use error::Error;
 pub use executor::{JoinError, JoinHandle};
+pub use holders::{Holder, Holders};
 pub use lock::{Held, Lock};
 pub use shard::{
     Stats, Stopper, Stopping, queue, send, shard, shards, spawn, stats, stop, stopper, stopping,

@@ -1,0 +1,113 @@
+//! Mounts a directory that compresses what is written to it.
+
+use std::path::PathBuf;
+
+use warpcore_fs::store::contents::Options;
+use warpcore_fs::{Config, Mount, Transport};
+use warpcore_runtime::Builder;
+
+use crate::Failure;
+
+/// Mount a directory that compresses what is written to it
+///
+/// SRC holds the stored files, MNT shows them. Plain files already in SRC are read and written in
+/// place. Runs in the foreground until MNT is unmounted; SIGTERM and Ctrl-C flush and unmount.
+///
+/// Example:
+///   warpcore mount /srv/data.stored /srv/data -o allow_other,level=3
+///   umount /srv/data
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// Directory with the stored files
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// Empty directory to mount on
+    #[arg(value_name = "MNT")]
+    target: PathBuf,
+    /// Options, separated by commas:
+    ///   allow_other   let other users in, as the modes say
+    ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two [64k]
+    ///   level=N       zstd level of new contents: -7 to 19 [1]
+    ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
+    #[arg(value_parser = parse)]
+    options: Vec<MountOption>,
+}
+
+#[derive(Clone, Copy)]
+enum MountOption {
+    AllowOther,
+    ChunkLenLog2(u8),
+    Level(i32),
+    NoUring,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut config = Config {
+        source: arguments.source.clone(),
+        target: arguments.target.clone(),
+        contents: Options::default(),
+        allow_other: false,
+        io_uring: true,
+    };
+    for option in &arguments.options {
+        match *option {
+            MountOption::AllowOther => config.allow_other = true,
+            MountOption::ChunkLenLog2(log2) => config.contents.chunk_len_log2 = log2,
+            MountOption::Level(level) => config.contents.level = level,
+            MountOption::NoUring => config.io_uring = false,
+        }
+    }
+    let summary = serve(config)?;
+    if !summary.flushed {
+        return Err("not everything could be flushed; see above".into());
+    }
+    let way = match summary.transport {
+        Some(Transport::IoUring) => "io_uring",
+        Some(Transport::Classic) => "/dev/fuse",
+        None => "none",
+    };
+    eprintln!("unmounted; transport: {way}");
+    Ok(())
+}
+
+/// Mounts and serves on one shard, until unmounted or told to stop.
+pub(crate) fn serve(config: Config) -> Result<warpcore_fs::Summary, Failure> {
+    // The mount is made on the shard that serves it, once its ring stands and the signals are
+    // held: nothing can fail or kill us between mount and service.
+    let builder = Builder::new().shards(1).sqe128(true).stop_on_signals(true);
+    let config = std::sync::Mutex::new(Some(config));
+    let mut outputs = builder.run(|_| {
+        let config = config.lock().ok().and_then(|mut config| config.take());
+        async move {
+            let config = config.expect("one shard takes it once");
+            let mount = Mount::new(config).map_err(|error| error.to_string())?;
+            mount.serve().await.map_err(|error| format!("the mount ended: {error}"))
+        }
+    })?;
+    Ok(outputs.pop().expect("one shard")?)
+}
+
+fn parse(option: &str) -> Result<MountOption, String> {
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    match (name, value) {
+        ("allow_other", "") => Ok(MountOption::AllowOther),
+        ("no_uring", "") => Ok(MountOption::NoUring),
+        ("chunk", value) => {
+            let kib = value.to_ascii_lowercase().strip_suffix('k').map(str::parse::<u32>);
+            match kib {
+                Some(Ok(kib @ 4..=128)) if kib.is_power_of_two() => {
+                    let log2 = 10 + kib.trailing_zeros();
+                    Ok(MountOption::ChunkLenLog2(u8::try_from(log2).expect("at most 17")))
+                }
+                _ => Err(format!("chunk={value}: 4k, 8k, 16k, 32k, 64k or 128k")),
+            }
+        }
+        ("level", value) => match value.parse() {
+            Ok(level @ -7..=19) if level != 0 => Ok(MountOption::Level(level)),
+            _ => Err(format!("level={value}: -7 to 19, and not 0")),
+        },
+        _ => Err(format!("unknown mount option `{option}`")),
+    }
+}

@@ -1,0 +1,213 @@
+//! Names: they are the lower directory's, and go straight to it.
+
+use std::ffi::{CString, OsStr};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
+use rustix::io::Errno;
+use warpcore_runtime::fs::File as RingFile;
+use zerocopy::IntoBytes;
+
+use super::file::os;
+use super::lower::proc_path;
+use super::{Answer, Fs, MAX_WRITE, reply};
+use crate::fuse::abi::*;
+use crate::fuse::reply::DONE;
+use crate::fuse::request::Request;
+
+/// One entry of a directory.
+struct DirectoryEntry {
+    name: CString,
+    number: u64,
+    kind: FileType,
+    /// Where the next one starts.
+    next: u64,
+}
+
+impl Fs {
+    pub(crate) fn readlink(&self, request: &Request) -> Answer {
+        let fd = self.path_fd(request.nodeid)?;
+        Ok(Some(fs::readlinkat(&*fd, "", Vec::new())?.into_bytes()))
+    }
+
+    pub(crate) async fn symlink(&self, request: &Request) -> Answer {
+        let (name, target) = request.name_and_rest()?;
+        let target = target.strip_suffix(b"\0").ok_or(Errno::INVAL)?;
+        let parent = self.path_fd(request.nodeid)?;
+        fs::symlinkat(OsStr::from_bytes(target), &*parent, name)?;
+        self.give_to_caller(request, &parent, name, Mode::empty())?;
+        self.entry(&parent, name).await
+    }
+
+    pub(crate) async fn mkdir(&self, request: &Request) -> Answer {
+        let args: fuse_mkdir_in = request.args()?;
+        let (name, mode) = (request.name()?, Mode::from_raw_mode(args.mode));
+        let parent = self.path_fd(request.nodeid)?;
+        fs::mkdirat(&*parent, name, mode)?;
+        self.give_to_caller(request, &parent, name, Mode::empty())?;
+        self.entry(&parent, name).await
+    }
+
+    pub(crate) async fn mknod(&self, request: &Request) -> Answer {
+        let args: fuse_mknod_in = request.args()?;
+        let name = request.name()?;
+        let parent = self.path_fd(request.nodeid)?;
+        let kind = FileType::from_raw_mode(args.mode);
+        if kind == FileType::RegularFile {
+            let mut contents = self.create_file(request, &parent, name, args.mode)?;
+            let closed = contents.close().await;
+            closed.map_err(|error| self.errno(request.nodeid, "mknod", &error))?;
+        } else {
+            let mode = Mode::from_raw_mode(args.mode);
+            fs::mknodat(&*parent, name, kind, mode, u64::from(args.rdev))?;
+            self.give_to_caller(request, &parent, name, Mode::empty())?;
+        }
+        self.entry(&parent, name).await
+    }
+
+    pub(crate) fn unlink(&self, request: &Request, directory: bool) -> Answer {
+        let parent = self.path_fd(request.nodeid)?;
+        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        fs::unlinkat(&*parent, request.name()?, flags)?;
+        DONE
+    }
+
+    pub(crate) async fn rename(&self, request: &Request) -> Answer {
+        let (target, flags) = if request.opcode == opcode::RENAME2 {
+            let args: fuse_rename2_in = request.args()?;
+            (args.newdir, RenameFlags::from_bits(args.flags).ok_or(Errno::INVAL)?)
+        } else {
+            (request.args::<u64>()?, RenameFlags::empty())
+        };
+        let [from, to] = request.names()?;
+        let source = self.path_fd(request.nodeid)?;
+        let target = self.path_fd(target)?;
+        // Data before the name that stands for them.
+        self.commit_name(&source, from).await?;
+        fs::renameat_with(&*source, from, &*target, to, flags)?;
+        DONE
+    }
+
+    pub(crate) async fn link(&self, request: &Request) -> Answer {
+        let args: fuse_link_in = request.args()?;
+        self.commit_if_used(args.oldnodeid).await?;
+        let source = self.path_fd(args.oldnodeid)?;
+        let parent = self.path_fd(request.nodeid)?;
+        let name = request.name()?;
+        fs::linkat(CWD, proc_path(&*source), &*parent, name, AtFlags::SYMLINK_FOLLOW)?;
+        self.entry(&parent, name).await
+    }
+
+    async fn commit_name(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        match self.known(parent, name) {
+            Some(nodeid) => self.commit_if_used(nodeid).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn opendir(&self, request: &Request) -> Answer {
+        let address = self.address(request.nodeid)?;
+        let fd = self.lower.open(&address, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fh = self.directories.borrow_mut().insert(Rc::new(fd)) as u64;
+        reply::with(&fuse_open_out { fh, ..Default::default() })
+    }
+
+    pub(crate) fn release_directory(&self, request: &Request) -> Answer {
+        let args: fuse_release_in = request.args()?;
+        let directory = usize::try_from(args.fh).map_err(|_| Errno::BADF)?;
+        self.directories.borrow_mut().try_remove(directory).ok_or(Errno::BADF)?;
+        DONE
+    }
+
+    pub(crate) async fn fsync_directory(&self, request: &Request) -> Answer {
+        let args: fuse_fsync_in = request.args()?;
+        let directory = self.directory(args.fh)?;
+        let fd = directory.as_fd().try_clone_to_owned().map_err(|error| os(&error))?;
+        RingFile::from(fd).sync_all().await.map_err(|error| os(&error))?;
+        DONE
+    }
+
+    /// As many entries as fit; with their attributes, each a lookup, if `plus`.
+    pub(crate) async fn readdir(&self, request: &Request, plus: bool) -> Answer {
+        let args: fuse_read_in = request.args()?;
+        let directory = self.directory(args.fh)?;
+        let room = args.size.min(MAX_WRITE) as usize;
+        let entries = read_entries(&directory, args.offset, room, plus)?;
+        let mut bytes = Vec::with_capacity(room);
+        for entry in entries {
+            let name = OsStr::from_bytes(entry.name.as_bytes());
+            if plus {
+                let told = if name == "." || name == ".." {
+                    None
+                } else {
+                    // Gone meanwhile, or not to be looked up: a name without an inode.
+                    self.entry_out(&directory, name).await.ok()
+                };
+                bytes.extend(told.unwrap_or_default().as_bytes());
+            }
+            entry.encode(&mut bytes);
+        }
+        Ok(Some(bytes))
+    }
+
+    fn directory(&self, fh: u64) -> Result<Rc<OwnedFd>, Errno> {
+        let index = usize::try_from(fh).map_err(|_| Errno::BADF)?;
+        self.directories.borrow().get(index).cloned().ok_or(Errno::BADF)
+    }
+}
+
+/// Entries from `offset` on, as many as fit `room` bytes of the answer.
+fn read_entries(
+    directory: &OwnedFd,
+    offset: u64,
+    room: usize,
+    plus: bool,
+) -> Result<Vec<DirectoryEntry>, Errno> {
+    fs::seek(directory, SeekFrom::Start(offset))?;
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
+    let mut raw = RawDir::new(directory, &mut buffer);
+    let mut entries = Vec::new();
+    let mut used = 0;
+    while let Some(entry) = raw.next() {
+        let entry = entry?;
+        let entry = DirectoryEntry {
+            name: entry.file_name().to_owned(),
+            number: entry.ino(),
+            kind: entry.file_type(),
+            next: entry.next_entry_cookie(),
+        };
+        used += entry.len(plus);
+        if used > room {
+            break;
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// `struct fuse_dirent` without the name.
+const DIRENT_LEN: usize = 24;
+
+impl DirectoryEntry {
+    /// Length in the answer: entries are padded to 8 bytes.
+    fn len(&self, plus: bool) -> usize {
+        let plus = if plus { size_of::<fuse_entry_out>() } else { 0 };
+        plus + (DIRENT_LEN + self.name.as_bytes().len()).next_multiple_of(8)
+    }
+
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        let name = self.name.as_bytes();
+        let len = u32::try_from(name.len()).expect("names are short");
+        // The type is the upper four bits of a mode's 16.
+        let kind = self.kind.as_raw_mode() >> 12;
+        bytes.extend(self.number.to_ne_bytes());
+        bytes.extend(self.next.to_ne_bytes());
+        bytes.extend(len.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+}

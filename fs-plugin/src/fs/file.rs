@@ -1,0 +1,286 @@
+//! Regular files: open, read, write, make durable.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use warpcore_runtime::fs::File as RingFile;
+
+use super::lookup::File;
+use super::{Answer, Fs, MAX_WRITE, reply};
+use crate::error::Error;
+use crate::fuse::abi::*;
+use crate::fuse::reply::DONE;
+use crate::fuse::request::Request;
+use crate::store::contents::Contents;
+use crate::store::medium::FileMedium;
+
+/// Bits of `open` as the kernel passes them.
+const O_TRUNC: u32 = libc::O_TRUNC.cast_unsigned();
+const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
+
+impl Fs {
+    pub(crate) async fn open(&self, request: &Request) -> Answer {
+        let args: fuse_open_in = request.args()?;
+        self.open_file(request.nodeid, args.flags, args.open_flags).await?;
+        reply::with(&fuse_open_out::default())
+    }
+
+    async fn open_file(&self, nodeid: u64, flags: u32, open_flags: u32) -> Result<(), Errno> {
+        let file = self.load(nodeid).await?;
+        if flags & O_TRUNC != 0 {
+            let truncated = match &mut *file.contents.hold().await {
+                Some(contents) => contents.set_size(0).await,
+                None => unreachable!("just loaded, and in use"),
+            };
+            if let Err(error) = truncated {
+                let errno = self.errno(nodeid, "truncate", &error);
+                // Never opened: the error that counts is the first.
+                let _ = self.put_file(nodeid, &file).await;
+                return Err(errno);
+            }
+            if open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
+                self.kill_privileges(nodeid)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn create(&self, request: &Request) -> Answer {
+        let args: fuse_create_in = request.args()?;
+        let name = request.name()?;
+        let parent = self.path_fd(request.nodeid)?;
+        match self.create_file(request, &parent, name, args.mode) {
+            Ok(contents) => {
+                let entry = self.entry_out(&parent, name).await?;
+                let file = self.take_file(entry.nodeid)?;
+                *file.contents.hold().await = Some(contents);
+                created(&entry)
+            }
+            // Somebody else was first: as good as ours, unless it had to be new.
+            Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
+                let entry = self.entry_out(&parent, name).await?;
+                self.open_file(entry.nodeid, args.flags, args.open_flags).await?;
+                created(&entry)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Creates a regular file, which belongs to the caller and is marked as ours before it can hold
+    /// a byte.
+    pub(crate) fn create_file(
+        &self,
+        request: &Request,
+        parent: &OwnedFd,
+        name: &OsStr,
+        mode: u32,
+    ) -> Result<Contents<FileMedium>, Errno> {
+        let mode = Mode::from_raw_mode(mode);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
+        self.give_to_caller(request, parent, name, mode)?;
+        let medium = FileMedium::new(fd).map_err(|error| os(&error))?;
+        let contents = Contents::create(medium, Rc::clone(&self.queue), self.options);
+        contents.map_err(|error| self.errno(request.nodeid, "create", &error))
+    }
+
+    /// Makes what was just created the caller's. In a set-group-id directory the group stays the
+    /// directory's.
+    pub(crate) fn give_to_caller(
+        &self,
+        request: &Request,
+        parent: &OwnedFd,
+        name: &OsStr,
+        mode: Mode,
+    ) -> Result<(), Errno> {
+        let directory = fs::statat(parent.as_fd(), "", AtFlags::EMPTY_PATH)?;
+        let inherits = Mode::from_raw_mode(directory.st_mode).contains(Mode::SGID);
+        let gid = (!inherits).then(|| Gid::from_raw(request.gid));
+        let uid = Uid::from_raw(request.uid);
+        match fs::chownat(parent, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(()) => {}
+            // Not root: it belongs to us, who are the only one allowed in.
+            Err(Errno::PERM) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+        // Changing the owner of a file clears these.
+        if mode.intersects(Mode::SUID | Mode::SGID) {
+            fs::chmodat(parent, name, mode, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn read(&self, request: &Request) -> Answer {
+        let args: fuse_read_in = request.args()?;
+        let len = args.size.min(MAX_WRITE) as usize;
+        let file = self.in_use(request.nodeid)?;
+        let mut contents = file.contents.hold().await;
+        let contents = contents.as_mut().ok_or(Errno::STALE)?;
+        match contents.read(args.offset, len).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => Err(self.errno(request.nodeid, "read", &error)),
+        }
+    }
+
+    pub(crate) async fn write(&self, request: &Request) -> Answer {
+        let args: fuse_write_in = request.args()?;
+        let bytes = request.payload.get(..args.size as usize).ok_or(Errno::INVAL)?;
+        let file = self.in_use(request.nodeid)?;
+        let mut contents = file.contents.hold().await;
+        let contents = contents.as_mut().ok_or(Errno::STALE)?;
+        let written = contents.write(args.offset, bytes).await;
+        written.map_err(|error| self.errno(request.nodeid, "write", &error))?;
+        if args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0 {
+            self.kill_privileges(request.nodeid)?;
+        }
+        reply::with(&fuse_write_out { size: args.size, padding: 0 })
+    }
+
+    /// close(2) of one descriptor: what was written reaches the lower filesystem, or the caller
+    /// hears why not.
+    pub(crate) async fn flush(&self, request: &Request) -> Answer {
+        self.commit_if_used(request.nodeid).await?;
+        DONE
+    }
+
+    pub(crate) async fn commit_if_used(&self, nodeid: u64) -> Result<(), Errno> {
+        let Some(file) = self.used_file(nodeid) else { return Ok(()) };
+        let committed = match &mut *file.contents.hold().await {
+            Some(contents) => contents.commit().await,
+            None => Ok(()),
+        };
+        committed.map_err(|error| self.errno(nodeid, "flush", &error))
+    }
+
+    pub(crate) async fn fsync(&self, request: &Request) -> Answer {
+        let args: fuse_fsync_in = request.args()?;
+        let file = self.in_use(request.nodeid)?;
+        let mut contents = file.contents.hold().await;
+        let contents = contents.as_mut().ok_or(Errno::STALE)?;
+        let synced = contents.sync().await;
+        synced.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
+        if args.fsync_flags & FUSE_FSYNC_FDATASYNC == 0 {
+            // Mode, owner, times and names of the inode itself.
+            let fd = contents.medium().as_fd().try_clone_to_owned().map_err(|error| os(&error))?;
+            RingFile::from(fd).sync_all().await.map_err(|error| os(&error))?;
+        }
+        DONE
+    }
+
+    pub(crate) async fn release(&self, request: &Request) -> Answer {
+        let file = self.in_use(request.nodeid)?;
+        // Nobody hears an error of this: FLUSH has told it. It is logged.
+        let _ = self.put_file(request.nodeid, &file).await;
+        DONE
+    }
+
+    pub(crate) async fn lseek(&self, request: &Request) -> Answer {
+        let args: fuse_lseek_in = request.args()?;
+        let hole = match i32::try_from(args.whence) {
+            Ok(libc::SEEK_DATA) => false,
+            Ok(libc::SEEK_HOLE) => true,
+            _ => return Err(Errno::INVAL),
+        };
+        let file = self.in_use(request.nodeid)?;
+        let contents = file.contents.hold().await;
+        let contents = contents.as_ref().ok_or(Errno::STALE)?;
+        match contents.seek(args.offset, hole) {
+            Ok(Some(offset)) => reply::with(&fuse_lseek_out { offset }),
+            Ok(None) => Err(Errno::NXIO),
+            Err(error) => Err(self.errno(request.nodeid, "lseek", &error)),
+        }
+    }
+
+    /// The contents of a node, loaded, in use until [`Fs::put_file`].
+    pub(crate) async fn load(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
+        let file = self.take_file(nodeid)?;
+        let loaded = {
+            let mut contents = file.contents.hold().await;
+            if contents.is_none() {
+                match self.open_contents(nodeid).await {
+                    Ok(opened) => {
+                        *contents = Some(opened);
+                        Ok(())
+                    }
+                    Err(errno) => Err(errno),
+                }
+            } else {
+                Ok(())
+            }
+        };
+        if let Err(errno) = loaded {
+            let _ = self.put_file(nodeid, &file).await;
+            return Err(errno);
+        }
+        Ok(file)
+    }
+
+    async fn open_contents(&self, nodeid: u64) -> Result<Contents<FileMedium>, Errno> {
+        let address = self.address(nodeid)?;
+        let (fd, writable) = match self.lower.open(&address, OFlags::RDWR) {
+            Ok(fd) => (fd, true),
+            // The kernel has checked who may write; here it is the lower that cannot.
+            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
+                (self.lower.open(&address, OFlags::RDONLY)?, false)
+            }
+            Err(errno) => return Err(errno),
+        };
+        let medium = FileMedium::new(fd).map_err(|error| os(&error))?;
+        let queue = Rc::clone(&self.queue);
+        let opened = Contents::open(medium, queue, self.options, writable).await;
+        opened.map_err(|error| self.errno(nodeid, "open", &error))
+    }
+
+    fn in_use(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
+        self.used_file(nodeid).ok_or(Errno::BADF)
+    }
+
+    /// The errno of an error; tells the log what the caller cannot hear.
+    pub(crate) fn errno(&self, nodeid: u64, what: &str, error: &Error) -> Errno {
+        if !matches!(error, Error::Io(_)) {
+            let path = self.path_fd(nodeid).ok();
+            let path = path.and_then(|fd| std::fs::read_link(super::lower::proc_path(&*fd)).ok());
+            let path = path.unwrap_or_default();
+            tracing::error!("{what} {}: {error}", path.display());
+        }
+        Errno::from_raw_os_error(error.errno())
+    }
+
+    /// Commits every file in use. Errors are logged; the bytes stay where they are.
+    pub(crate) async fn commit_all(&self) {
+        for (nodeid, file) in self.files() {
+            if let Some(contents) = &mut *file.contents.hold().await
+                && let Err(error) = contents.commit().await
+            {
+                tracing::error!("node {nodeid}: cannot be written: {error}");
+            }
+        }
+    }
+
+    /// Closes every file in use, whoever still has it open. False: some could not be.
+    pub(crate) async fn close_all(&self) -> bool {
+        let mut all = true;
+        for (nodeid, file) in self.files() {
+            if let Some(mut contents) = file.contents.hold().await.take()
+                && let Err(error) = contents.close().await
+            {
+                tracing::error!("node {nodeid}: cannot be closed: {error}");
+                all = false;
+            }
+        }
+        all
+    }
+}
+
+fn created(entry: &fuse_entry_out) -> Answer {
+    use zerocopy::IntoBytes;
+    let open = fuse_open_out::default();
+    Ok(Some([entry.as_bytes(), open.as_bytes()].concat()))
+}
+
+pub(crate) fn os(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,236 @@
+//! Inodes that the kernel knows: by number, until it forgets them.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, FileType, Stat};
+use rustix::io::Errno;
+use slab::Slab;
+use warpcore_runtime::Lock;
+use zerocopy::FromBytes;
+
+use super::lower::{Address, Lower};
+use super::{Answer, Fs, reply};
+use crate::fuse::abi::*;
+use crate::fuse::request::Request;
+use crate::store::contents::Contents;
+use crate::store::medium::FileMedium;
+
+/// How long the kernel may use names and attributes without asking, in seconds.
+pub(crate) const VALID_S: u64 = 1;
+
+/// Every inode that the kernel may name.
+pub(crate) struct Inodes {
+    /// `nodeid` is the index + 1; the root is first.
+    nodes: Slab<Inode>,
+    /// By number of the lower inode. Only the newest of those that had it.
+    by_number: HashMap<u64, usize>,
+    /// Counts reuses of node ids.
+    generation: u64,
+}
+
+struct Inode {
+    address: Address,
+    number: u64,
+    generation: u64,
+    /// Times that the kernel was told of it.
+    lookups: u64,
+    /// The contents, while somebody uses them.
+    file: Option<Rc<File>>,
+}
+
+/// The contents of a regular file that is in use.
+pub(crate) struct File {
+    /// None until loaded, and again when nobody uses it any more.
+    pub(crate) contents: Lock<Option<Contents<FileMedium>>>,
+    /// Open handles of the kernel, and operations of ours.
+    pub(crate) users: Cell<u64>,
+}
+
+impl Inodes {
+    pub(crate) fn new(lower: &Lower) -> Result<Self, Errno> {
+        let (stat, address) = lower.find(lower.root(), OsStr::new("."))?;
+        let mut nodes = Slab::new();
+        let root = Inode {
+            address,
+            number: stat.st_ino,
+            generation: 0,
+            // The kernel knows it by itself and never forgets it.
+            lookups: 1,
+            file: None,
+        };
+        let index = nodes.insert(root);
+        debug_assert_eq!(index as u64 + 1, FUSE_ROOT_ID);
+        Ok(Self { nodes, by_number: HashMap::from([(stat.st_ino, index)]), generation: 0 })
+    }
+
+    fn get(&self, nodeid: u64) -> Result<&Inode, Errno> {
+        // ESTALE makes the kernel look the name up again.
+        self.nodes.get(index_of(nodeid)?).ok_or(Errno::STALE)
+    }
+
+    /// The node of an inode that was just found, new or known.
+    fn remember(&mut self, stat: &Stat, address: Address) -> (u64, u64) {
+        if let Some(&index) = self.by_number.get(&stat.st_ino)
+            && let Some(node) = self.nodes.get_mut(index)
+            && node.address == address
+        {
+            node.lookups += 1;
+            return (index as u64 + 1, node.generation);
+        }
+        // New, or the number of an inode that is gone was used again.
+        self.generation += 1;
+        let generation = self.generation;
+        let node = Inode { address, number: stat.st_ino, generation, lookups: 1, file: None };
+        let index = self.nodes.insert(node);
+        self.by_number.insert(stat.st_ino, index);
+        (index as u64 + 1, generation)
+    }
+
+    fn forget(&mut self, nodeid: u64, lookups: u64) {
+        let Ok(index) = index_of(nodeid) else { return };
+        if nodeid == FUSE_ROOT_ID {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups == 0 {
+            let number = node.number;
+            self.nodes.remove(index);
+            if self.by_number.get(&number) == Some(&index) {
+                self.by_number.remove(&number);
+            }
+        }
+    }
+}
+
+impl Fs {
+    pub(crate) async fn lookup(&self, request: &Request) -> Answer {
+        let parent = self.path_fd(request.nodeid)?;
+        self.entry(&parent, request.name()?).await
+    }
+
+    /// Finds a name and tells the kernel of it.
+    pub(crate) async fn entry(&self, parent: &OwnedFd, name: &OsStr) -> Answer {
+        reply::with(&self.entry_out(parent, name).await?)
+    }
+
+    pub(crate) async fn entry_out(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<fuse_entry_out, Errno> {
+        let (stat, address) = self.lower.find(parent.as_fd(), name)?;
+        let (nodeid, generation) = self.inodes.borrow_mut().remember(&stat, address);
+        match self.attributes(nodeid, &stat).await {
+            Ok(attr) => Ok(fuse_entry_out {
+                nodeid,
+                generation,
+                entry_valid: VALID_S,
+                attr_valid: VALID_S,
+                attr,
+                ..Default::default()
+            }),
+            Err(errno) => {
+                self.inodes.borrow_mut().forget(nodeid, 1);
+                Err(errno)
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self, request: &Request) -> Answer {
+        let args: fuse_forget_in = request.args()?;
+        self.inodes.borrow_mut().forget(request.nodeid, args.nlookup);
+        Ok(None)
+    }
+
+    pub(crate) fn batch_forget(&self, request: &Request) -> Answer {
+        let args: fuse_batch_forget_in = request.args()?;
+        let mut inodes = self.inodes.borrow_mut();
+        let each = request.payload.chunks_exact(size_of::<fuse_forget_one>());
+        for bytes in each.take(args.count as usize) {
+            if let Ok(one) = fuse_forget_one::read_from_bytes(bytes) {
+                inodes.forget(one.nodeid, one.nlookup);
+            }
+        }
+        Ok(None)
+    }
+
+    /// An `O_PATH` descriptor of a node.
+    pub(crate) fn path_fd(&self, nodeid: u64) -> Result<Rc<OwnedFd>, Errno> {
+        let address = self.address(nodeid)?;
+        self.lower.path_fd(&address)
+    }
+
+    pub(crate) fn address(&self, nodeid: u64) -> Result<Address, Errno> {
+        Ok(self.inodes.borrow().get(nodeid)?.address.clone())
+    }
+
+    /// The node of a name, if the kernel knows it, without telling it again.
+    pub(crate) fn known(&self, parent: &OwnedFd, name: &OsStr) -> Option<u64> {
+        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let index = *self.inodes.borrow().by_number.get(&stat.st_ino)?;
+        Some(index as u64 + 1)
+    }
+
+    /// The contents of a node, in use until [`Fs::put_file`]. Not loaded yet, maybe.
+    pub(crate) fn take_file(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
+        let mut inodes = self.inodes.borrow_mut();
+        let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
+        let file = node.file.get_or_insert_with(|| {
+            Rc::new(File { contents: Lock::default(), users: Cell::new(0) })
+        });
+        file.users.set(file.users.get() + 1);
+        Ok(Rc::clone(file))
+    }
+
+    /// The contents of a node, if somebody uses them.
+    pub(crate) fn used_file(&self, nodeid: u64) -> Option<Rc<File>> {
+        self.inodes.borrow().get(nodeid).ok()?.file.clone()
+    }
+
+    /// Lets go of the contents; the last user closes them.
+    pub(crate) async fn put_file(&self, nodeid: u64, file: &Rc<File>) -> Result<(), Errno> {
+        file.users.set(file.users.get() - 1);
+        let mut contents = file.contents.hold().await;
+        // Somebody may have come while we waited.
+        if file.users.get() > 0 {
+            return Ok(());
+        }
+        let closed = match &mut *contents {
+            Some(contents) => contents.close().await,
+            None => Ok(()),
+        };
+        *contents = None;
+        drop(contents);
+        if let Ok(index) = index_of(nodeid)
+            && let Some(node) = self.inodes.borrow_mut().nodes.get_mut(index)
+            && node.file.as_ref().is_some_and(|other| Rc::ptr_eq(other, file))
+            && file.users.get() == 0
+        {
+            node.file = None;
+        }
+        closed.map_err(|error| self.errno(nodeid, "close", &error))
+    }
+
+    /// Every file in use, with its node.
+    pub(crate) fn files(&self) -> Vec<(u64, Rc<File>)> {
+        let inodes = self.inodes.borrow();
+        let with_file = |(index, node): (usize, &Inode)| {
+            Some((index as u64 + 1, Rc::clone(node.file.as_ref()?)))
+        };
+        inodes.nodes.iter().filter_map(with_file).collect()
+    }
+}
+
+/// Whether this is a regular file, whose contents are ours to store.
+pub(crate) fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn index_of(nodeid: u64) -> Result<usize, Errno> {
+    nodeid.checked_sub(1).and_then(|index| usize::try_from(index).ok()).ok_or(Errno::INVAL)
+}

@@ -1,0 +1,188 @@
+//! The dispatcher: each request to the function that answers it.
+//!
+//! What is absent answers EOPNOTSUPP: ENOSYS would switch the operation off for the whole mount.
+//! The exceptions are LSEEK's like: where ENOSYS makes the kernel use its own complete version.
+
+mod attr;
+mod dir;
+mod file;
+mod lookup;
+mod lower;
+mod xattr;
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use slab::Slab;
+use warpcore_offload::Queue;
+use zerocopy::IntoBytes;
+
+use crate::fuse::abi::*;
+use crate::fuse::reply::{self, Answer, DONE};
+use crate::fuse::request::Request;
+use crate::store::contents::Options;
+use lookup::Inodes;
+pub(crate) use lower::Lower;
+
+/// The most bytes that one WRITE carries, and one READ asks for.
+pub(crate) const MAX_WRITE: u32 = 256 * 1024;
+
+/// What one mount serves. One shard's.
+pub(crate) struct Fs {
+    lower: Lower,
+    queue: Rc<Queue>,
+    options: Options,
+    inodes: RefCell<Inodes>,
+    /// Open directories, by their handle.
+    directories: RefCell<Slab<Rc<OwnedFd>>>,
+    /// Agree on io_uring, if the kernel offers it.
+    io_uring: bool,
+    /// INIT was answered: with io_uring, or without.
+    pub(crate) transport: Cell<Option<Transport>>,
+}
+
+/// The way requests come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// `/dev/fuse` alone.
+    Classic,
+    /// A ring queue for each possible CPU, beside it.
+    IoUring,
+}
+
+impl Fs {
+    pub(crate) fn new(
+        lower: Lower,
+        queue: Rc<Queue>,
+        options: Options,
+        io_uring: bool,
+    ) -> Result<Self, Errno> {
+        let inodes = RefCell::new(Inodes::new(&lower)?);
+        Ok(Self {
+            lower,
+            queue,
+            options,
+            inodes,
+            directories: RefCell::default(),
+            io_uring,
+            transport: Cell::new(None),
+        })
+    }
+
+    /// Answers a request.
+    pub(crate) async fn dispatch(this: &Rc<Self>, request: Request) -> Answer {
+        let answer = this.answer(&request).await;
+        tracing::trace!(
+            opcode = request.opcode,
+            nodeid = request.nodeid,
+            error = answer.as_ref().err().map(|errno| errno.raw_os_error()),
+        );
+        answer
+    }
+
+    async fn answer(&self, request: &Request) -> Answer {
+        match request.opcode {
+            opcode::BATCH_FORGET => self.batch_forget(request),
+            opcode::CREATE => self.create(request).await,
+            opcode::DESTROY => DONE,
+            opcode::FLUSH => self.flush(request).await,
+            opcode::FORGET => self.forget(request),
+            opcode::FSYNC => self.fsync(request).await,
+            opcode::FSYNCDIR => self.fsync_directory(request).await,
+            opcode::GETATTR => self.getattr(request).await,
+            opcode::GETXATTR => self.getxattr(request),
+            opcode::INIT => self.init(request),
+            // Nothing we do is worth interrupting.
+            opcode::INTERRUPT => Ok(None),
+            // What the kernel says for a file without controls.
+            opcode::IOCTL => Err(Errno::NOTTY),
+            opcode::LINK => self.link(request).await,
+            opcode::LISTXATTR => self.listxattr(request),
+            opcode::LOOKUP => self.lookup(request).await,
+            opcode::LSEEK => self.lseek(request).await,
+            opcode::MKDIR => self.mkdir(request).await,
+            opcode::MKNOD => self.mknod(request).await,
+            opcode::OPEN => self.open(request).await,
+            opcode::OPENDIR => self.opendir(request),
+            // The kernel then takes regular files as always ready, and STATX as GETATTR.
+            opcode::POLL | opcode::STATX => Err(Errno::NOSYS),
+            opcode::READ => self.read(request).await,
+            opcode::READDIR => self.readdir(request, false).await,
+            opcode::READDIRPLUS => self.readdir(request, true).await,
+            opcode::READLINK => self.readlink(request),
+            opcode::RELEASE => self.release(request).await,
+            opcode::RELEASEDIR => self.release_directory(request),
+            opcode::REMOVEXATTR => self.removexattr(request),
+            opcode::RENAME | opcode::RENAME2 => self.rename(request).await,
+            opcode::RMDIR => self.unlink(request, true),
+            opcode::SETATTR => self.setattr(request).await,
+            opcode::SETXATTR => self.setxattr(request),
+            opcode::STATFS => self.statfs(),
+            opcode::SYMLINK => self.symlink(request).await,
+            opcode::UNLINK => self.unlink(request, false),
+            opcode::WRITE => self.write(request).await,
+            _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
+    /// Agrees with the kernel on a version and on what both can do.
+    fn init(&self, request: &Request) -> Answer {
+        /// Requests of a kind the kernel may have under way without anybody waiting.
+        const BACKGROUND_MAX: u16 = 64;
+        let args: fuse_init_in = request.args()?;
+        if args.major != FUSE_KERNEL_VERSION || args.minor < 31 {
+            tracing::error!("the kernel speaks FUSE {}.{}; 7.31 is needed", args.major, args.minor);
+            return Err(Errno::PROTO);
+        }
+        let offered = u64::from(args.flags)
+            | if args.flags & FUSE_INIT_EXT != 0 { u64::from(args.flags2) << 32 } else { 0 };
+        let wanted = u64::from(
+            FUSE_ASYNC_READ
+                | FUSE_ATOMIC_O_TRUNC
+                | FUSE_AUTO_INVAL_DATA
+                | FUSE_BIG_WRITES
+                | FUSE_DO_READDIRPLUS
+                | FUSE_HANDLE_KILLPRIV_V2
+                | FUSE_INIT_EXT
+                | FUSE_MAX_PAGES
+                | FUSE_PARALLEL_DIROPS
+                | FUSE_READDIRPLUS_AUTO,
+        ) | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };
+        let agreed = offered & wanted;
+        let uring = agreed & FUSE_OVER_IO_URING != 0;
+        self.transport.set(Some(if uring { Transport::IoUring } else { Transport::Classic }));
+        let low = |flags: u64| u32::try_from(flags & u64::from(u32::MAX)).expect("masked");
+        reply::with(&fuse_init_out {
+            major: FUSE_KERNEL_VERSION,
+            minor: FUSE_KERNEL_MINOR_VERSION,
+            max_readahead: args.max_readahead,
+            flags: low(agreed),
+            flags2: low(agreed >> 32),
+            max_background: BACKGROUND_MAX,
+            congestion_threshold: BACKGROUND_MAX / 4 * 3,
+            max_write: MAX_WRITE,
+            time_gran: 1,
+            max_pages: u16::try_from(MAX_WRITE / 4096).expect("a small number of pages"),
+            ..Default::default()
+        })
+    }
+
+    fn statfs(&self) -> Answer {
+        let stat = rustix::fs::fstatvfs(self.lower.root())?;
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let st = fuse_kstatfs {
+            blocks: stat.f_blocks,
+            bfree: stat.f_bfree,
+            bavail: stat.f_bavail,
+            files: stat.f_files,
+            ffree: stat.f_ffree,
+            bsize: narrow(stat.f_bsize),
+            namelen: narrow(stat.f_namemax),
+            frsize: narrow(stat.f_frsize),
+            ..Default::default()
+        };
+        Ok(Some(st.as_bytes().to_vec()))
+    }
+}

@@ -1,0 +1,82 @@
+//! Extended attributes: the lower inode's, but for ours.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{self, XattrFlags};
+use rustix::io::Errno;
+
+use super::lower::proc_path;
+use super::{Answer, Fs, reply};
+use crate::fuse::abi::*;
+use crate::fuse::reply::DONE;
+use crate::fuse::request::Request;
+use crate::store::format::ATTRIBUTE_NAME;
+
+/// The longest value and the longest list that the kernel allows (XATTR_SIZE_MAX).
+const LEN_MAX: usize = 65536;
+
+impl Fs {
+    pub(crate) fn getxattr(&self, request: &Request) -> Answer {
+        let args: fuse_getxattr_in = request.args()?;
+        let (name, _) = request.name_and_rest()?;
+        visible(name).map_err(|_| Errno::NODATA)?;
+        let fd = self.path_fd(request.nodeid)?;
+        let mut value = vec![0; LEN_MAX];
+        let len = fs::getxattr(proc_path(&*fd), name, &mut value[..])?;
+        value.truncate(len);
+        sized(&value, args.size)
+    }
+
+    pub(crate) fn listxattr(&self, request: &Request) -> Answer {
+        let args: fuse_getxattr_in = request.args()?;
+        let fd = self.path_fd(request.nodeid)?;
+        let mut list = vec![0; LEN_MAX];
+        let len = fs::listxattr(proc_path(&*fd), &mut list[..])?;
+        let names = list[..len].split_inclusive(|byte| *byte == 0);
+        let names = names.filter(|name| {
+            let name = name.strip_suffix(b"\0").unwrap_or(name);
+            visible(OsStr::from_bytes(name)).is_ok()
+        });
+        sized(&names.collect::<Vec<_>>().concat(), args.size)
+    }
+
+    pub(crate) fn setxattr(&self, request: &Request) -> Answer {
+        let args: [u32; 2] = request.args()?;
+        let [size, flags] = args;
+        let (name, value) = request.name_and_rest()?;
+        visible(name)?;
+        let value = value.get(..size as usize).ok_or(Errno::INVAL)?;
+        let fd = self.path_fd(request.nodeid)?;
+        let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        fs::setxattr(proc_path(&*fd), name, value, flags)?;
+        DONE
+    }
+
+    pub(crate) fn removexattr(&self, request: &Request) -> Answer {
+        let name = request.name()?;
+        visible(name).map_err(|_| Errno::NODATA)?;
+        let fd = self.path_fd(request.nodeid)?;
+        fs::removexattr(proc_path(&*fd), name)?;
+        DONE
+    }
+}
+
+/// Ours is not shown, and must not be set. ACLs would be stored and not obeyed: refused until the
+/// mount obeys them.
+fn visible(name: &OsStr) -> Result<(), Errno> {
+    let hidden = name == ATTRIBUTE_NAME || name.as_bytes().starts_with(b"system.posix_acl_");
+    if hidden { Err(Errno::OPNOTSUPP) } else { Ok(()) }
+}
+
+/// A value or a list, or its length when the caller asks with no room.
+fn sized(bytes: &[u8], room: u32) -> Answer {
+    if room == 0 {
+        let size = u32::try_from(bytes.len()).map_err(|_| Errno::RANGE)?;
+        return reply::with(&fuse_getxattr_out { size, padding: 0 });
+    }
+    if bytes.len() > room as usize {
+        return Err(Errno::RANGE);
+    }
+    Ok(Some(bytes.to_vec()))
+}

@@ -1,0 +1,27 @@
+//! Answers.
+
+use rustix::io::Errno;
+use zerocopy::{Immutable, IntoBytes};
+
+use super::abi::fuse_out_header;
+
+/// What follows the header of an answer, or the errno. `None`: the request has no answer.
+pub(crate) type Answer = Result<Option<Vec<u8>>, Errno>;
+
+/// An answer without anything in it.
+pub(crate) const DONE: Answer = Ok(Some(Vec::new()));
+
+/// An answer that is one struct.
+pub(crate) fn with(body: &(impl IntoBytes + Immutable)) -> Answer {
+    Ok(Some(body.as_bytes().to_vec()))
+}
+
+/// The header of an answer with `len` bytes behind it.
+pub(crate) fn header(unique: u64, answer: &Result<usize, Errno>) -> fuse_out_header {
+    let (len, error) = match answer {
+        Ok(len) => (*len, 0),
+        Err(errno) => (0, -errno.raw_os_error()),
+    };
+    let len = u32::try_from(size_of::<fuse_out_header>() + len).expect("bounded by max_write");
+    fuse_out_header { len, error, unique }
+}

@@ -1,0 +1,289 @@
+//! One mount, from the checks before it to the last flush after it.
+
+use std::cell::Cell;
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use warpcore_runtime::{Holders, queue, sleep, spawn, stopping, timeout};
+
+use crate::fs::{Fs, Lower, Transport};
+use crate::fuse::{classic, uring};
+use crate::store::contents::Options;
+
+/// What a mount is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory that it is stacked on.
+    pub source: PathBuf,
+    /// Where it is seen.
+    pub target: PathBuf,
+    /// How new contents are stored.
+    pub contents: Options,
+    /// Users other than the one who mounts may use it, as the modes say.
+    pub allow_other: bool,
+    /// Use FUSE over io_uring where the kernel has it on.
+    pub io_uring: bool,
+}
+
+/// A directory that was mounted, and waits to be served.
+#[derive(Debug)]
+pub struct Mount {
+    config: Config,
+    /// Holds the lock on the source.
+    source: OwnedFd,
+    device: OwnedFd,
+}
+
+/// What a mount has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// How requests came; None if the kernel never asked.
+    pub transport: Option<Transport>,
+    /// Requests that came over io_uring.
+    pub uring_requests: u64,
+    /// Everything that was written is in the lower filesystem.
+    pub flushed: bool,
+    /// What the offload queue has done.
+    pub queue: warpcore_offload::Stats,
+}
+
+/// Why a directory cannot be mounted, and the cure.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MountError {
+    /// `/dev/fuse` cannot be opened.
+    Device(io::Error),
+    /// The system refused the mount.
+    Mount(io::Error),
+    /// One directory lies in the other.
+    Nested {
+        /// The outer one.
+        outer: PathBuf,
+        /// The inner one.
+        inner: PathBuf,
+    },
+    /// The source cannot be used.
+    Source {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// The mount point cannot be used.
+    Target {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(error) => write!(
+                f,
+                "cannot open /dev/fuse: {error}; `modprobe fuse`, and in a container \
+                 `--device /dev/fuse --cap-add SYS_ADMIN`"
+            ),
+            Self::Mount(error) => {
+                write!(f, "cannot mount: {error}")?;
+                if error.kind() == io::ErrorKind::PermissionDenied {
+                    f.write_str("; mounting needs root (CAP_SYS_ADMIN)")?;
+                }
+                Ok(())
+            }
+            Self::Nested { outer, inner } => write!(
+                f,
+                "{} lies inside {}: a mount must be beside what it is stacked on",
+                inner.display(),
+                outer.display()
+            ),
+            Self::Source { path, cause } => write!(f, "source {}: {cause}", path.display()),
+            Self::Target { path, cause } => write!(f, "mount point {}: {cause}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for MountError {}
+
+impl Mount {
+    /// Checks both directories and mounts. Nothing is changed when it fails.
+    pub fn new(config: Config) -> Result<Self, MountError> {
+        let (config, source) = check(config)?;
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = OwnedFd::from(device.map_err(MountError::Device)?);
+        // Requests are read until there are none.
+        rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK | OFlags::RDWR)
+            .map_err(|errno| MountError::Device(errno.into()))?;
+        let others = if config.allow_other { ",allow_other" } else { "" };
+        let data = format!(
+            "fd={},rootmode=40000,user_id={},group_id={},default_permissions{others}",
+            device.as_raw_fd(),
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let data = CString::new(data).expect("no zero in it");
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
+            .map_err(|errno| MountError::Mount(errno.into()))?;
+        Ok(Self { config, source, device })
+    }
+
+    /// Serves on the current shard until it is unmounted, or the machine is asked to stop; then
+    /// unmounts it, and flushes everything. The shard needs SQEs of 128 bytes for io_uring.
+    ///
+    /// Sets the umask of the process to 0: the kernel has applied the callers'.
+    pub async fn serve(self) -> io::Result<Summary> {
+        rustix::process::umask(Mode::empty());
+        let lower = Lower::new(self.source)?;
+        let fs = Fs::new(lower, queue(), self.config.contents, self.config.io_uring)?;
+        let session = Rc::new(Session {
+            device: Rc::new(self.device),
+            fs: Rc::new(fs),
+            requests: Holders::default(),
+            uring_requests: Cell::new(0),
+            uring_started: Cell::new(false),
+        });
+        let flusher = spawn(flush_now_and_then(Rc::clone(&session)));
+        let mut reader = spawn(classic::serve(Rc::clone(&session)));
+        let mut stop = pin!(stopping());
+        let ended = poll_fn(|cx| {
+            if let Poll::Ready(ended) = pin!(&mut reader).poll(cx) {
+                return Poll::Ready(Some(ended));
+            }
+            stop.as_mut().poll(cx).map(|()| None)
+        });
+        let ended = match ended.await {
+            Some(ended) => ended,
+            None => {
+                session.fs.commit_all().await;
+                unmount(&self.config.target);
+                // Whoever still has a file open keeps the connection. They get this long.
+                timeout(Duration::from_secs(5), reader).await.unwrap_or(Ok(Ok(())))
+            }
+        };
+        let _ = flusher.cancel().await;
+        // Each request under way has somebody waiting, or its entry ends with the connection.
+        let _ = timeout(Duration::from_secs(10), session.requests.none()).await;
+        let flushed = session.fs.close_all().await;
+        match ended {
+            Ok(result) => result?,
+            Err(error) => return Err(io::Error::other(error.to_string())),
+        }
+        Ok(Summary {
+            transport: session.fs.transport.get(),
+            uring_requests: session.uring_requests.get(),
+            flushed,
+            queue: queue().stats(),
+        })
+    }
+}
+
+/// What the ways of transport share.
+pub(crate) struct Session {
+    pub(crate) device: Rc<OwnedFd>,
+    pub(crate) fs: Rc<Fs>,
+    /// Requests under way, and entries of io_uring.
+    pub(crate) requests: Holders,
+    pub(crate) uring_requests: uring::Count,
+    uring_started: Cell<bool>,
+}
+
+impl Session {
+    /// After an answer on `/dev/fuse`: if it was INIT's and agreed on io_uring, the entries are
+    /// registered. Before it, the kernel would refuse them.
+    pub(crate) fn answered(self: &Rc<Self>) {
+        if self.fs.transport.get() == Some(Transport::IoUring) && !self.uring_started.replace(true)
+        {
+            match uring::queues() {
+                Ok(queues) => uring::start(self, queues),
+                Err(error) => tracing::error!("cannot tell the possible CPUs: {error}"),
+            }
+        }
+    }
+}
+
+/// What nobody syncs reaches the lower filesystem within seconds all the same.
+async fn flush_now_and_then(session: Rc<Session>) {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        sleep(EVERY).await;
+        session.fs.commit_all().await;
+    }
+}
+
+fn unmount(target: &Path) {
+    let result = match rustix::mount::unmount(target, UnmountFlags::empty()) {
+        // Somebody is in it: out of sight now, gone when they leave.
+        Err(Errno::BUSY) => rustix::mount::unmount(target, UnmountFlags::DETACH),
+        result => result,
+    };
+    if let Err(errno) = result {
+        tracing::warn!("cannot unmount {}: {errno}", target.display());
+    }
+}
+
+/// Makes the paths absolute and checks all that can be checked before mounting.
+fn check(mut config: Config) -> Result<(Config, OwnedFd), MountError> {
+    let bad_target =
+        |path: &Path, cause: String| Err(MountError::Target { path: path.to_owned(), cause });
+    let bad_source =
+        |path: &Path, cause: String| MountError::Source { path: path.to_owned(), cause };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let source = rustix::fs::open(&config.source, flags, Mode::empty())
+        .map_err(|errno| bad_source(&config.source, io::Error::from(errno).to_string()))?;
+    config.source = config
+        .source
+        .canonicalize()
+        .map_err(|error| bad_source(&config.source, error.to_string()))?;
+    config.target = match config.target.canonicalize() {
+        Ok(target) => target,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let cure = format!("a dead mount is there; `umount {}`", config.target.display());
+            return bad_target(&config.target, cure);
+        }
+        Err(error) => return bad_target(&config.target, error.to_string()),
+    };
+    let (outer, inner) = if config.target.starts_with(&config.source) {
+        (&config.source, &config.target)
+    } else {
+        (&config.target, &config.source)
+    };
+    if inner.starts_with(outer) {
+        return Err(MountError::Nested { outer: outer.clone(), inner: inner.clone() });
+    }
+    match std::fs::read_dir(&config.target).map(|mut entries| entries.next().is_some()) {
+        Ok(false) => {}
+        Ok(true) => return bad_target(&config.target, "is not empty".to_owned()),
+        Err(error) => return bad_target(&config.target, error.to_string()),
+    }
+    /// FUSE_SUPER_MAGIC of linux/magic.h.
+    const FUSE: u64 = 0x6573_5546;
+    let kind = rustix::fs::fstatfs(&source).map(|stat| stat.f_type.cast_unsigned());
+    if kind == Ok(FUSE) {
+        let cause = "lies on a FUSE filesystem; the lower must be a local, journaling one";
+        return Err(bad_source(&config.source, cause.to_owned()));
+    }
+    match rustix::fs::flock(&source, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok((config, source)),
+        Err(Errno::WOULDBLOCK) => Err(bad_source(
+            &config.source,
+            "is mounted already (`findmnt -t fuse.warpcore` shows where)".to_owned(),
+        )),
+        Err(errno) => Err(bad_source(&config.source, io::Error::from(errno).to_string())),
+    }
+}
