@@ -82,7 +82,9 @@ pub(crate) fn serve(config: Config) -> Result<warpcore_fs::Summary, Failure> {
         let config = config.lock().ok().and_then(|mut config| config.take());
         async move {
             let config = config.expect("one shard takes it once");
+            let (source, target) = (config.source.clone(), config.target.clone());
             let mount = Mount::new(config).map_err(|error| error.to_string())?;
+            eprintln!("mounted {} on {}", source.display(), target.display());
             mount.serve().await.map_err(|error| format!("the mount ended: {error}"))
         }
     })?;

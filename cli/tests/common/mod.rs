@@ -1,0 +1,131 @@
+//! The binary as a user runs it.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use tempfile::TempDir;
+use warpcore_need::Need;
+
+pub const MOUNT: [Need; 3] = [Need::Root, Need::Fuse, Need::IoUring];
+
+pub fn warpcore() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_warpcore"))
+}
+
+/// Runs a tool and fails with its words if it fails.
+pub fn tool(program: impl AsRef<OsStr>, arguments: &[&str], directory: &Path) -> String {
+    let output = Command::new(&program).args(arguments).current_dir(directory).output();
+    let output = output.expect("checked by need");
+    assert!(
+        output.status.success(),
+        "{:?} {arguments:?}: {}{}",
+        program.as_ref(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A directory with `src` and `mnt` in it.
+pub struct Place {
+    pub directory: TempDir,
+    pub source: PathBuf,
+    pub target: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (source, target) = (directory.path().join("src"), directory.path().join("mnt"));
+        for path in [&source, &target] {
+            std::fs::create_dir(path).expect("a new directory");
+        }
+        Self { directory, source, target }
+    }
+
+    pub fn mount(&self, options: &[&str]) -> Mounted {
+        let mut command = warpcore();
+        command.arg("mount").arg(&self.source).arg(&self.target);
+        for option in options {
+            command.args(["-o", option]);
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("readable");
+        assert!(line.starts_with("mounted "), "{line}");
+        Mounted { child, stderr, target: self.target.clone(), unmounted: false }
+    }
+}
+
+/// A mount that is served by a process of its own.
+pub struct Mounted {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+    target: PathBuf,
+    unmounted: bool,
+}
+
+impl Mounted {
+    /// Unmounts with `umount`; returns what the daemon said since.
+    pub fn unmount(self) -> String {
+        let target = self.target.clone();
+        tool("umount", &[target.to_str().expect("UTF-8")], Path::new("/"));
+        self.wait()
+    }
+
+    /// Waits for the daemon to end well.
+    pub fn wait(mut self) -> String {
+        self.unmounted = true;
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).expect("readable");
+        let status = self.child.wait().expect("ours");
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+
+    pub fn signal(&self, signal: &str) {
+        tool("kill", &[signal, &self.child.id().to_string()], Path::new("/"));
+    }
+
+    /// Kills the daemon without a chance to flush, and clears the dead mount away.
+    pub fn kill(mut self) -> ExitStatus {
+        self.child.kill().expect("ours");
+        let status = self.child.wait().expect("ours");
+        self.unmounted = true;
+        tool("umount", &["-l", self.target.to_str().expect("UTF-8")], Path::new("/"));
+        status
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.unmounted {
+            // A test has failed: leave nothing behind.
+            let _ = Command::new("umount").arg("-l").arg(&self.target).output();
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The files of two trees differ in nothing: contents, names, modes, owners, times, links.
+pub fn assert_same(one: &Path, other: &Path) {
+    let trees = [one, other].map(|path| format!("{}/", path.display()));
+    let arguments =
+        ["-aHcn", "--delete", "--itemize-changes", "--omit-dir-times", &trees[0], &trees[1]];
+    let differences = tool("rsync", &arguments, Path::new("/"));
+    assert_eq!(differences, "", "of {} and {}", trees[0], trees[1]);
+}
+
+/// Fails as a command that cannot do what it was asked; returns its words.
+pub fn refused(command: &mut Command, code: i32) -> String {
+    let Output { status, stderr, .. } = command.output().expect("starts");
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    stderr
+}
