@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 
+mod demo;
 mod devices;
 mod fs;
 mod mount;
@@ -22,6 +23,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Devices(devices::Arguments),
     Fs(fs::Arguments),
     Mount(mount::Arguments),
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log();
     let result = match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Fs(arguments) => fs::run(arguments),
         Command::Mount(arguments) => mount::run(&arguments),

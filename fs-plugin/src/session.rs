@@ -182,7 +182,7 @@ impl Mount {
         let flushed = session.fs.close_all().await;
         match ended {
             Ok(result) => result?,
-            Err(error) => return Err(io::Error::other(error.to_string())),
+            Err(error) => return Err(io::Error::other(error)),
         }
         Ok(Summary {
             transport: session.fs.transport.get(),

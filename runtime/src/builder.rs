@@ -28,6 +28,7 @@ pub fn shards_possible() -> usize {
 #[derive(Debug, Clone)]
 pub struct Builder {
     shards: usize,
+    first_core: usize,
     sq_entries: u32,
     sqe128: bool,
     queue_depth: usize,
@@ -46,6 +47,7 @@ impl Builder {
     pub fn new() -> Self {
         Self {
             shards: shards_possible(),
+            first_core: 0,
             sq_entries: 256,
             sqe128: false,
             queue_depth: 256,
@@ -58,6 +60,14 @@ impl Builder {
     #[must_use]
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards.max(1);
+        self
+    }
+
+    /// The core of the first shard, counted among those this process may use; the next ones follow.
+    /// Several machines in one process keep out of each other's way with it.
+    #[must_use]
+    pub fn first_core(mut self, core: usize) -> Self {
+        self.first_core = core;
         self
     }
 
@@ -122,7 +132,7 @@ impl Builder {
             let last = self.shards - 1;
             let start = |index: usize, signals: Option<File>| {
                 let (machine, main, builder) = (Arc::clone(&machine), &main, &self);
-                let core = cores.get(index % cores.len().max(1)).copied();
+                let core = cores.get((self.first_core + index) % cores.len().max(1)).copied();
                 move || builder.run_shard(index, core, machine, signals, main)
             };
             let threads: Vec<_> = (0..last)

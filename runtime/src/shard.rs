@@ -294,8 +294,8 @@ pub fn stats() -> Stats {
     }
 }
 
-/// Says that a task panicked. The panic's own hook has printed where.
-pub(crate) fn report_panic(payload: &(dyn Any + Send)) {
+/// Says that a task panicked, and returns with what message. The panic's own hook has printed where.
+pub(crate) fn report_panic(payload: &(dyn Any + Send)) -> String {
     let shard = current();
     shard.executor.count_panic();
     let message = payload
@@ -304,4 +304,5 @@ pub(crate) fn report_panic(payload: &(dyn Any + Send)) {
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(no message)");
     tracing::error!(shard = shard.index, "a task panicked: {message}");
+    message.to_owned()
 }

@@ -1,6 +1,5 @@
 //! The result of a task.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +7,7 @@ use std::task::{Context, Poll};
 
 use async_task::{FallibleTask, Task};
 
-type Outcome<T> = Result<T, Box<dyn Any + Send>>;
+type Outcome<T> = Result<T, String>;
 
 /// Waits for a task. Dropping it lets the task run on alone.
 pub struct JoinHandle<T> {
@@ -17,11 +16,12 @@ pub struct JoinHandle<T> {
 }
 
 /// A task ended without a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinError {
     /// It was cancelled: by [`JoinHandle::cancel`] or at the end of its shard.
     Cancelled,
-    /// It panicked, which was reported when it happened. Holds what the panic carried.
-    Panicked(Box<dyn Any + Send>),
+    /// It panicked with this message, which was reported when it happened.
+    Panicked(String),
 }
 
 impl<T> JoinHandle<T> {
@@ -48,7 +48,7 @@ impl<T> Future for JoinHandle<T> {
         self.task = None;
         Poll::Ready(match outcome {
             Some(Ok(output)) => Ok(output),
-            Some(Err(payload)) => Err(JoinError::Panicked(payload)),
+            Some(Err(message)) => Err(JoinError::Panicked(message)),
             None => Err(JoinError::Cancelled),
         })
     }
@@ -68,18 +68,12 @@ impl<T> fmt::Debug for JoinHandle<T> {
     }
 }
 
-impl fmt::Debug for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl fmt::Display for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cancelled => "the task was cancelled",
-            Self::Panicked(_) => "the task panicked",
-        })
+        match self {
+            Self::Cancelled => f.write_str("the task was cancelled"),
+            Self::Panicked(message) => write!(f, "the task panicked: {message}"),
+        }
     }
 }
 

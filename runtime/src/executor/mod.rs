@@ -5,7 +5,6 @@
 
 mod join;
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -122,7 +121,7 @@ struct Guarded<F> {
 }
 
 impl<F: Future> Future for Guarded<F> {
-    type Output = Result<F::Output, Box<dyn Any + Send>>;
+    type Output = Result<F::Output, String>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // SAFETY: `future` is never moved: only polled here and dropped in place.
@@ -133,8 +132,10 @@ impl<F: Future> Future for Guarded<F> {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Err(payload) => {
-                crate::shard::report_panic(&*payload);
-                Poll::Ready(Err(payload))
+                // A payload whose drop panics again would take the shard down: it is given up.
+                let message = crate::shard::report_panic(&*payload);
+                std::mem::forget(payload);
+                Poll::Ready(Err(message))
             }
         }
     }

@@ -1,0 +1,161 @@
+//! The filesystem's part: copy in, remount, compare.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Instant;
+
+use super::tree::{Entry, Tree, same};
+use super::{Interrupted, mb, per_second, progress, row};
+use crate::Failure;
+
+/// Returns the number of files that were verified.
+pub(super) fn run(from: Option<&Path>, interrupted: &Interrupted) -> Result<usize, Failure> {
+    println!("filesystem: a real tree through a compressed mount");
+    let tree = Tree::pick(from)?;
+    let roots: Vec<_> = tree.roots.iter().map(|root| root.display().to_string()).collect();
+    let (files, bytes) = (tree.files, tree.bytes);
+    row("tree", &format!("{files} files, {:.1} MB from {}", mb(bytes), roots.join(", ")));
+    if tree.skipped > 0 {
+        row("", &format!("{} could not be read and are left out", tree.skipped));
+    }
+    if !tree.is_enough() {
+        row("", "less than 200 MB and 5,000 files: figures mean less");
+    }
+
+    let directory = tempfile::Builder::new().prefix("warpcore-demo-").tempdir()?;
+    let free = rustix::fs::statvfs(directory.path())?;
+    let free = free.f_bavail * free.f_frsize;
+    if free < 3 * bytes {
+        let place = directory.path().parent().unwrap_or_else(|| directory.path());
+        return Err(format!(
+            "{} has {:.0} MB free, the demo wants {:.0} MB; set TMPDIR to a place that has",
+            place.display(),
+            mb(free),
+            mb(3 * bytes)
+        )
+        .into());
+    }
+    let (source, target) = (directory.path().join("stored"), directory.path().join("mounted"));
+    fs::create_dir(&source)?;
+    fs::create_dir(&target)?;
+
+    let mount = Mounted::start(&source, &target)?;
+    let started = Instant::now();
+    let bar = progress("copying", bytes / 1_000_000, "MB");
+    let mut done = 0;
+    tree.copy(&target, interrupted, |entry| {
+        done += len(entry);
+        bar.set_position(done / 1_000_000);
+    })?;
+    bar.finish_and_clear();
+    let copied = started.elapsed();
+    row(
+        "copied",
+        &format!(
+            "{:.1} MB/s, {:.0} files/s",
+            per_second(bytes, copied) / 1e6,
+            per_second(files as u64, copied)
+        ),
+    );
+    let started = Instant::now();
+    tree.sync(&target, interrupted)?;
+    row("synced", &format!("{:.0} fsync/s", per_second(files as u64, started.elapsed())));
+    mount.unmount()?;
+
+    let on_disk = allocated(&source)?;
+    let ratio = bytes as f64 / on_disk.max(1) as f64;
+    row("stored", &format!("{:.1} MB on disk, ratio {ratio:.2}", mb(on_disk)));
+
+    let mount = Mounted::start(&source, &target)?;
+    let started = Instant::now();
+    let bar = progress("comparing", bytes / 1_000_000, "MB");
+    let mut done = 0;
+    tree.compare(&target, interrupted, |entry| {
+        done += len(entry);
+        bar.set_position(done / 1_000_000);
+    })?;
+    bar.finish_and_clear();
+    let compared = per_second(bytes, started.elapsed()) / 1e6;
+    row("compared", &format!("every byte, name, mode and time, at {compared:.1} MB/s"));
+    let transport = mount.unmount()?;
+    row("transport", &transport);
+
+    let largest = tree.largest();
+    let stored = File::open(source.join(&largest.path))?;
+    let mut stream = zstd::Decoder::new(stored)?;
+    if !same(&mut File::open(&largest.source)?, &mut stream)? {
+        return Err(format!("{}: as a zstd stream it differs", largest.path.display()).into());
+    }
+    let size = mb(largest.metadata.len());
+    row("plain zstd", &format!("reads the largest file ({size:.1} MB) from its backing file"));
+    Ok(files)
+}
+
+fn len(entry: &Entry) -> u64 {
+    if entry.metadata.is_file() { entry.metadata.len() } else { 0 }
+}
+
+/// Bytes that the files below a directory take on the disk.
+fn allocated(directory: &Path) -> std::io::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            sum += allocated(&entry.path())?;
+        } else if metadata.is_file() {
+            sum += metadata.blocks() * 512;
+        }
+    }
+    Ok(sum)
+}
+
+/// `warpcore mount` in a process of its own, as a user would run it.
+struct Mounted {
+    target: PathBuf,
+    /// None once it has ended.
+    child: Option<(Child, BufReader<ChildStderr>)>,
+}
+
+impl Mounted {
+    fn start(source: &Path, target: &Path) -> Result<Self, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("mount").arg(source).arg(target).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        stderr.read_line(&mut line)?;
+        let mounted = Self { target: target.to_owned(), child: Some((child, stderr)) };
+        if line.starts_with("mounted ") {
+            return Ok(mounted);
+        }
+        Err(format!("the mount was refused: {}", line.trim()).into())
+    }
+
+    /// Unmounts; returns the transport that was used.
+    fn unmount(mut self) -> Result<String, Failure> {
+        let (mut child, mut stderr) = self.child.take().expect("held until ended");
+        rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::empty())?;
+        let mut said = String::new();
+        stderr.read_to_string(&mut said)?;
+        if !child.wait()?.success() {
+            return Err(format!("the mount ended badly: {}", said.trim()).into());
+        }
+        let transport = said.lines().find_map(|line| line.split_once("transport: "));
+        Ok(transport.map_or_else(|| "unknown".to_owned(), |(_, transport)| transport.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let Some((child, _)) = &mut self.child else { return };
+        // Interrupted or failed: SIGTERM makes it flush and unmount by itself.
+        if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = child.wait();
+    }
+}
