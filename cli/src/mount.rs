@@ -27,8 +27,8 @@ pub(crate) struct Arguments {
     target: PathBuf,
     /// Options, separated by commas:
     ///   allow_other   let other users in, as the modes say
-    ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two [64k]
-    ///   level=N       zstd level of new contents: -7 to 19 [1]
+    ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
+    ///   level=N       zstd level of new contents: -7 to 19, not 0; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
     #[arg(value_parser = parse)]

@@ -23,7 +23,7 @@ use crate::Failure;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// The tree to copy, up to 400 MB of it [default: parts of /usr, the Rust toolchain, crates]
+    /// The tree to copy, up to 400 MB of it; if not said, parts of /usr, the Rust toolchain and crates
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 }

@@ -7,7 +7,7 @@
 //!      └── commit: [frames][commit record] appended to the Medium, one fdatasync when asked
 //! ```
 //!
-//! [`format`] is pure bytes; [`extents`] is the index in memory; [`recovery`] finds the newest
+//! [`mod@format`] is pure bytes; [`extents`] is the index in memory; [`recovery`] finds the newest
 //! commit that holds; [`contents`] is a file's life between open and close; [`medium`] is where the
 //! bytes lie.
 
