@@ -1,6 +1,7 @@
 //! Mounts a directory that compresses what is written to it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use warpcore_fs::store::contents::Options;
 use warpcore_fs::{Config, Mount, Transport};
@@ -76,7 +77,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) fn serve(config: Config) -> Result<warpcore_fs::Summary, Failure> {
     // The mount is made on the shard that serves it, once its ring stands and the signals are
     // held: nothing can fail or kill us between mount and service.
-    let builder = Builder::new().shards(1).sqe128(true).stop_on_signals(true);
+    // The next request of whoever waits for this one comes within microseconds.
+    let spin = Duration::from_micros(50);
+    let builder = Builder::new().shards(1).sqe128(true).stop_on_signals(true).spin(spin);
     let config = std::sync::Mutex::new(Some(config));
     let mut outputs = builder.run(|_| {
         let config = config.lock().ok().and_then(|mut config| config.take());

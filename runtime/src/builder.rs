@@ -33,6 +33,7 @@ pub struct Builder {
     sqe128: bool,
     queue_depth: usize,
     signals: bool,
+    spin: Duration,
     drain: Duration,
 }
 
@@ -52,6 +53,7 @@ impl Builder {
             sqe128: false,
             queue_depth: 256,
             signals: false,
+            spin: Duration::from_micros(20),
             drain: Duration::ZERO,
         }
     }
@@ -96,6 +98,15 @@ impl Builder {
     #[must_use]
     pub fn stop_on_signals(mut self, listen: bool) -> Self {
         self.signals = listen;
+        self
+    }
+
+    /// How long a shard that found nothing looks again before it sleeps; 20 us if not said. Waking a
+    /// sleeping core takes tens of microseconds, so an answer that comes sooner is worth waiting
+    /// for; zero gives the core to others at once.
+    #[must_use]
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.spin = spin;
         self
     }
 
@@ -183,6 +194,7 @@ impl Builder {
             machine,
             stopping: Cell::new(false),
             stop_waiters: RefCell::new(Vec::new()),
+            spin: self.spin,
             turns: Cell::new(0),
             parks: Cell::new(0),
         });

@@ -95,6 +95,11 @@ impl<T> Mailbox<T> {
         self.drain(self.head.swap(ptr::null_mut(), Ordering::Acquire))
     }
 
+    /// Whether nothing is there to take. For the owner, as a hint.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed).is_null()
+    }
+
     /// Closes the mailbox and takes what is left. Every later push fails.
     pub(crate) fn close(&self) -> Messages<T> {
         self.drain(self.head.swap(closed(), Ordering::Acquire))

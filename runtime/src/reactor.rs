@@ -27,8 +27,10 @@ pub(crate) fn run(shard: &Rc<Shard>, done: impl Fn() -> bool) {
         // One unit a turn: completions of I/O never wait for more than that.
         shard.queue.turn(Duration::ZERO);
         fire_timers(shard);
-        if may_sleep(shard) {
-            park(shard);
+        if is_idle(shard) {
+            if !spin(shard) && shard.remote.mailbox.prepare_park() {
+                park(shard);
+            }
         } else {
             let flushed = shard.ring.borrow_mut().flush();
             flushed.unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
@@ -99,10 +101,37 @@ fn fire_timers(shard: &Shard) {
     }
 }
 
-fn may_sleep(shard: &Shard) -> bool {
+fn is_idle(shard: &Shard) -> bool {
     shard.executor.is_idle()
         && shard.queue.prepare_park() == Park::Sleep
-        && shard.remote.mailbox.prepare_park()
+        && shard.remote.mailbox.is_empty()
+}
+
+/// Hands what is queued to the kernel and looks for news for a while before sleeping: a wake-up
+/// costs more than most answers take to come. True: there is news.
+fn spin(shard: &Shard) -> bool {
+    if shard.spin.is_zero() {
+        return false;
+    }
+    let mut ring = shard.ring.borrow_mut();
+    ring.flush().unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
+    let started = Instant::now();
+    let mut limit = shard.spin;
+    if let Some(deadline) = shard.timers.borrow().next() {
+        limit = limit.min(deadline.saturating_duration_since(started));
+    }
+    loop {
+        if ring.has_news() || !shard.remote.mailbox.is_empty() {
+            // What was deferred is posted now.
+            let flushed = ring.flush();
+            flushed.unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
+            return true;
+        }
+        if started.elapsed() >= limit {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
 }
 
 fn park(shard: &Shard) {

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_task::Runnable;
 use warpcore_offload::Queue;
@@ -35,6 +36,8 @@ pub(crate) struct Shard {
     pub(crate) machine: Arc<[Arc<Remote>]>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) stop_waiters: RefCell<Vec<Waker>>,
+    /// How long to look for news before sleeping.
+    pub(crate) spin: Duration,
     pub(crate) turns: Cell<u64>,
     pub(crate) parks: Cell<u64>,
 }

@@ -97,6 +97,15 @@ impl Ring {
         })
     }
 
+    /// Whether the kernel has posted something, or has deferred it until we ask. Reads shared memory
+    /// only.
+    pub(crate) fn has_news(&mut self) -> bool {
+        on_ring!(self, ring => {
+            let deferred = ring.submission().taskrun();
+            deferred || !ring.completion().is_empty()
+        })
+    }
+
     /// Submits what is queued and sleeps until a CQE or for `timeout`.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         on_ring!(self, ring => {
