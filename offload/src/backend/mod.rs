@@ -1,5 +1,7 @@
 //! What does the work: one folder each.
 
+#[cfg(test)]
+mod conformance;
 mod software;
 
 pub(crate) use software::Software;
