@@ -12,6 +12,7 @@ use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, ServerConfig};
 use warpcore_offload::{KeyError, PrivateKey};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::Error;
 use crate::signer::OffloadedKey;
@@ -109,14 +110,18 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 }
 
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
-    let pem = read(path)?;
+    let pem = Zeroizing::new(read(path)?);
     match PrivateKey::from_pem(&pem) {
         Ok(key) => Ok(Arc::new(OffloadedKey::new(key))),
         Err(KeyError::NotRsa(algorithm)) => {
             let cause = KeyError::NotRsa(algorithm);
             let der = PrivateKeyDer::from_pem_slice(&pem).ok();
-            der.and_then(|der| ring::sign::any_supported_type(&der).ok())
-                .ok_or_else(|| Error::Key { path: path.to_owned(), cause })
+            der.and_then(|mut der| {
+                let key = ring::sign::any_supported_type(&der).ok();
+                der.zeroize();
+                key
+            })
+            .ok_or_else(|| Error::Key { path: path.to_owned(), cause })
         }
         Err(cause) => Err(Error::Key { path: path.to_owned(), cause }),
     }

@@ -1,7 +1,7 @@
 //! Accepts on every shard and makes a task of each connection.
 
 use std::future::{Future, poll_fn};
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use warpcore_runtime::net::TcpListener;
+use warpcore_runtime::net::{self, TcpListener};
 use warpcore_runtime::{Holders, queue, sleep, spawn, stopping, timeout};
 
 use crate::config::{Config, Signing, Timeouts};
@@ -32,10 +32,8 @@ impl Proxy {
     /// free port.
     pub fn new(config: &Config) -> Result<Self, Error> {
         let tls = config.load()?;
-        // Without SO_REUSEPORT: fails when anybody listens there, also another proxy of ours.
         let listen = |source| Error::Listen { address: config.listen, source };
-        let address =
-            StdListener::bind(config.listen).and_then(|free| free.local_addr()).map_err(listen)?;
+        let address = net::check_free(config.listen).map_err(listen)?;
         Ok(Self {
             tls,
             address,
@@ -111,7 +109,7 @@ impl Listener {
                 }
             }
         }
-        // Nobody can connect any more: other processes may listen here now.
+        // Nobody is accepted any more.
         drop(self.socket);
         let drain = self.proxy.timeouts.drain;
         let drained = timeout(drain, open.none()).await;

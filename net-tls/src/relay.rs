@@ -28,6 +28,24 @@ struct Relay {
     /// Held from taking records out of `tls` until they are sent: records leave in order.
     sending: Lock<()>,
     active_at: Cell<Instant>,
+    /// The upstream has been told that no more will come: what it got is all there was.
+    upstream_ended: Cell<bool>,
+    /// The client has been told so.
+    client_ended: Cell<bool>,
+}
+
+/// However the relay ends (an error, the end of a drain, a panic): a side that was not told of an
+/// end in order must not take what it got for all there was. A reset says so.
+impl Drop for Relay {
+    fn drop(&mut self) {
+        for (stream, ended) in
+            [(&self.upstream, &self.upstream_ended), (&self.client, &self.client_ended)]
+        {
+            if !ended.get() {
+                let _ = stream.socket().set_linger(Some(Duration::ZERO));
+            }
+        }
+    }
 }
 
 /// Relays, `received` first, until both directions have ended, one fails, or nothing has moved for `idle`.
@@ -44,15 +62,10 @@ pub(crate) async fn relay(
         upstream,
         sending: Lock::default(),
         active_at: Cell::new(Instant::now()),
+        upstream_ended: Cell::new(false),
+        client_ended: Cell::new(false),
     };
-    let result = both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await;
-    if result.is_err() {
-        // Cut off: neither side may take what it got for all there was. A reset says so.
-        for stream in [&relay.client, &relay.upstream] {
-            let _ = stream.socket().set_linger(Some(Duration::ZERO));
-        }
-    }
-    result
+    both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await
 }
 
 impl Relay {
@@ -66,6 +79,7 @@ impl Relay {
             }
             if closed {
                 self.upstream.shutdown(Shutdown::Write).await?;
+                self.upstream_ended.set(true);
                 return Ok(());
             }
             if received.is_empty() {
@@ -104,6 +118,7 @@ impl Relay {
             self.send_records().await?;
             if ended {
                 self.client.shutdown(Shutdown::Write).await?;
+                self.client_ended.set(true);
                 return Ok(());
             }
             self.active();

@@ -13,8 +13,9 @@ use corosensei::stack::StackPointer;
 /// add to it.
 const STACK_LEN_BYTES: usize = 64 * 1024;
 
-/// Below the stack: runs out of it fault instead of overwriting.
-const GUARD_LEN_BYTES: usize = 4096;
+/// Below the stack: runs out of it fault instead of overwriting. The largest page there is (arm64
+/// with 64 KiB), so that a protection of this length never reaches into the stack.
+const GUARD_LEN_BYTES: usize = 64 * 1024;
 
 /// Handshakes of one shard that may be suspended at a time. More sign in place.
 const STACKS_MAX: usize = 512;
@@ -77,7 +78,7 @@ impl Stack {
         let start = NonNull::new(start.cast::<u8>()).expect("mmap maps nothing at 0 unasked");
         // From here on, dropping unmaps.
         let stack = Self { start };
-        // SAFETY: the first page of our own mapping.
+        // SAFETY: the first pages of our own mapping.
         if unsafe { libc::mprotect(start.as_ptr().cast(), GUARD_LEN_BYTES, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }

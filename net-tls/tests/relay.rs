@@ -174,12 +174,23 @@ fn a_connection_that_does_not_end_is_cut_off_after_the_drain() {
         return;
     }
     let identity = Identity::new();
-    let mut config = identity.config(upstream(common::echo), Signing::Offloaded);
+    let (send, seen) = mpsc::channel();
+    let (arrived_send, arrived) = mpsc::channel();
+    let watches = upstream(move |mut stream| {
+        stream.read_exact(&mut [0; 4]).expect("the first half");
+        arrived_send.send(()).expect("the test listens");
+        let result = stream.read_to_end(&mut Vec::new());
+        let _ = send.send(result.map_err(|error| error.kind()));
+    });
+    let mut config = identity.config(watches, Signing::Offloaded);
     config.timeouts.drain = Duration::from_millis(50);
     let proxy = Running::start(&config, 1);
     let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
-    stream.write_all(b"x").expect("sends");
-    stream.read_exact(&mut [0]).expect("comes back");
+    stream.write_all(b"half").expect("sends");
+    stream.flush().expect("sends");
+    arrived.recv().expect("half of it is through");
     assert_eq!(proxy.stop().cut_off, 1);
     stream.read_exact(&mut [0]).expect_err("cut off");
+    // Half an upload must not look like a whole one.
+    assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
 }

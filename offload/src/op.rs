@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -21,8 +20,6 @@ use crate::request::Request;
 pub struct Op<R: Request> {
     shared: Rc<Shared>,
     state: State<R>,
-    /// `Shared` is one thread's.
-    _not_send: PhantomData<*const ()>,
 }
 
 enum State<R> {
@@ -41,14 +38,13 @@ impl<R: Request> Unpin for Op<R> {}
 
 impl<R: Request> Op<R> {
     pub(crate) fn in_flight(shared: &Rc<Shared>, token: Token) -> Self {
-        Self { shared: Rc::clone(shared), state: State::InFlight(token), _not_send: PhantomData }
+        Self { shared: Rc::clone(shared), state: State::InFlight(token) }
     }
 
     pub(crate) fn waiting(shared: &Rc<Shared>, request: R) -> Self {
         Self {
             shared: Rc::clone(shared),
             state: State::Waiting { request: Some(request), ticket: None },
-            _not_send: PhantomData,
         }
     }
 }

@@ -243,10 +243,13 @@ impl Shared {
         let keep = &self.keeps[token as usize];
         let place = keep.put(request);
         drop(slots);
+        // The caller's `Source` and `Target` are called now, with nothing borrowed; should they
+        // panic, request and slot are freed.
+        let unwound = Unwound { shared: self, token, discard: Keep::discard::<R> };
         // SAFETY: `put` has just written a request here and the slot is off the free list, so
-        // nobody else touches the place. `slots` is not borrowed: `describe` calls the caller's
-        // `Source` and `Target`.
+        // nobody else touches the place.
         let work = unsafe { (*place).describe() };
+        std::mem::forget(unwound);
         let kernel = work.kernel();
         let mut slots = self.slots.borrow_mut();
         slots.entries[token as usize] = Slot {
@@ -377,11 +380,12 @@ impl Shared {
             .unwrap_or(slots.waiters.len());
         if place == 0 && !slots.free.is_empty() {
             let left = slots.waiters.pop_front();
-            drop((slots, left));
+            drop(slots);
             let request = request.take().expect("a waiting operation holds its request");
             let Ok(token) = self.reserve(request) else {
                 unreachable!("a slot is free");
             };
+            drop(left);
             self.wake_waiter();
             return Waiting::Reserved(token);
         }
@@ -441,6 +445,21 @@ impl Shared {
         let mut stats = self.stats.get();
         change(&mut stats);
         self.stats.set(stats);
+    }
+}
+
+/// Frees a reserved slot whose request panicked while it was described.
+struct Unwound<'a> {
+    shared: &'a Shared,
+    token: Token,
+    discard: unsafe fn(&Keep),
+}
+
+impl Drop for Unwound<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `reserve` has put a request of this type here and described none of it to anybody.
+        unsafe { (self.discard)(&self.shared.keeps[self.token as usize]) };
+        self.shared.release(self.token);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -11,13 +12,14 @@ use std::time::{Duration, Instant};
 use warpcore_offload::Queue;
 
 use crate::error::Error;
-use crate::executor::{Executor, JoinError};
+use crate::executor::Executor;
 use crate::op::slab::Operations;
 use crate::reactor;
 use crate::ring::Ring;
-use crate::shard::{Remote, Schedule, Shard, set_current, spawn, stop_all};
+use crate::shard::{Remote, Shard, report_panic, set_current, spawn, stop_all};
+use crate::signal::Signals;
+use crate::sys;
 use crate::time::{Timers, sleep_until};
-use crate::{signal, sys};
 
 /// The cores that this process may use: as many shards can be pinned.
 pub fn shards_possible() -> usize {
@@ -130,33 +132,44 @@ impl Builder {
     {
         let setup = |what| move |source| Error::Setup { what, source };
         let cores = sys::cores().map_err(setup("pinning"))?;
-        let mut signals = None;
-        if self.signals {
-            // Before the threads start, so that they all inherit the mask.
-            signals = Some(signal::listen().map_err(setup("signal handling"))?);
-        }
+        // Before the threads start, so that they all inherit the mask.
+        let signals = self.signals.then(Signals::block).transpose();
+        let signals = signals.map_err(setup("signal handling"))?;
         let machine = (0..self.shards)
             .map(|_| Remote::new().map(Arc::new))
             .collect::<Result<Arc<[_]>, Error>>()?;
 
         thread::scope(|scope| {
             let last = self.shards - 1;
-            let start = |index: usize, signals: Option<File>| {
+            let start = |index: usize| {
                 let (machine, main, builder) = (Arc::clone(&machine), &main, &self);
                 let core = cores.get((self.first_core + index) % cores.len().max(1)).copied();
-                move || builder.run_shard(index, core, machine, signals, main)
+                move || builder.run_shard(index, core, machine, main)
             };
-            let threads: Vec<_> = (0..last)
-                .map(|index| {
-                    let thread = thread::Builder::new().name(format!("shard {index}"));
-                    thread.spawn_scoped(scope, start(index, None))
-                })
-                .collect();
+            let mut threads = Vec::with_capacity(last);
+            let mut started = Ok(());
+            for index in 0..last {
+                let thread = thread::Builder::new().name(format!("shard {index}"));
+                match thread.spawn_scoped(scope, start(index)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(source) => {
+                        started = Err(Error::Setup { what: "a shard's thread", source });
+                        stop_all(&machine);
+                        break;
+                    }
+                }
+            }
+            if let Some(signals) = &signals {
+                let machine = Arc::clone(&machine);
+                scope.spawn(move || signals.watch(&machine));
+            }
+            let own = started.and_then(|()| start(last)());
             let mut outputs = Vec::with_capacity(self.shards);
-            let own = start(last, signals)();
             for (index, thread) in threads.into_iter().enumerate() {
-                let thread = thread.map_err(setup("a shard's thread"))?;
                 outputs.push(thread.join().unwrap_or(Err(Error::Panicked { shard: index })));
+            }
+            if let Some(signals) = &signals {
+                signals.end();
             }
             outputs.push(own);
             outputs.into_iter().collect()
@@ -168,7 +181,6 @@ impl Builder {
         index: usize,
         core: Option<usize>,
         machine: Arc<[Arc<Remote>]>,
-        signals: Option<File>,
         main: &M,
     ) -> Result<T, Error>
     where
@@ -179,7 +191,8 @@ impl Builder {
         // Whatever ends this shard early ends the machine: the others would wait for ever.
         let mut guard = StopOthers { machine: Arc::clone(&machine), armed: true };
         let pinning = |source| Error::Setup { what: "pinning", source };
-        let before = sys::cores().map_err(pinning)?;
+        // The last shard is the caller's thread: it gets its freedom back.
+        let _pinned = Pinned { before: sys::cores().map_err(pinning)? };
         sys::pin(core.as_slice()).map_err(pinning)?;
         let bell = machine[index].bell.try_clone();
         let bell = bell.map_err(|source| Error::Setup { what: "the shard's bell", source })?;
@@ -193,22 +206,37 @@ impl Builder {
             remote: Arc::clone(&machine[index]),
             machine,
             stopping: Cell::new(false),
-            stop_waiters: RefCell::new(Vec::new()),
+            stop_waiters: RefCell::default(),
+            reaped: RefCell::default(),
             spin: self.spin,
             turns: Cell::new(0),
             parks: Cell::new(0),
         });
         set_current(Some(Rc::clone(&shard)));
+        // A waker that panics would take the reactor with it: reported like a task's panic, and
+        // the shard still ends in order.
+        let output = catch_unwind(AssertUnwindSafe(|| self.drive(&shard, bell, index, main)));
+        let output = output.unwrap_or_else(|payload| {
+            report_panic(&*payload);
+            None
+        });
+        guard.armed = output.is_none();
+        reactor::shut_down(&shard);
+        set_current(None);
+        output.ok_or(Error::Panicked { shard: index })
+    }
+
+    /// Turns the shard until its main future has ended, and then as long as tasks may drain.
+    fn drive<M, F, T>(&self, shard: &Rc<Shard>, bell: File, index: usize, main: &M) -> Option<T>
+    where
+        M: Fn(usize) -> F,
+        F: Future<Output = T> + 'static,
+        T: 'static,
+    {
         let mut own_tasks = 1;
         drop(spawn(reactor::hear_bell(bell)));
-        if let Some(signals) = signals {
-            own_tasks += 1;
-            drop(spawn(signal::watch(signals)));
-        }
-
         let output = Rc::new(RefCell::new(None));
-        let schedule = Schedule(Arc::clone(&shard.remote));
-        let task = shard.executor.spawn(main(index), schedule);
+        let task = spawn(main(index));
         drop(spawn({
             let output = Rc::clone(&output);
             async move {
@@ -216,8 +244,7 @@ impl Builder {
                 output.replace(Some(ended));
             }
         }));
-        reactor::run(&shard, || output.borrow().is_some());
-        guard.armed = !matches!(*output.borrow(), Some(Ok(_)));
+        reactor::run(shard, || output.borrow().is_some());
 
         let deadline = Instant::now() + self.drain;
         if shard.executor.live() > own_tasks && !self.drain.is_zero() {
@@ -230,21 +257,25 @@ impl Builder {
                     over.set(true);
                 }
             }));
-            reactor::run(&shard, || over.get() || shard.executor.live() <= own_tasks);
+            reactor::run(shard, || over.get() || shard.executor.live() <= own_tasks);
         }
         let left = shard.executor.live().saturating_sub(own_tasks);
         if left > 0 {
             tracing::warn!(shard = index, tasks = left, "tasks were still running; cancelled");
         }
-        reactor::shut_down(&shard);
-        set_current(None);
-        // The last shard is the caller's thread: give it back its freedom.
-        sys::pin(&before).map_err(pinning)?;
-        match output.take() {
-            Some(Ok(output)) => Ok(output),
-            Some(Err(JoinError::Panicked(_) | JoinError::Cancelled)) | None => {
-                Err(Error::Panicked { shard: index })
-            }
+        output.take().and_then(Result::ok)
+    }
+}
+
+/// Gives a thread back the cores that it had.
+struct Pinned {
+    before: Vec<usize>,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Err(error) = sys::pin(&self.before) {
+            tracing::warn!("a thread stays pinned: {error}");
         }
     }
 }

@@ -35,7 +35,7 @@ impl AsRawFd for File {
 }
 
 impl File {
-    /// Reads at `offset` into the buffer's room; 0 at the end of the file.
+    /// Reads at `offset` into the buffer's room; 0 at the end of the file, or without room.
     pub async fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> (io::Result<usize>, B) {
         op::read_at(Rc::clone(&self.fd), buffer, offset).await
     }

@@ -33,7 +33,8 @@ impl<T> Lock<T> {
         poll_fn(|cx| match self.value.try_borrow_mut() {
             Ok(value) => Poll::Ready(Held { value: Some(value), lock: self }),
             Err(_) => {
-                self.waiting.borrow_mut().push_back(cx.waker().clone());
+                let waker = cx.waker().clone();
+                self.waiting.borrow_mut().push_back(waker);
                 Poll::Pending
             }
         })

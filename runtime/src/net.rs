@@ -20,15 +20,10 @@ pub struct TcpListener {
 
 impl TcpListener {
     /// Listens on `address` with a socket of this shard's own: every shard may bind the same
-    /// address, and the kernel spreads connections over them (SO_REUSEPORT).
+    /// address, and the kernel spreads connections over them (SO_REUSEPORT). IPv6 addresses are
+    /// IPv6's only.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
+        let socket = bound(address, true)?;
         socket.listen(1024)?;
         Ok(Self::from(std::net::TcpListener::from(socket)))
     }
@@ -73,7 +68,7 @@ impl TcpStream {
         Ok(Self { fd })
     }
 
-    /// Receives into the buffer's room; 0 when the peer has closed its side.
+    /// Receives into the buffer's room; 0 when the peer has closed its side, or there is no room.
     pub async fn recv<B: IoBufMut>(&self, buffer: B) -> (io::Result<usize>, B) {
         op::recv(Rc::clone(&self.fd), buffer).await
     }
@@ -112,6 +107,25 @@ impl AsRawFd for TcpStream {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// Checks, before shards bind it, that nobody listens on `address`, not even another process that
+/// would share it. Port 0 becomes a free port.
+pub fn check_free(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    let socket = bound(wanted, false)?;
+    socket.listen(1)?;
+    address(socket.local_addr())
+}
+
+fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 fn address(address: io::Result<socket2::SockAddr>) -> io::Result<SocketAddr> {

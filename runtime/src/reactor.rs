@@ -4,6 +4,7 @@
 //! sleep (Seastar's poller contract), and the shard sleeps in `io_uring_enter`, woken by a CQE, a
 //! timer or the bell.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use warpcore_offload::Park;
 
 use crate::fs;
 use crate::ring::Cqe;
-use crate::shard::{Message, Shard};
+use crate::shard::{Message, Shard, report_panic};
+use crate::time::sleep;
 
 /// Runs the shard until `done`.
 pub(crate) fn run(shard: &Rc<Shard>, done: impl Fn() -> bool) {
@@ -46,11 +48,9 @@ pub(crate) fn shut_down(shard: &Rc<Shard>) {
     const DRAIN: Duration = Duration::from_secs(10);
 
     shard.executor.cancel_all();
-    for message in shard.remote.mailbox.close() {
-        if let Message::Wake(runnable) = message {
-            drop(runnable);
-        }
-    }
+    // Wake-ups that came from elsewhere: their tasks are among the cancelled, or are dropped here.
+    drop(shard.remote.mailbox.close());
+    shard.executor.cancel_all();
     let deadline = Instant::now() + DRAIN;
     let mut cqes = Vec::new();
     while shard.operations.borrow().in_flight > 0 && Instant::now() < deadline {
@@ -74,18 +74,25 @@ pub(crate) async fn hear_bell(bell: std::fs::File) {
     let mut counter = Vec::with_capacity(8);
     loop {
         let (result, back) = bell.read_stream(counter).await;
-        if let Err(error) = result {
-            panic!("the shard's bell cannot be read: {error}");
-        }
         counter = back;
         counter.clear();
+        if let Err(error) = result {
+            // Out of memory, or worse. The timer keeps the shard looking into its mailbox.
+            tracing::error!("the shard's bell cannot be read: {error}; looking every 10 ms");
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
 fn take_messages(shard: &Shard) {
     for message in shard.remote.mailbox.take() {
         match message {
-            Message::Run(action) => action(),
+            Message::Run(action) => {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(action)) {
+                    report_panic(&*payload);
+                    std::mem::forget(payload);
+                }
+            }
             Message::Wake(runnable) => shard.executor.push(runnable),
         }
     }
@@ -105,6 +112,7 @@ fn is_idle(shard: &Shard) -> bool {
     shard.executor.is_idle()
         && shard.queue.prepare_park() == Park::Sleep
         && shard.remote.mailbox.is_empty()
+        && shard.reaped.borrow().is_empty()
 }
 
 /// Hands what is queued to the kernel and looks for news for a while before sleeping: a wake-up
@@ -144,9 +152,11 @@ fn park(shard: &Shard) {
 }
 
 fn reap(shard: &Shard, cqes: &mut Vec<Cqe>) {
+    cqes.append(&mut shard.reaped.borrow_mut());
     shard.ring.borrow_mut().reap(cqes);
     for cqe in cqes.drain(..) {
-        let waker = shard.operations.borrow_mut().complete(cqe);
+        let (waker, over) = shard.operations.borrow_mut().complete(cqe);
+        drop(over);
         waker.into_iter().for_each(Waker::wake);
     }
 }

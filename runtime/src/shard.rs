@@ -12,13 +12,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_task::Runnable;
+use slab::Slab;
 use warpcore_offload::Queue;
 
 use crate::error::Error;
 use crate::executor::{Executor, JoinHandle};
 use crate::mailbox::{Closed, Mailbox, Sent};
 use crate::op::slab::{Operations, Polled};
-use crate::ring::{Ring, Sqe};
+use crate::ring::{Cqe, Ring, Sqe};
 use crate::sys;
 use crate::time::Timers;
 
@@ -26,7 +27,7 @@ use crate::time::Timers;
 pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) executor: Executor,
-    /// Dropped before `operations`: the kernel lets go of memory before it is freed.
+    /// Closing it does not wait for the kernel; `reactor::shut_down` has, before this is dropped.
     pub(crate) ring: RefCell<Ring>,
     pub(crate) operations: RefCell<Operations>,
     pub(crate) queue: Rc<Queue>,
@@ -35,7 +36,9 @@ pub(crate) struct Shard {
     /// Every shard's remote side, by index.
     pub(crate) machine: Arc<[Arc<Remote>]>,
     pub(crate) stopping: Cell<bool>,
-    pub(crate) stop_waiters: RefCell<Vec<Waker>>,
+    pub(crate) stop_waiters: RefCell<Slab<Waker>>,
+    /// CQEs that were reaped out of turn.
+    pub(crate) reaped: RefCell<Vec<Cqe>>,
     /// How long to look for news before sleeping.
     pub(crate) spin: Duration,
     pub(crate) turns: Cell<u64>,
@@ -64,7 +67,7 @@ impl Remote {
 
     pub(crate) fn send(&self, message: Message) -> Result<(), Closed<Message>> {
         if self.mailbox.push(message)? == Sent::RingBell {
-            // A write to an eventfd fails only when its counter is full, and then it is ringing.
+            // It would wait only if the counter were full, after 2^64 - 2 rings unheard.
             let _ = (&self.bell).write_all(&1_u64.to_ne_bytes());
         }
         Ok(())
@@ -120,6 +123,7 @@ impl Shard {
     /// What the SQE names stays valid until the token's last CQE; the caller keeps it, or passes
     /// it to [`Shard::abandon_op`].
     pub(crate) unsafe fn submit(&self, sqe: Sqe, reclaim: fn(i32)) -> usize {
+        assert!(self.ring.borrow().fits(&sqe), "the ring was not built with sqe128");
         let token = self.operations.borrow_mut().insert(reclaim);
         // SAFETY: passed on from the caller.
         unsafe { self.push(with_user_data(sqe, token as u64)) };
@@ -133,26 +137,40 @@ impl Shard {
         let mut ring = self.ring.borrow_mut();
         // SAFETY: passed on from the caller.
         while !unsafe { ring.push(&sqe) } {
-            // Full: hand what is queued to the kernel. It consumes entries even when the CQ is to
-            // be reaped first, so this ends.
+            // Full: hand what is queued to the kernel. It may want the CQ reaped first; what is
+            // reaped here waits for the turn, since waking is not for the middle of a submission.
             if let Err(error) = ring.flush() {
                 panic!("io_uring_enter failed on a ring that worked before: {error}");
             }
+            ring.reap(&mut self.reaped.borrow_mut());
         }
     }
 
     pub(crate) fn poll_op(&self, token: usize, waker: &Waker) -> Polled {
-        self.operations.borrow_mut().poll(token, waker)
+        let polled = self.operations.borrow_mut().poll(token, waker);
+        if let Polled::Pending { known: false } = polled {
+            let waker = waker.clone();
+            let old = self.operations.borrow_mut().set_waker(token, waker);
+            drop(old);
+        }
+        polled
     }
 
-    /// Forgets an operation; if the kernel still has it, cancels it and keeps what it may touch.
-    pub(crate) fn abandon_op(&self, token: usize, keep: impl FnOnce() -> Box<dyn Any>) {
-        // `keep` only boxes a value, but nothing foreign runs under the borrow either way.
-        let in_flight = self.operations.borrow_mut().abandon(token, keep);
-        if in_flight {
+    /// Forgets an operation. If the kernel still has it, cancels it and takes `keep`, what the
+    /// kernel may touch, into care until the last CQE.
+    ///
+    /// Keeps and wakers are dropped while nothing is borrowed: their drops may submit.
+    pub(crate) fn abandon_op<K: 'static>(&self, token: usize, keep: K) {
+        if self.operations.borrow().is_open(token) {
+            let keep = Box::new(keep);
+            let waker = self.operations.borrow_mut().orphan(token, keep);
+            drop(waker);
             let cancel = io_uring::opcode::AsyncCancel::new(token as u64).build();
             // SAFETY: names no memory.
             unsafe { self.push(with_user_data(Sqe::Normal(cancel), NOBODY)) };
+        } else {
+            let entry = self.operations.borrow_mut().remove(token);
+            drop((entry, keep));
         }
     }
 }
@@ -192,8 +210,8 @@ pub fn shards() -> usize {
     current().machine.len()
 }
 
-/// Runs `action` on another shard (or this one) in one of its next turns. False: that shard has
-/// ended, and the action was dropped.
+/// Runs `action` on another shard (or this one) in one of its next turns; a panic of it is reported
+/// and ends there. False: that shard has ended, and the action was dropped.
 ///
 /// # Panics
 ///
@@ -235,7 +253,9 @@ pub(crate) fn stop_all(machine: &[Arc<Remote>]) {
         let _ = remote.send(Message::Run(Box::new(|| {
             let shard = current();
             shard.stopping.set(true);
-            let waiters = std::mem::take(&mut *shard.stop_waiters.borrow_mut());
+            // They stay until their futures are dropped.
+            let waiters: Vec<_> =
+                shard.stop_waiters.borrow().iter().map(|(_, waker)| waker.clone()).collect();
             waiters.into_iter().for_each(Waker::wake);
         })));
     }
@@ -244,25 +264,46 @@ pub(crate) fn stop_all(machine: &[Arc<Remote>]) {
 /// Becomes ready when the machine is asked to stop: by [`stop`], or by a signal if the builder
 /// listens for them.
 pub fn stopping() -> Stopping {
-    Stopping(current())
+    Stopping { shard: current(), key: None }
 }
 
 /// See [`stopping`].
 #[must_use = "futures do nothing unless awaited"]
-pub struct Stopping(Rc<Shard>);
+pub struct Stopping {
+    shard: Rc<Shard>,
+    /// Of its waker among the shard's.
+    key: Option<usize>,
+}
 
 impl Future for Stopping {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.0.stopping.get() {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.shard.stopping.get() {
             return Poll::Ready(());
         }
-        let mut waiters = self.0.stop_waiters.borrow_mut();
-        if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiters.push(cx.waker().clone());
-        }
+        let waker = cx.waker().clone();
+        let mut waiters = self.shard.stop_waiters.borrow_mut();
+        let old = match self.key.and_then(|key| waiters.get_mut(key)) {
+            Some(known) => Some(std::mem::replace(known, waker)),
+            None => {
+                let key = waiters.insert(waker);
+                drop(waiters);
+                self.key = Some(key);
+                None
+            }
+        };
+        drop(old);
         Poll::Pending
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let waker = self.shard.stop_waiters.borrow_mut().try_remove(key);
+            drop(waker);
+        }
     }
 }
 

@@ -1,30 +1,58 @@
 //! SIGTERM and SIGINT as a request to stop.
+//!
+//! A thread of its own waits for them: it outlives every shard, so a signal is heard as long as
+//! anything runs.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use crate::shard::stop;
-use crate::{fs, sys};
+use crate::shard::{Remote, stop_all};
+use crate::sys::{self, SignalMask};
 
-/// The signals that ask a process to end, as a file. To be made before any other thread starts:
-/// the signals are kept from this thread's handlers and from those of its children.
-pub(crate) fn listen() -> io::Result<File> {
-    sys::signalfd(&[libc::SIGINT, libc::SIGTERM])
+/// Keeps the signals from killing the process, and tells the machine of them.
+pub(crate) struct Signals {
+    file: File,
+    /// Readable once the machine has ended.
+    ended: File,
+    /// What this thread blocked before; put back by the drop.
+    _before: SignalMask,
 }
 
-/// Stops the machine at the first signal; later ones are read and change nothing.
-pub(crate) async fn watch(signals: File) {
-    let signals = fs::File::from(signals);
-    loop {
-        let siginfo = Vec::with_capacity(size_of::<libc::signalfd_siginfo>());
-        let (result, siginfo) = signals.read_stream(siginfo).await;
-        if let Err(error) = result {
-            tracing::error!("signals can no longer be read: {error}");
-            return;
+impl Signals {
+    /// To be made before any other thread starts: they inherit the mask.
+    pub(crate) fn block() -> io::Result<Self> {
+        let (file, before) = sys::signalfd(&[libc::SIGINT, libc::SIGTERM])?;
+        Ok(Self { file, ended: sys::eventfd()?, _before: before })
+    }
+
+    /// Stops the machine at each signal, until [`Signals::end`].
+    pub(crate) fn watch(&self, machine: &Arc<[Arc<Remote>]>) {
+        loop {
+            match sys::poll_either(self.file.as_raw_fd(), self.ended.as_raw_fd()) {
+                Ok((_, true)) => return,
+                Ok((true, _)) => {
+                    let mut siginfo = [0; size_of::<libc::signalfd_siginfo>()];
+                    if (&self.file).read_exact(&mut siginfo).is_ok() {
+                        // The number comes first (signalfd(2)).
+                        let number = siginfo.first_chunk().copied().map_or(0, u32::from_ne_bytes);
+                        tracing::info!(signal = number, "stopping");
+                        stop_all(machine);
+                    }
+                }
+                Ok((false, false)) => {}
+                Err(error) => {
+                    tracing::error!("signals can no longer be heard: {error}");
+                    return;
+                }
+            }
         }
-        // The number comes first (signalfd(2)).
-        let number = siginfo.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        tracing::info!(signal = number, "stopping");
-        stop();
+    }
+
+    /// Ends the watch.
+    pub(crate) fn end(&self) {
+        // One write to a counter that nobody else writes: never full.
+        let _ = (&self.ended).write_all(&1_u64.to_ne_bytes());
     }
 }

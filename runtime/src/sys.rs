@@ -18,9 +18,21 @@ pub(crate) fn eventfd() -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// What a thread blocked before; blocked again, and no more, when dropped on that thread.
+pub(crate) struct SignalMask(libc::sigset_t);
+
+impl Drop for SignalMask {
+    fn drop(&mut self) {
+        // SAFETY: a valid set, as the kernel gave it.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut());
+        }
+    }
+}
+
 /// Makes `signals` readable from a file and keeps them from this thread's handlers, and from those
 /// of the threads that it starts later (signalfd(2)).
-pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<File> {
+pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<(File, SignalMask)> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: initialises the set.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
@@ -30,16 +42,29 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<File> {
         // SAFETY: a valid set.
         check(unsafe { libc::sigaddset(&raw mut set, *signal) })?;
     }
-    // SAFETY: a valid set; the old one is not asked for.
-    let error =
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let mut before = set;
+    // SAFETY: two valid sets.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
+    let before = SignalMask(before);
     // SAFETY: a valid set.
     let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) })?;
     // SAFETY: just made, and nobody else has it.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    Ok((File::from(unsafe { OwnedFd::from_raw_fd(fd) }), before))
+}
+
+/// Waits until one of two descriptors can be read; says which.
+pub(crate) fn poll_either(one: RawFd, other: RawFd) -> io::Result<(bool, bool)> {
+    let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut both = [wanted(one), wanted(other)];
+    // SAFETY: two valid entries.
+    match check(unsafe { libc::poll(both.as_mut_ptr(), 2, -1) }) {
+        Ok(_) => Ok((both[0].revents != 0, both[1].revents != 0)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok((false, false)),
+        Err(error) => Err(error),
+    }
 }
 
 /// The cores that this process may run on.

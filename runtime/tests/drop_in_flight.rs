@@ -95,3 +95,47 @@ fn a_shard_that_ends_with_operations_in_flight_leaks_nothing() {
     assert_eq!(Arc::strong_count(&watch), 1);
     assert_eq!(descriptors(), before);
 }
+
+/// A buffer with operations of its own: its drop must find nothing borrowed, neither when the last
+/// CQE drops it nor when its future does.
+#[test]
+fn a_buffer_may_own_operations_of_the_same_ring() {
+    struct Owner(Vec<u8>, #[allow(dead_code, reason = "only dropped")] TcpListener);
+    // SAFETY: the room is a Vec's.
+    unsafe impl IoBufMut for Owner {
+        fn room(&mut self) -> (*mut u8, usize) {
+            self.0.room()
+        }
+        unsafe fn filled(&mut self, len_bytes: usize) {
+            // SAFETY: passed on.
+            unsafe { self.0.filled(len_bytes) }
+        }
+    }
+    async fn armed() -> TcpListener {
+        let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+        // Polled once: its accept is in flight.
+        assert!(timeout(Duration::ZERO, listener.accept()).await.is_err());
+        listener
+    }
+    let _alone = ALONE.lock();
+    let before = descriptors();
+    one()
+        .run(|_| async {
+            let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let address = listener.local_addr().expect("bound");
+            let client = TcpStream::connect(address).await.expect("connects");
+            let server = listener.accept().await.expect("accepts");
+            // Dropped by the last CQE.
+            let receive = client.recv(Owner(Vec::with_capacity(10), armed().await));
+            assert!(timeout(Duration::from_millis(1), receive).await.is_err());
+            sleep(Duration::from_millis(5)).await;
+            // Dropped with its CQE there and not looked at.
+            let mut receive = Box::pin(client.recv(Owner(Vec::with_capacity(10), armed().await)));
+            assert!(timeout(Duration::ZERO, receive.as_mut()).await.is_err());
+            server.send_all(Bytes::from_static(b"x")).await.0.expect("sends");
+            sleep(Duration::from_millis(5)).await;
+            drop(receive);
+        })
+        .expect("runs");
+    assert_eq!(descriptors(), before);
+}

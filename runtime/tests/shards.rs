@@ -250,3 +250,62 @@ fn a_cancelled_task_is_gone_when_cancel_returns() {
         })
         .expect("runs");
 }
+
+/// `async-task` ends the process when a future's drop panics; ours is caught before that.
+#[test]
+fn a_panic_in_the_drop_of_a_future_is_its_tasks_own() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in a drop, on purpose");
+        }
+    }
+    one()
+        .run(|_| async {
+            let ended = spawn(async {
+                let bomb = Bomb;
+                sleep(Duration::ZERO).await;
+                std::mem::forget(bomb);
+            });
+            ended.await.expect("forgot it");
+            let cancelled = spawn(async {
+                let _bomb = Bomb;
+                pending::<()>().await;
+            });
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(cancelled.cancel().await, None);
+            assert_eq!(stats().panics, 1);
+        })
+        .expect("runs");
+}
+
+#[test]
+fn a_panic_in_a_sent_action_is_told_and_ends_there() {
+    one()
+        .run(|_| async {
+            assert!(send(0, || panic!("on purpose")));
+            while stats().panics == 0 {
+                sleep(Duration::from_micros(100)).await;
+            }
+        })
+        .expect("runs");
+}
+
+/// A future that asks to be told of the end leaves nothing behind when it is dropped.
+#[test]
+fn a_dropped_wait_for_the_end_keeps_no_task_alive() {
+    one()
+        .run(|_| async {
+            let counted = Rc::new(());
+            for _ in 0..100 {
+                let counted = Rc::clone(&counted);
+                let task = spawn(async move {
+                    let _counted = counted;
+                    let _ = timeout(Duration::ZERO, stopping()).await;
+                });
+                task.await.expect("no panic");
+            }
+            assert_eq!(Rc::strong_count(&counted), 1);
+        })
+        .expect("runs");
+}

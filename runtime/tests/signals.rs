@@ -20,5 +20,16 @@ fn main() {
             },
         );
     assert_eq!(outputs.expect("runs"), [0, 1]);
+    // The shard that is the caller's thread ends first: signals are heard all the same.
+    let outputs = Builder::new().shards(2).stop_on_signals(true).run(|index| async move {
+        if index == 0 {
+            sleep(Duration::from_millis(20)).await;
+            let pid = std::process::id().to_string();
+            let status = std::process::Command::new("kill").args(["-INT", &pid]).status();
+            assert!(status.expect("kill runs").success());
+            stopping().await;
+        }
+    });
+    outputs.expect("runs");
     println!("test sigterm_stops_every_shard_and_drains ... ok");
 }

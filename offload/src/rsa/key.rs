@@ -5,6 +5,7 @@ use std::fmt;
 use ring::rsa::KeyPair;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
+use zeroize::Zeroize;
 
 use super::{Scheme, Signature, Signer};
 use crate::error::{Error, KeyError};
@@ -15,14 +16,19 @@ pub struct PrivateKey {
 }
 
 impl PrivateKey {
-    /// The first private key in PEM text; other sections are passed over.
+    /// The first private key in PEM text; other sections are passed over. The copy made for reading
+    /// is wiped; the text is the caller's to wipe.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
         let contains = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
         if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
             return Err(KeyError::Encrypted);
         }
         match PrivateKeyDer::from_pem_slice(pem) {
-            Ok(der) => Self::from_der(&der),
+            Ok(mut der) => {
+                let key = Self::from_der(&der);
+                der.zeroize();
+                key
+            }
             Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(KeyError::NoKey),
             Err(_) => Err(KeyError::Encoding("the PEM text is broken or cut short")),
         }

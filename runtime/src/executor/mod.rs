@@ -79,9 +79,8 @@ impl Executor {
         self.panics.set(self.panics.get() + 1);
     }
 
-    /// Cancels every task: each future is dropped on this thread. Returns how many there were.
-    pub(crate) fn cancel_all(&self) -> usize {
-        let count = self.live();
+    /// Cancels every task: each future is dropped on this thread.
+    pub(crate) fn cancel_all(&self) {
         while self.live() > 0 {
             // Waking puts every sleeping task in the ready queue; dropping its `Runnable` drops
             // its future. A future that spawns in its drop is met in the next round.
@@ -92,11 +91,10 @@ impl Executor {
                 drop(runnable);
             }
             if self.live() == before {
-                // Ready queues of tasks being run right now: none can be, we are their thread.
+                // Those whose wake-up lies in the mailbox.
                 break;
             }
         }
-        count
     }
 }
 
@@ -125,10 +123,18 @@ impl<F: Future> Future for Guarded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // SAFETY: `future` is never moved: only polled here and dropped in place.
-        let future = unsafe { self.map_unchecked_mut(|this| &mut this.future) }.as_pin_mut();
-        let future = future.expect("a task is not polled after it ended");
-        // A future that panicked is not polled again, so nobody sees what it left half done.
-        match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        let mut slot = unsafe { self.map_unchecked_mut(|this| &mut this.future) };
+        // A future that panicked is not polled again, so nobody sees what it left half done. It is
+        // dropped here when it has ended: a panic of that drop is the task's too.
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let future = slot.as_mut().as_pin_mut().expect("a task is not polled after it ended");
+            let polled = future.poll(cx);
+            if polled.is_ready() {
+                slot.set(None);
+            }
+            polled
+        }));
+        match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Err(payload) => {
@@ -137,6 +143,18 @@ impl<F: Future> Future for Guarded<F> {
                 std::mem::forget(payload);
                 Poll::Ready(Err(message))
             }
+        }
+    }
+}
+
+impl<F> Drop for Guarded<F> {
+    fn drop(&mut self) {
+        // A cancelled future. `async-task` ends the process on a panic of its drop; it is the
+        // task's own business.
+        let future = AssertUnwindSafe(&mut self.future);
+        if let Err(payload) = catch_unwind(move || *{ future }.0 = None) {
+            crate::shard::report_panic(&*payload);
+            std::mem::forget(payload);
         }
     }
 }

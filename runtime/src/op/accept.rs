@@ -37,7 +37,7 @@ impl AcceptMulti {
                 None => self.arm(),
             };
             match self.shard.poll_op(token, cx.waker()) {
-                Polled::Pending => return Poll::Pending,
+                Polled::Pending { .. } => return Poll::Pending,
                 Polled::Ended => self.disarm(),
                 Polled::Result(result) if self.multishot && result == -libc::EINVAL => {
                     self.multishot = false;
@@ -79,7 +79,7 @@ impl AcceptMulti {
     fn disarm(&mut self) {
         if let Some(token) = self.token.take() {
             let listener = Rc::clone(&self.listener);
-            self.shard.abandon_op(token, || Box::new(listener));
+            self.shard.abandon_op(token, listener);
         }
     }
 }

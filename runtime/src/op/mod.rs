@@ -15,7 +15,6 @@ mod shutdown;
 pub(crate) mod slab;
 mod write;
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -86,11 +85,11 @@ impl<K> Future for Op<K> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(self.keep.is_some(), "an operation was polled after it gave its output");
         match self.shard.poll_op(self.token, cx.waker()) {
-            Polled::Pending => Poll::Pending,
+            Polled::Pending { .. } => Poll::Pending,
             Polled::Result(result) => {
                 let keep = self.keep.take().expect("checked above");
                 // The kernel is done: nothing is left to care for.
-                self.shard.abandon_op(self.token, || Box::new(()));
+                self.shard.abandon_op(self.token, ());
                 Poll::Ready((outcome(result), keep))
             }
             Polled::Ended => unreachable!("one CQE, taken once"),
@@ -101,7 +100,7 @@ impl<K> Future for Op<K> {
 impl<K: 'static> Drop for Op<K> {
     fn drop(&mut self) {
         if let Some(keep) = self.keep.take() {
-            self.shard.abandon_op(self.token, || Box::new(keep) as Box<dyn Any>);
+            self.shard.abandon_op(self.token, keep);
         }
     }
 }

@@ -36,7 +36,10 @@ pub(crate) struct Operations {
 
 /// What a future finds.
 pub(crate) enum Polled {
-    Pending,
+    /// `known`: the next CQE wakes this task already.
+    Pending {
+        known: bool,
+    },
     Result(i32),
     /// Every result was taken and no more will come.
     Ended,
@@ -51,11 +54,17 @@ impl Operations {
         })
     }
 
-    /// Files a CQE and returns whom to wake.
-    pub(crate) fn complete(&mut self, cqe: Cqe) -> Option<Waker> {
-        let token = usize::try_from(cqe.token).ok()?;
+    /// Files a CQE. Returns whom to wake, and what to drop once nothing is borrowed: a keep is the
+    /// caller's, and its drop may submit or drop operations.
+    pub(crate) fn complete(&mut self, cqe: Cqe) -> (Option<Waker>, Option<Entry>) {
         let more = cqe.flags & CQE_MORE != 0;
-        let entry = self.entries.get_mut(token)?;
+        let found = usize::try_from(cqe.token).ok();
+        let Some((token, entry)) =
+            found.and_then(|token| Some((token, self.entries.get_mut(token)?)))
+        else {
+            // Nobody's: the result of a cancellation.
+            return (None, None);
+        };
         if !more {
             self.in_flight -= 1;
         }
@@ -63,14 +72,11 @@ impl Operations {
             State::Live { results, waker, open } => {
                 results.push_back(cqe.result);
                 *open = more;
-                waker.take()
+                (waker.take(), None)
             }
             State::Orphan { .. } => {
                 (entry.reclaim)(cqe.result);
-                if !more {
-                    self.entries.remove(token);
-                }
-                None
+                (None, (!more).then(|| self.entries.remove(token)))
             }
         }
     }
@@ -82,29 +88,46 @@ impl Operations {
         match results.pop_front() {
             Some(result) => Polled::Result(result),
             None if *open => {
-                match known {
-                    Some(known) => known.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
-                Polled::Pending
+                let known = known.as_ref().is_some_and(|known| known.will_wake(waker));
+                Polled::Pending { known }
             }
             None => Polled::Ended,
         }
     }
 
-    /// Forgets an operation whose future is dropped. True: the kernel still has it, and `keep`
-    /// was taken into care; cancel it.
-    pub(crate) fn abandon(&mut self, token: usize, keep: impl FnOnce() -> Box<dyn Any>) -> bool {
+    /// Sets whom the next CQE wakes; returns whom it would have woken.
+    pub(crate) fn set_waker(&mut self, token: usize, waker: Waker) -> Option<Waker> {
+        match &mut self.entries[token].state {
+            State::Live { waker: known, .. } => known.replace(waker),
+            State::Orphan { .. } => unreachable!("an orphan has no future"),
+        }
+    }
+
+    /// Whether the kernel may still send a CQE.
+    pub(crate) fn is_open(&self, token: usize) -> bool {
+        matches!(self.entries[token].state, State::Live { open: true, .. })
+    }
+
+    /// The future of an open operation is gone; `keep` stays until the last CQE. Returns what to
+    /// drop once nothing is borrowed.
+    #[must_use]
+    pub(crate) fn orphan(&mut self, token: usize, keep: Box<dyn Any>) -> Option<Waker> {
         let entry = &mut self.entries[token];
-        let State::Live { results, open, .. } = &mut entry.state else {
+        let State::Live { results, waker, .. } = &mut entry.state else {
             unreachable!("an operation has one future");
         };
         results.drain(..).for_each(entry.reclaim);
-        if *open {
-            entry.state = State::Orphan { _keep: keep() };
-        } else {
-            self.entries.remove(token);
+        let waker = waker.take();
+        entry.state = State::Orphan { _keep: keep };
+        waker
+    }
+
+    /// Takes out an operation whose last CQE has come.
+    pub(crate) fn remove(&mut self, token: usize) -> Entry {
+        let mut entry = self.entries.remove(token);
+        if let State::Live { results, .. } = &mut entry.state {
+            results.drain(..).for_each(entry.reclaim);
         }
-        matches!(self.entries.get(token), Some(Entry { state: State::Orphan { .. }, .. }))
+        entry
     }
 }

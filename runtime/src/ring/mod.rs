@@ -60,6 +60,11 @@ impl Ring {
         Ok(ring)
     }
 
+    /// Whether an SQE is of this ring's kind.
+    pub(crate) fn fits(&self, sqe: &Sqe) -> bool {
+        matches!((self, sqe), (Self::Wide(_), _) | (_, Sqe::Normal(_)))
+    }
+
     /// Queues an SQE. False: the SQ is full, flush first.
     ///
     /// # Safety
@@ -68,7 +73,7 @@ impl Ring {
     ///
     /// # Panics
     ///
-    /// If a wide SQE is put on a ring that was not set up for it.
+    /// If it does not [fit](Self::fits).
     pub(crate) unsafe fn push(&mut self, sqe: &Sqe) -> bool {
         match (self, sqe) {
             // SAFETY: passed on from the caller, in all three arms.
@@ -82,7 +87,7 @@ impl Ring {
             }
             // SAFETY: see above.
             (Self::Wide(ring), Sqe::Wide(sqe)) => unsafe { ring.submission().push(sqe).is_ok() },
-            (Self::Normal(_), Sqe::Wide(_)) => panic!("the ring was not built with sqe128"),
+            (Self::Normal(_), Sqe::Wide(_)) => panic!("a wide SQE on a normal ring"),
         }
     }
 
