@@ -67,7 +67,7 @@ async fn open(path: &Path) -> Result<Contents<FileMedium>, Failure> {
     if !file.metadata()?.is_file() {
         return Err(format!("{}: not a regular file", path.display()).into());
     }
-    let medium = FileMedium::new(file.into()).map_err(|error| named(&error))?;
+    let medium = FileMedium::new(file.into());
     let contents = Contents::open(medium, queue(), Options::default(), false).await;
     Ok(contents.map_err(|error| named(&error))?)
 }

@@ -373,13 +373,30 @@ both_transports! {
         assert_eq!(metadata.modified().expect("known"), past, "of the backing file");
     }
 
+    /// A file with a damaged attribute can be seen and removed.
+    fn what_is_damaged_can_be_removed(place, options) needs [] {
+        let mounted = place.mount(options);
+        fs::write(place.target.join("file"), "x".repeat(100_000)).expect("writes");
+        mounted.unmount();
+        let stored = File::options().write(true).open(place.source.join("file")).expect("opens");
+        stored.write_all_at(&[0xff; 32], 0).expect("writes");
+        stored.set_len(60).expect("cuts");
+        drop(stored);
+        let mounted = place.mount(options);
+        let path = place.target.join("file");
+        assert_eq!(fs::read(&path).expect_err("damaged").raw_os_error(), Some(5));
+        fs::remove_file(&path).expect("removes");
+        mounted.unmount();
+    }
+
     fn sigterm_and_fusermount_flush_and_unmount(place, options) needs [FUSERMOUNT] {
         let mounted = place.mount(options);
         let file = File::create(place.target.join("open")).expect("creates");
         (&file).write_all(b"never closed").expect("writes");
         // The file is open: the mount goes out of sight, and the daemon ends all the same.
         mounted.signal("-TERM");
-        mounted.wait();
+        let said = mounted.wait();
+        assert!(!said.contains("leaking"), "{said}");
         drop(file);
         let mounted = place.mount(options);
         assert_eq!(fs::read(place.target.join("open")).expect("reads"), b"never closed");

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use warpcore_runtime::{Holders, queue, sleep, spawn, stopping, timeout};
+use warpcore_runtime::{Holders, Lock, queue, sleep, spawn, stopping, timeout};
 
 use crate::fs::{Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
@@ -149,14 +149,25 @@ impl Mount {
     /// Sets the umask of the process to 0: the kernel has applied the callers'.
     pub async fn serve(self) -> io::Result<Summary> {
         rustix::process::umask(Mode::empty());
+        raise_descriptor_limit();
         let lower = Lower::new(self.source)?;
-        let fs = Fs::new(lower, queue(), self.config.contents, self.config.io_uring)?;
+        // Told before INIT: once io_uring is agreed on, the kernel waits for every queue.
+        let queues = match (self.config.io_uring, uring::queues()) {
+            (true, Ok(queues)) => Some(queues),
+            (true, Err(error)) => {
+                tracing::warn!("cannot tell the possible CPUs: {error}; using /dev/fuse");
+                None
+            }
+            (false, _) => None,
+        };
+        let fs = Fs::new(lower, queue(), self.config.contents, queues.is_some())?;
         let session = Rc::new(Session {
             device: Rc::new(self.device),
             fs: Rc::new(fs),
             requests: Holders::default(),
             uring_requests: Cell::new(0),
-            uring_started: Cell::new(false),
+            uring_queues: Cell::new(queues),
+            flushing: Lock::default(),
         });
         let flusher = spawn(flush_now_and_then(Rc::clone(&session)));
         let mut reader = spawn(classic::serve(Rc::clone(&session)));
@@ -171,14 +182,16 @@ impl Mount {
             Some(ended) => ended,
             None => {
                 session.fs.commit_all().await;
-                unmount(&self.config.target);
-                // Whoever still has a file open keeps the connection. They get this long.
-                timeout(Duration::from_secs(5), reader).await.unwrap_or(Ok(Ok(())))
+                unmount(self.config.target).await;
+                timeout(Duration::from_secs(2), reader).await.unwrap_or(Ok(Ok(())))
             }
         };
+        // Not in the middle of a flush: a commit that is dropped loses what it had taken.
+        let idle = session.flushing.hold().await;
         let _ = flusher.cancel().await;
+        drop(idle);
         // Each request under way has somebody waiting, or its entry ends with the connection.
-        let _ = timeout(Duration::from_secs(10), session.requests.none()).await;
+        let _ = timeout(Duration::from_secs(2), session.requests.none()).await;
         let flushed = session.fs.close_all().await;
         match ended {
             Ok(result) => result?,
@@ -200,19 +213,20 @@ pub(crate) struct Session {
     /// Requests under way, and entries of io_uring.
     pub(crate) requests: Holders,
     pub(crate) uring_requests: uring::Count,
-    uring_started: Cell<bool>,
+    /// Queues to be registered once io_uring is agreed on.
+    uring_queues: Cell<Option<u16>>,
+    /// Held while files are flushed by the clock.
+    flushing: Lock<()>,
 }
 
 impl Session {
     /// After an answer on `/dev/fuse`: if it was INIT's and agreed on io_uring, the entries are
     /// registered. Before it, the kernel would refuse them.
     pub(crate) fn answered(self: &Rc<Self>) {
-        if self.fs.transport.get() == Some(Transport::IoUring) && !self.uring_started.replace(true)
+        if self.fs.transport.get() == Some(Transport::IoUring)
+            && let Some(queues) = self.uring_queues.take()
         {
-            match uring::queues() {
-                Ok(queues) => uring::start(self, queues),
-                Err(error) => tracing::error!("cannot tell the possible CPUs: {error}"),
-            }
+            uring::start(self, queues);
         }
     }
 }
@@ -222,18 +236,45 @@ async fn flush_now_and_then(session: Rc<Session>) {
     const EVERY: Duration = Duration::from_secs(5);
     loop {
         sleep(EVERY).await;
+        let _flushing = session.flushing.hold().await;
         session.fs.commit_all().await;
     }
 }
 
-fn unmount(target: &Path) {
-    let result = match rustix::mount::unmount(target, UnmountFlags::empty()) {
-        // Somebody is in it: out of sight now, gone when they leave.
-        Err(Errno::BUSY) => rustix::mount::unmount(target, UnmountFlags::DETACH),
-        result => result,
-    };
-    if let Err(errno) = result {
-        tracing::warn!("cannot unmount {}: {errno}", target.display());
+/// Takes the mount away, also from under those who still use it: they get this long to leave, and
+/// then the connection is ended, so that the daemon can end too.
+///
+/// On a thread of its own: the kernel may wait in umount(2) for answers that only the shard gives.
+async fn unmount(target: PathBuf) {
+    const GRACE: Duration = Duration::from_secs(2);
+    const AGAIN: Duration = Duration::from_millis(50);
+    let thread = std::thread::spawn(move || {
+        let started = Instant::now();
+        let mut result = rustix::mount::unmount(&target, UnmountFlags::empty());
+        while result == Err(Errno::BUSY) && started.elapsed() < GRACE {
+            std::thread::sleep(AGAIN);
+            result = rustix::mount::unmount(&target, UnmountFlags::empty());
+        }
+        if result == Err(Errno::BUSY) {
+            // Forcing ends the connection (`fuse_umount_begin`); it still says that it is busy.
+            let _ = rustix::mount::unmount(&target, UnmountFlags::FORCE);
+            result = rustix::mount::unmount(&target, UnmountFlags::DETACH);
+        }
+        if let Err(errno) = result {
+            tracing::warn!("cannot unmount {}: {errno}", target.display());
+        }
+    });
+    while !thread.is_finished() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Every open file takes a descriptor of ours: as many as the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("the limit of open files stays low: {errno}");
     }
 }
 

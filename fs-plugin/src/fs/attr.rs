@@ -26,15 +26,35 @@ impl Fs {
 
     /// The attributes of a node whose lower inode has these.
     pub(crate) async fn attributes(&self, nodeid: u64, stat: &Stat) -> Result<fuse_attr, Errno> {
+        let mut stat = *stat;
+        let mut memory = None;
+        if is_file(&stat)
+            && let Some(file) = self.used_file(nodeid)
+        {
+            let contents = file.contents.hold().await;
+            if let Some(contents) = &*contents {
+                memory = Some((contents.size().ok(), contents.modified(), contents.dirty_len()));
+            } else {
+                // Closed while we waited: what we were given is older than that.
+                drop(contents);
+                stat = fs::statat(&*self.path_fd(nodeid)?, "", AtFlags::EMPTY_PATH)?;
+            }
+        }
         let mut size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut modified = (stat.st_mtime, narrow(stat.st_mtime_nsec));
-        if is_file(stat) {
-            (size, modified) = self.size_and_time(nodeid, size, modified).await?;
+        let mut blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        if let Some((known, changed, dirty)) = memory {
+            size = known.unwrap_or(size);
+            modified = changed.unwrap_or(modified);
+            // A file without blocks would be taken for a hole.
+            blocks += dirty.div_ceil(512);
+        } else if is_file(&stat) && size > 0 {
+            size = self.stored_size(nodeid, size).await;
         }
         Ok(fuse_attr {
             ino: stat.st_ino,
             size,
-            blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+            blocks,
             atime: stat.st_atime.cast_unsigned(),
             mtime: modified.0.cast_unsigned(),
             ctime: stat.st_ctime.cast_unsigned(),
@@ -51,42 +71,38 @@ impl Fs {
         })
     }
 
-    /// Length and time of the last change of a regular file: from memory while it is in use, from
-    /// the extended attribute if it was closed in order, else by opening it.
-    async fn size_and_time(
-        &self,
-        nodeid: u64,
-        backing_len: u64,
-        modified: (i64, u32),
-    ) -> Result<(u64, (i64, u32)), Errno> {
-        if let Some(file) = self.used_file(nodeid)
-            && let Some(contents) = &*file.contents.hold().await
-        {
-            let size = contents.size().map_err(|error| self.errno(nodeid, "getattr", &error))?;
-            return Ok((size, contents.modified().unwrap_or(modified)));
+    /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
+    /// order, else by opening it. One that cannot be opened has the length of its backing file, so
+    /// that it can be seen and removed; opening it tells what is wrong.
+    async fn stored_size(&self, nodeid: u64, backing_len: u64) -> u64 {
+        match self.marked_size(nodeid, backing_len) {
+            Ok(Some(size)) => size,
+            Ok(None) => self.opened_size(nodeid).await.unwrap_or(backing_len),
+            Err(_) => backing_len,
         }
-        if backing_len == 0 {
-            return Ok((0, modified));
-        }
+    }
+
+    fn marked_size(&self, nodeid: u64, backing_len: u64) -> Result<Option<u64>, Errno> {
         let fd = self.path_fd(nodeid)?;
         let mut value = [0; Attribute::LEN + 1];
-        let size = match fs::getxattr(proc_path(&*fd), ATTRIBUTE_NAME, &mut value[..]) {
+        match fs::getxattr(proc_path(&*fd), ATTRIBUTE_NAME, &mut value[..]) {
             Ok(len) => Attribute::parse(&value[..len])
-                .map_err(|error| self.errno(nodeid, "getattr", &error))?
-                .size_if_clean(backing_len),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
-            Err(errno) => return Err(errno),
-        };
-        if let Some(size) = size {
-            return Ok((size, modified));
+                .map(|attribute| attribute.size_if_clean(backing_len))
+                .map_err(|error| self.errno(nodeid, "stat", &error)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(errno),
         }
+    }
+
+    async fn opened_size(&self, nodeid: u64) -> Result<u64, Errno> {
         let file = self.load(nodeid).await?;
         let size = match &*file.contents.hold().await {
             Some(contents) => contents.size().map_err(|error| self.errno(nodeid, "stat", &error)),
             None => Err(Errno::STALE),
         };
-        self.put_file(nodeid, &file).await?;
-        Ok((size?, modified))
+        // An error of closing is logged; the size is known all the same.
+        let _ = self.put_file(nodeid, &file).await;
+        size
     }
 
     pub(crate) async fn setattr(&self, request: &Request) -> Answer {
@@ -106,7 +122,8 @@ impl Fs {
             let file = self.load(nodeid).await?;
             let result = match &mut *file.contents.hold().await {
                 Some(contents) => contents.set_size(args.size).await,
-                None => unreachable!("just loaded, and in use"),
+                // The mount is being closed.
+                None => return Err(Errno::STALE),
             };
             let result = result.map_err(|error| self.errno(nodeid, "truncate", &error));
             self.put_file(nodeid, &file).await?;
@@ -128,10 +145,15 @@ impl Fs {
                 last_access: time(FATTR_ATIME_NOW, FATTR_ATIME, args.atime, args.atimensec),
                 last_modification: time(FATTR_MTIME_NOW, FATTR_MTIME, args.mtime, args.mtimensec),
             };
+            // Under the lock: a commit under way would put the old time back.
+            let file = self.used_file(nodeid);
+            let mut contents = match &file {
+                Some(file) => Some(file.contents.hold().await),
+                None => None,
+            };
             fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH)?;
             if set(FATTR_MTIME | FATTR_MTIME_NOW)
-                && let Some(file) = self.used_file(nodeid)
-                && let Some(contents) = &mut *file.contents.hold().await
+                && let Some(Some(contents)) = contents.as_deref_mut()
             {
                 // Later writes of ours put this back.
                 let stat = fs::statat(fd.as_fd(), "", AtFlags::EMPTY_PATH)?;

@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use warpcore_runtime::fs::File as RingFile;
 
 use super::lookup::File;
 use super::{Answer, Fs, MAX_WRITE, reply};
@@ -33,16 +32,17 @@ impl Fs {
         if flags & O_TRUNC != 0 {
             let truncated = match &mut *file.contents.hold().await {
                 Some(contents) => contents.set_size(0).await,
-                None => unreachable!("just loaded, and in use"),
+                // The mount is being closed.
+                None => return Err(Errno::STALE),
             };
-            if let Err(error) = truncated {
-                let errno = self.errno(nodeid, "truncate", &error);
+            let mut result = truncated.map_err(|error| self.errno(nodeid, "truncate", &error));
+            if result.is_ok() && open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
+                result = self.kill_privileges(nodeid);
+            }
+            if let Err(errno) = result {
                 // Never opened: the error that counts is the first.
                 let _ = self.put_file(nodeid, &file).await;
                 return Err(errno);
-            }
-            if open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
-                self.kill_privileges(nodeid)?;
             }
         }
         Ok(())
@@ -82,8 +82,7 @@ impl Fs {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
         self.give_to_caller(request, parent, name, mode)?;
-        let medium = FileMedium::new(fd).map_err(|error| os(&error))?;
-        let contents = Contents::create(medium, Rc::clone(&self.queue), self.options);
+        let contents = Contents::create(FileMedium::new(fd), Rc::clone(&self.queue), self.options);
         contents.map_err(|error| self.errno(request.nodeid, "create", &error))
     }
 
@@ -164,8 +163,7 @@ impl Fs {
         synced.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
         if args.fsync_flags & FUSE_FSYNC_FDATASYNC == 0 {
             // Mode, owner, times and names of the inode itself.
-            let fd = contents.medium().as_fd().try_clone_to_owned().map_err(|error| os(&error))?;
-            RingFile::from(fd).sync_all().await.map_err(|error| os(&error))?;
+            contents.medium().sync_all().await.map_err(|error| os(&error))?;
         }
         DONE
     }
@@ -228,7 +226,7 @@ impl Fs {
             }
             Err(errno) => return Err(errno),
         };
-        let medium = FileMedium::new(fd).map_err(|error| os(&error))?;
+        let medium = FileMedium::new(fd);
         let queue = Rc::clone(&self.queue);
         let opened = Contents::open(medium, queue, self.options, writable).await;
         opened.map_err(|error| self.errno(nodeid, "open", &error))

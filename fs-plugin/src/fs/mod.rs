@@ -118,7 +118,7 @@ impl Fs {
             opcode::RENAME | opcode::RENAME2 => self.rename(request).await,
             opcode::RMDIR => self.unlink(request, true),
             opcode::SETATTR => self.setattr(request).await,
-            opcode::SETXATTR => self.setxattr(request),
+            opcode::SETXATTR => self.setxattr(request).await,
             opcode::STATFS => self.statfs(),
             opcode::SYMLINK => self.symlink(request).await,
             opcode::UNLINK => self.unlink(request, false),
@@ -164,7 +164,8 @@ impl Fs {
             congestion_threshold: BACKGROUND_MAX / 4 * 3,
             max_write: MAX_WRITE,
             time_gran: 1,
-            max_pages: u16::try_from(MAX_WRITE / 4096).expect("a small number of pages"),
+            max_pages: u16::try_from(MAX_WRITE as usize / rustix::param::page_size())
+                .expect("a small number of pages"),
             ..Default::default()
         })
     }

@@ -41,12 +41,16 @@ impl Fs {
         sized(&names.collect::<Vec<_>>().concat(), args.size)
     }
 
-    pub(crate) fn setxattr(&self, request: &Request) -> Answer {
+    pub(crate) async fn setxattr(&self, request: &Request) -> Answer {
         let args: [u32; 2] = request.args()?;
         let [size, flags] = args;
         let (name, value) = request.name_and_rest()?;
         visible(name)?;
         let value = value.get(..size as usize).ok_or(Errno::INVAL)?;
+        if name.as_bytes().starts_with(b"security.") {
+            // Later writes to the lower file would take capabilities away again.
+            self.commit_if_used(request.nodeid).await?;
+        }
         let fd = self.path_fd(request.nodeid)?;
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         fs::setxattr(proc_path(&*fd), name, value, flags)?;

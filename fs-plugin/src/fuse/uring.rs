@@ -10,10 +10,11 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use warpcore_runtime::op::{self, RawSqe, opcode, types};
-use warpcore_runtime::spawn;
+use warpcore_runtime::{sleep, spawn};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{
@@ -78,7 +79,11 @@ async fn serve_entry(session: &Rc<Session>, qid: u16) -> io::Result<()> {
         entry = back;
         match result.map_err(|error| error.raw_os_error()) {
             Ok(_) => {}
-            Err(Some(libc::EAGAIN | libc::EINTR)) => continue,
+            // Too early, or interrupted: the same once more.
+            Err(Some(libc::EAGAIN | libc::EINTR)) => {
+                sleep(Duration::from_millis(1)).await;
+                continue;
+            }
             // Unmounted, or the connection was aborted.
             Err(Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED)) => return Ok(()),
             Err(errno) => {

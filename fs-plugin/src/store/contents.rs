@@ -65,6 +65,8 @@ pub struct Contents<M> {
     medium: M,
     queue: Rc<Queue>,
     options: Options,
+    /// The backing file is open for writing.
+    writable: bool,
     body: Body,
     /// Time of the last change through us; put back after our own writes.
     modified: Option<(i64, u32)>,
@@ -139,7 +141,8 @@ pub struct Report {
 impl<M: Medium> Contents<M> {
     /// Contents of a backing file that was just created, and is empty.
     pub fn create(medium: M, queue: Rc<Queue>, options: Options) -> Result<Self, Error> {
-        let mut contents = Self::new(medium, queue, options, Body::Container(Container::empty()));
+        let body = Body::Container(Container::empty());
+        let mut contents = Self::new(medium, queue, options, true, body);
         // Before the first byte: whatever is found here after a crash is a container.
         contents.begin_change()?;
         Ok(contents)
@@ -166,11 +169,20 @@ impl<M: Medium> Contents<M> {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self::new(medium, queue, options, body))
+        Ok(Self::new(medium, queue, options, writable, body))
     }
 
-    fn new(medium: M, queue: Rc<Queue>, options: Options, body: Body) -> Self {
-        Self { medium, queue, options, body, modified: None, poisoned: false, decoded: None }
+    fn new(medium: M, queue: Rc<Queue>, options: Options, writable: bool, body: Body) -> Self {
+        Self {
+            medium,
+            queue,
+            options,
+            writable,
+            body,
+            modified: None,
+            poisoned: false,
+            decoded: None,
+        }
     }
 
     /// The backing file.
@@ -194,6 +206,13 @@ impl<M: Medium> Contents<M> {
     /// Sets the time of the last change, and puts it back after later writes of ours.
     pub fn set_modified(&mut self, modified: (i64, u32)) {
         self.modified = Some(modified);
+    }
+
+    /// Bytes in memory only.
+    pub fn dirty_len(&self) -> u64 {
+        let Body::Container(container) = &self.body else { return 0 };
+        let ranges = container.dirty.values().flat_map(|dirty| &dirty.ranges);
+        ranges.map(|range| range.len() as u64).sum()
     }
 
     /// Whether something would be lost if the process ended now.
@@ -228,9 +247,7 @@ impl<M: Medium> Contents<M> {
 
     /// Writes `bytes` at `offset`: to memory, or to the backing file when much has gathered.
     pub async fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        if self.poisoned {
-            return Err(Error::Poisoned);
-        }
+        self.check_writable()?;
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= OFFSET_MAX);
         let end = end.ok_or_else(|| errno(libc::EFBIG))?;
         if bytes.is_empty() {
@@ -242,10 +259,18 @@ impl<M: Medium> Contents<M> {
                 set_attribute(&self.medium, Kind::Plain, State::Dirty, 0, 0)?;
                 *marked = true;
             }
+            // The lower's own time of change stands.
+            self.modified = None;
             return Ok(self.medium.write_at(bytes.to_vec(), offset).await?);
         }
         self.begin_change()?;
         let chunk_len = self.chunk_len();
+        let first = offset / chunk_len;
+        if self.container().dirty.len() >= DIRTY_CHUNKS_MAX {
+            // Room first: what cannot be stored is not accepted either. The chunk that is written
+            // on stays.
+            self.store(Some(first), false).await?;
+        }
         let container = self.container_mut();
         let (mut at, mut left) = (offset, bytes);
         while !left.is_empty() {
@@ -256,12 +281,7 @@ impl<M: Medium> Contents<M> {
             left = rest;
         }
         container.size = container.size.max(end);
-        let crowded = container.dirty.len() > DIRTY_CHUNKS_MAX;
         self.touch();
-        if crowded {
-            // The chunk just written is likely to be written on.
-            self.store(Some((end - 1) / chunk_len), false).await?;
-        }
         Ok(())
     }
 
@@ -270,9 +290,12 @@ impl<M: Medium> Contents<M> {
         if size > OFFSET_MAX {
             return Err(errno(libc::EFBIG));
         }
+        self.check_writable()?;
         if let Body::Plain { .. } = self.body {
+            self.modified = None;
+            self.medium.set_len(size)?;
             if size > 0 {
-                return Ok(self.medium.set_len(size)?);
+                return Ok(());
             }
             // Empty: from here on it is ours to store.
             self.body = Body::Container(Container::empty());
@@ -331,6 +354,7 @@ impl<M: Medium> Contents<M> {
         }
         if let Body::Container(container) = &mut self.body
             && container.attribute == Some(State::Dirty)
+            && self.writable
         {
             let (physical, size) = (container.physical, container.size);
             set_attribute(&self.medium, Kind::Container, State::Clean, physical, size)?;
@@ -435,6 +459,10 @@ impl<M: Medium> Contents<M> {
     async fn store(&mut self, keep: Option<u64>, commit: bool) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
         self.merge_crowded(keep).await?;
+        let head = match self.container().head {
+            Some(head) => head,
+            None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
+        };
         let container = self.container_mut();
         let mut taken = std::mem::take(&mut container.dirty);
         if let Some((chunk, kept)) = keep.and_then(|chunk| taken.remove_entry(&chunk)) {
@@ -456,10 +484,6 @@ impl<M: Medium> Contents<M> {
             }
         };
         let fresh_head = self.container().head.is_none();
-        let head = match self.container().head {
-            Some(head) => head,
-            None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
-        };
         let modified = self.modified.unwrap_or((0, 0));
         let container = self.container_mut();
         let mut append = Append::new(container);
@@ -548,10 +572,24 @@ impl<M: Medium> Contents<M> {
             Some(*chunk) != keep && container.extents.within(span).count() >= EXTENTS_PER_CHUNK_MAX
         });
         for chunk in crowded.collect::<Vec<_>>() {
-            let whole = self.read(chunk * chunk_len, to_index(chunk_len)).await?;
+            let len = to_index(chunk_len);
+            let whole = match self.read(chunk * chunk_len, len).await {
+                Ok(whole) => whole,
+                // What is damaged stays where it is, and stands in nobody's way.
+                Err(Error::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
             self.container_mut().dirty.entry(chunk).or_default().write(0, &whole);
         }
         Ok(())
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        match (self.poisoned, self.writable) {
+            (true, _) => Err(Error::Poisoned),
+            (false, true) => Ok(()),
+            (false, false) => Err(errno(libc::EROFS)),
+        }
     }
 
     /// Says on the backing file that it is being written. Before the first change since it was
@@ -620,17 +658,25 @@ async fn load<M: Medium>(
         return Ok(Container { attribute: state, ..Container::empty() });
     }
     let in_order = attribute.size_if_clean(len).is_some();
-    if in_order {
-        let damaged = |what| Error::Damaged { what, offset: 0 };
-        let head = read_head(medium).await?.ok_or_else(|| damaged("head"))?;
-        let found = recovery::commit_at(medium, &head, len, false).await?;
-        let found = found.ok_or(Error::Damaged { what: "commit record", offset: len })?;
+    let head = read_head(medium).await?;
+    if in_order
+        && let Some(head) = head
+        && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
+    {
         return Ok(Container::loaded(head, found, Some(attribute.state)));
     }
-    // Not closed in order: a crash, or a daemon that was killed.
-    let found = match read_head(medium).await? {
+    // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
+    // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
+    // durable before the bytes (`ext4_da_should_update_i_disksize`).
+    let found = match head {
         Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
-        None => None,
+        None => {
+            // The head comes with the first commit. If it never reached the disk, nothing did.
+            if medium.read_at(0, Head::LEN).await?.iter().any(|byte| *byte != 0) {
+                return Err(Error::Damaged { what: "head", offset: 0 });
+            }
+            None
+        }
     };
     let end = found.as_ref().map_or(0, |(_, found)| found.end);
     if end < len {

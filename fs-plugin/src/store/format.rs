@@ -148,6 +148,9 @@ impl Extent {
             },
         };
         let end = extent.logical.checked_add(extent.len)?;
+        if extent.len == 0 || end > OFFSET_MAX {
+            return None;
+        }
         let fits = match extent.form {
             Form::Zeros => extent.stored_len == 0,
             Form::Codec(codec) => {
@@ -160,7 +163,7 @@ impl Extent {
                     && extent.stored_len as usize <= codec.bound(len) + RAW_FRAME_HEAD_LEN
             }
         };
-        (extent.len > 0 && end <= OFFSET_MAX && fits).then_some(extent)
+        fits.then_some(extent)
     }
 }
 

@@ -72,11 +72,16 @@ pub async fn commit_at<M: Medium>(
 }
 
 /// The newest commit that holds and ends at or before `end`.
+///
+/// A crash takes only what was not durable. When a record tells that more was durable than the
+/// commit that was found, something else has damaged the file: that is an error, and nothing is to
+/// be cut.
 pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Option<Found>, Error> {
     /// Read at a time while searching.
     const WINDOW: u64 = 1 << 20;
 
     let trailer = Record::TRAILER_LEN as u64;
+    let mut durable_seq = 0;
     let mut end = end / Record::ALIGN * Record::ALIGN;
     while end >= Head::LEN as u64 + trailer {
         let start = end.saturating_sub(WINDOW).max(Head::LEN as u64);
@@ -86,10 +91,19 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
         let mut at = window.len() / 8 * 8;
         while at >= Record::TRAILER_LEN {
             let trailer = window[at - Record::TRAILER_LEN..at].try_into().expect("its length");
+            let end = start + at as u64;
             if Record::len_by_trailer(trailer).is_some()
-                && let Some(found) = commit_at(medium, head, start + at as u64, true).await?
+                && let Some((offset, record)) = record_ending_at(medium, head, end).await?
             {
-                return Ok(Some(found));
+                durable_seq = durable_seq.max(record.durable_seq);
+                if let Some(found) = commit_at(medium, head, end, true).await? {
+                    let lost = Error::Damaged { what: "commit that was durable, behind", offset };
+                    return if found.record.seq < durable_seq {
+                        Err(lost)
+                    } else {
+                        Ok(Some(found))
+                    };
+                }
             }
             at -= 8;
         }
@@ -98,6 +112,9 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
         }
         // A trailer may lie across the border of two windows.
         end = start + trailer - Record::ALIGN;
+    }
+    if durable_seq > 0 {
+        return Err(Error::Damaged { what: "commit that was durable, before", offset: end });
     }
     Ok(None)
 }

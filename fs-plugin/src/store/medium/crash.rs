@@ -5,16 +5,13 @@
 //! stand there) or torn; later changes of metadata (length, attribute) survive in their order up to
 //! some point, as a journal keeps them, and a write that makes the file longer changes metadata.
 //!
-//! What it never does: change bytes that nobody wrote; keep a change of metadata while losing an
-//! earlier one; keep the mark "closed in order" while losing bytes written before it, which ext4
-//! (`data=ordered`), XFS and btrfs do not do either: there a length is never durable before the
-//! bytes it covers.
+//! What it never does: change bytes that nobody wrote, or keep a change of metadata while losing an
+//! earlier one.
 
 use std::cell::RefCell;
 use std::io;
 
 use super::Medium;
-use crate::store::format::{Attribute, State};
 
 /// A file in memory, with its history.
 #[derive(Debug, Default)]
@@ -96,14 +93,6 @@ impl CrashMedium {
         let mut random = Random(point.seed);
         let unsynced = &made[synced..];
         let metadata = random.below(unsynced.len() + 1);
-        // Closed in order within what survives: then lengths do not come before bytes.
-        let ordered = unsynced[..metadata].iter().rev().find_map(|change| match change {
-            Change::SetAttribute(value) => {
-                Attribute::parse(value).ok().map(|attribute| attribute.state == State::Clean)
-            }
-            _ => None,
-        });
-        let ordered = ordered.unwrap_or(false);
         // Bytes written after a truncation go to new blocks: without it they are nowhere.
         let truncation = unsynced[metadata..]
             .iter()
@@ -111,9 +100,6 @@ impl CrashMedium {
             .map_or(unsynced.len(), |at| metadata + at);
         for (i, change) in unsynced[..truncation].iter().enumerate() {
             match change {
-                Change::Write { bytes, offset } if ordered && i < metadata => {
-                    image.write(bytes, *offset);
-                }
                 Change::Write { bytes, offset } => {
                     let survives = random.below(4);
                     if i < metadata {

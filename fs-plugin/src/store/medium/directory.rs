@@ -13,20 +13,23 @@ use crate::store::format::{ATTRIBUTE_NAME, Attribute};
 #[derive(Debug)]
 pub struct FileMedium {
     file: File,
-    /// The same descriptor, for what the ring has no operation for.
-    fd: OwnedFd,
 }
 
 impl FileMedium {
     /// Takes over an open file.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { file: File::from(fd.try_clone()?), fd })
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd) }
+    }
+
+    /// Makes the inode durable too: mode, owner, times.
+    pub(crate) async fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all().await
     }
 }
 
 impl AsFd for FileMedium {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -59,17 +62,17 @@ impl Medium for FileMedium {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(u64::try_from(fs::fstat(&self.fd)?.st_size).unwrap_or(0))
+        Ok(u64::try_from(fs::fstat(&self.file)?.st_size).unwrap_or(0))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        Ok(fs::ftruncate(&self.fd, len)?)
+        Ok(fs::ftruncate(&self.file, len)?)
     }
 
     fn attribute(&self) -> io::Result<Option<Vec<u8>>> {
         // One byte more than ours: a longer one is somebody else's.
         let mut value = vec![0; Attribute::LEN + 1];
-        match fs::fgetxattr(&self.fd, ATTRIBUTE_NAME, &mut value[..]) {
+        match fs::fgetxattr(&self.file, ATTRIBUTE_NAME, &mut value[..]) {
             Ok(len) => {
                 value.truncate(len);
                 Ok(Some(value))
@@ -80,7 +83,7 @@ impl Medium for FileMedium {
     }
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
-        Ok(fs::fsetxattr(&self.fd, ATTRIBUTE_NAME, value, XattrFlags::empty())?)
+        Ok(fs::fsetxattr(&self.file, ATTRIBUTE_NAME, value, XattrFlags::empty())?)
     }
 
     fn set_modified(&self, (seconds, nanoseconds): (i64, u32)) -> io::Result<()> {
@@ -88,6 +91,6 @@ impl Medium for FileMedium {
             last_access: Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
             last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() },
         };
-        Ok(fs::futimens(&self.fd, &times)?)
+        Ok(fs::futimens(&self.file, &times)?)
     }
 }
