@@ -357,6 +357,11 @@ both_transports! {
         drop(file);
         assert_eq!(fs::metadata(path("m")).expect("there").modified().expect("known"), past);
 
+        // statx and poll, which a plain GETATTR has no room for.
+        let born = fs::metadata(path("m")).expect("there").created().expect("ext4 and others know");
+        let lower = fs::metadata(place.source.join("m")).expect("there").created();
+        assert_eq!(born, lower.expect("known"));
+
         let mut names: Vec<_> = (0..3000).map(|n| format!("{n:0>200}")).collect();
         fs::create_dir(path("many")).expect("mkdir");
         for name in &names {

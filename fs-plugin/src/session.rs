@@ -94,11 +94,16 @@ pub enum MountError {
 impl fmt::Display for MountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Device(error) => write!(
-                f,
-                "cannot open /dev/fuse: {error}; `modprobe fuse`, and in a container \
-                 `--device /dev/fuse --cap-add SYS_ADMIN`"
-            ),
+            Self::Device(error) => {
+                write!(f, "cannot open /dev/fuse: {error}; ")?;
+                f.write_str(match error.kind() {
+                    io::ErrorKind::PermissionDenied => "mounting needs root (CAP_SYS_ADMIN)",
+                    _ => {
+                        "`modprobe fuse`; a container needs \
+                         `--device /dev/fuse --cap-add SYS_ADMIN`"
+                    }
+                })
+            }
             Self::Mount(error) => {
                 write!(f, "cannot mount: {error}")?;
                 if error.kind() == io::ErrorKind::PermissionDenied {

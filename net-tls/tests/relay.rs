@@ -63,6 +63,33 @@ fn a_client_that_does_not_read_stops_the_upstream() {
 }
 
 #[test]
+fn an_upstream_that_does_not_read_stops_the_client() {
+    if !need(&NEEDS) {
+        return;
+    }
+    const LIMIT: usize = 64 << 20;
+    let identity = Identity::new();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let slow = upstream(move |mut stream| {
+        // Reads nothing until the client has given up, then everything.
+        wait.lock().expect("not poisoned").recv().expect("the test says go");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let proxy = Running::start(&identity.config(slow, Signing::Offloaded), 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.sock.set_write_timeout(Some(Duration::from_secs(1))).expect("an option");
+    let mut written = 0;
+    while written < LIMIT && stream.write_all(&[0; 65536]).is_ok() {
+        written += 65536;
+    }
+    assert!(written < LIMIT, "{written} bytes went somewhere");
+    go.send(()).expect("the upstream waits");
+    drop(stream);
+    proxy.stop();
+}
+
+#[test]
 fn a_client_that_is_cut_off_resets_the_upstream() {
     if !need(&NEEDS) {
         return;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use warpcore_need::{Need, need};
 use warpcore_runtime::net::{TcpListener, TcpStream};
 use warpcore_runtime::{Builder, IoBufMut, sleep, spawn, timeout};
 
@@ -39,6 +40,9 @@ unsafe impl IoBufMut for Watched {
 
 #[test]
 fn drop_in_flight_keeps_the_buffer_until_the_kernel_is_done() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let _alone = ALONE.lock();
     let before = descriptors();
     one()
@@ -66,6 +70,9 @@ fn drop_in_flight_keeps_the_buffer_until_the_kernel_is_done() {
 
 #[test]
 fn a_shard_that_ends_with_operations_in_flight_leaks_nothing() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let _alone = ALONE.lock();
     let before = descriptors();
     let watch = Arc::new(());
@@ -100,6 +107,9 @@ fn a_shard_that_ends_with_operations_in_flight_leaks_nothing() {
 /// CQE drops it nor when its future does.
 #[test]
 fn a_buffer_may_own_operations_of_the_same_ring() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     struct Owner(Vec<u8>, #[allow(dead_code, reason = "only dropped")] TcpListener);
     // SAFETY: the room is a Vec's.
     unsafe impl IoBufMut for Owner {

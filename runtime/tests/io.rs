@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use warpcore_need::{Need, need};
 use warpcore_runtime::fs::File;
 use warpcore_runtime::net::{TcpListener, TcpStream};
 use warpcore_runtime::{Builder, sleep, spawn};
@@ -37,6 +38,9 @@ async fn serve_echo(mut listener: TcpListener) {
 
 #[test]
 fn an_echo_comes_back_whole() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
@@ -78,6 +82,9 @@ fn an_echo_comes_back_whole() {
 
 #[test]
 fn every_shard_accepts_on_the_same_port() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let free = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
     let address = free.local_addr().expect("bound");
     drop(free);
@@ -115,6 +122,9 @@ fn every_shard_accepts_on_the_same_port() {
 
 #[test]
 fn a_refused_connection_is_an_error() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let gone = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
@@ -128,6 +138,9 @@ fn a_refused_connection_is_an_error() {
 
 #[test]
 fn files_are_written_synced_and_read_back() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let file = tempfile::tempfile().expect("a temporary file");
@@ -150,6 +163,9 @@ fn files_are_written_synced_and_read_back() {
 
 #[test]
 fn a_full_submission_queue_is_flushed_not_overrun() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .sq_entries(4)
         .run(|_| async {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use warpcore_need::{Need, need};
 use warpcore_offload::{Codec, Compress};
 use warpcore_runtime::{
     Builder, Error, JoinError, queue, send, shard, shards, sleep, spawn, stats, stop, stopping,
@@ -19,6 +20,9 @@ fn one() -> Builder {
 
 #[test]
 fn a_task_gives_its_result_to_who_joins_it() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let outputs = one().run(|_| async {
         let tasks: Vec<_> = (0..100).map(|n| spawn(async move { n * 2 })).collect();
         let mut sum = 0;
@@ -32,6 +36,9 @@ fn a_task_gives_its_result_to_who_joins_it() {
 
 #[test]
 fn a_panic_in_a_task_is_told_and_hurts_nobody_else() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let outputs = one().run(|_| async {
         let bad = spawn(async { panic!("on purpose") });
         let good = spawn(async {
@@ -47,6 +54,9 @@ fn a_panic_in_a_task_is_told_and_hurts_nobody_else() {
 
 #[test]
 fn a_panic_in_a_main_future_stops_the_other_shards() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let result = Builder::new().shards(2).run(|index| async move {
         if index == 0 {
             panic!("on purpose");
@@ -58,6 +68,9 @@ fn a_panic_in_a_main_future_stops_the_other_shards() {
 
 #[test]
 fn timers_fire_in_order_and_not_early() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let outputs = one().run(|_| async {
         let started = Instant::now();
         let order = Rc::new(std::cell::RefCell::new(Vec::new()));
@@ -82,6 +95,9 @@ fn timers_fire_in_order_and_not_early() {
 
 #[test]
 fn a_timeout_drops_what_takes_too_long() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     struct SetsOnDrop(Rc<Cell<bool>>);
     impl Drop for SetsOnDrop {
         fn drop(&mut self) {
@@ -105,6 +121,9 @@ fn a_timeout_drops_what_takes_too_long() {
 
 #[test]
 fn shards_talk_by_mailbox() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     static RECEIVED: AtomicUsize = AtomicUsize::new(0);
     let outputs = Builder::new().shards(2).run(|index| async move {
         assert_eq!((shard(), shards()), (index, 2));
@@ -123,6 +142,9 @@ fn shards_talk_by_mailbox() {
 
 #[test]
 fn a_foreign_thread_wakes_a_parked_shard() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             // The oneshot: a flag, and a waker that the other thread calls while we are parked.
@@ -158,6 +180,9 @@ fn a_foreign_thread_wakes_a_parked_shard() {
 
 #[test]
 fn the_offload_queue_is_part_of_the_turn() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let outputs = one().run(|_| async {
         let ops: Vec<_> = (0..600_usize)
             .map(|n| {
@@ -178,6 +203,9 @@ fn the_offload_queue_is_part_of_the_turn() {
 
 #[test]
 fn a_task_that_is_always_ready_starves_nobody() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let done = Rc::new(Cell::new(false));
@@ -209,6 +237,9 @@ fn a_task_that_is_always_ready_starves_nobody() {
 
 #[test]
 fn tasks_drain_after_main_and_are_cancelled_at_the_deadline() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     static FINISHED: AtomicUsize = AtomicUsize::new(0);
     static DROPPED: AtomicUsize = AtomicUsize::new(0);
     struct CountsDrop;
@@ -236,6 +267,9 @@ fn tasks_drain_after_main_and_are_cancelled_at_the_deadline() {
 
 #[test]
 fn a_cancelled_task_is_gone_when_cancel_returns() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let counted = Rc::new(());
@@ -254,6 +288,9 @@ fn a_cancelled_task_is_gone_when_cancel_returns() {
 /// `async-task` ends the process when a future's drop panics; ours is caught before that.
 #[test]
 fn a_panic_in_the_drop_of_a_future_is_its_tasks_own() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -281,6 +318,9 @@ fn a_panic_in_the_drop_of_a_future_is_its_tasks_own() {
 
 #[test]
 fn a_panic_in_a_sent_action_is_told_and_ends_there() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             assert!(send(0, || panic!("on purpose")));
@@ -294,6 +334,9 @@ fn a_panic_in_a_sent_action_is_told_and_ends_there() {
 /// A future that asks to be told of the end leaves nothing behind when it is dropped.
 #[test]
 fn a_dropped_wait_for_the_end_keeps_no_task_alive() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     one()
         .run(|_| async {
             let counted = Rc::new(());

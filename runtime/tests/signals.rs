@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
+use warpcore_need::{Need, need};
 use warpcore_runtime::{Builder, sleep, spawn, stopping};
 
 fn main() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
     let outputs =
         Builder::new().shards(2).stop_on_signals(true).drain(Duration::from_secs(30)).run(
             |index| async move {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{self, AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::lookup::{VALID_S, is_file};
@@ -22,6 +22,43 @@ impl Fs {
         let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
         let attr = self.attributes(nodeid, &stat).await?;
         reply::with(&fuse_attr_out { attr_valid: VALID_S, attr, ..Default::default() })
+    }
+
+    /// As getattr, and the time of birth.
+    pub(crate) async fn statx(&self, request: &Request) -> Answer {
+        let fd = self.path_fd(request.nodeid)?;
+        let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
+        let attr = self.attributes(request.nodeid, &stat).await?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let lower = fs::statx(&*fd, "", AtFlags::EMPTY_PATH, wanted)?;
+        let time = |tv_sec: u64, tv_nsec| fuse_sx_time {
+            tv_sec: tv_sec.cast_signed(),
+            tv_nsec,
+            ..Default::default()
+        };
+        let stat = fuse_statx {
+            mask: lower.stx_mask & wanted.bits(),
+            blksize: attr.blksize,
+            nlink: attr.nlink,
+            uid: attr.uid,
+            gid: attr.gid,
+            mode: lower.stx_mode,
+            ino: attr.ino,
+            size: attr.size,
+            blocks: attr.blocks,
+            atime: time(attr.atime, attr.atimensec),
+            btime: fuse_sx_time {
+                tv_sec: lower.stx_btime.tv_sec,
+                tv_nsec: lower.stx_btime.tv_nsec,
+                ..Default::default()
+            },
+            ctime: time(attr.ctime, attr.ctimensec),
+            mtime: time(attr.mtime, attr.mtimensec),
+            rdev_major: lower.stx_rdev_major,
+            rdev_minor: lower.stx_rdev_minor,
+            ..Default::default()
+        };
+        reply::with(&fuse_statx_out { attr_valid: VALID_S, stat, ..Default::default() })
     }
 
     /// The attributes of a node whose lower inode has these.

@@ -1,7 +1,6 @@
 //! The dispatcher: each request to the function that answers it.
 //!
 //! What is absent answers EOPNOTSUPP: ENOSYS would switch the operation off for the whole mount.
-//! The exceptions are LSEEK's like: where ENOSYS makes the kernel use its own complete version.
 
 mod attr;
 mod dir;
@@ -106,8 +105,7 @@ impl Fs {
             opcode::MKNOD => self.mknod(request).await,
             opcode::OPEN => self.open(request).await,
             opcode::OPENDIR => self.opendir(request),
-            // The kernel then takes regular files as always ready, and STATX as GETATTR.
-            opcode::POLL | opcode::STATX => Err(Errno::NOSYS),
+            opcode::POLL => poll(request),
             opcode::READ => self.read(request).await,
             opcode::READDIR => self.readdir(request, false).await,
             opcode::READDIRPLUS => self.readdir(request, true).await,
@@ -120,6 +118,7 @@ impl Fs {
             opcode::SETATTR => self.setattr(request).await,
             opcode::SETXATTR => self.setxattr(request).await,
             opcode::STATFS => self.statfs(),
+            opcode::STATX => self.statx(request).await,
             opcode::SYMLINK => self.symlink(request).await,
             opcode::UNLINK => self.unlink(request, false),
             opcode::WRITE => self.write(request).await,
@@ -186,4 +185,12 @@ impl Fs {
         };
         Ok(Some(st.as_bytes().to_vec()))
     }
+}
+
+/// Files are always ready (poll(2)).
+fn poll(request: &Request) -> Answer {
+    let args: fuse_poll_in = request.args()?;
+    let ready = libc::POLLIN | libc::POLLOUT | libc::POLLRDNORM | libc::POLLWRNORM;
+    let ready = u32::try_from(ready).expect("small positive flags");
+    reply::with(&fuse_poll_out { revents: args.events & ready, padding: 0 })
 }

@@ -118,6 +118,7 @@ pub(crate) fn args_len(operation: u32) -> usize {
         opcode::MKDIR => size_of::<fuse_mkdir_in>(),
         opcode::MKNOD => size_of::<fuse_mknod_in>(),
         opcode::OPEN | opcode::OPENDIR => size_of::<fuse_open_in>(),
+        opcode::POLL => size_of::<fuse_poll_in>(),
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => size_of::<fuse_read_in>(),
         opcode::RELEASE | opcode::RELEASEDIR => size_of::<fuse_release_in>(),
         opcode::RENAME => RENAME_IN_LEN,
@@ -125,6 +126,7 @@ pub(crate) fn args_len(operation: u32) -> usize {
         opcode::SETATTR => size_of::<fuse_setattr_in>(),
         // Without FUSE_SETXATTR_EXT the kernel sends the first two fields.
         opcode::SETXATTR => FUSE_COMPAT_SETXATTR_IN_SIZE as usize,
+        opcode::STATX => size_of::<fuse_statx_in>(),
         opcode::WRITE => size_of::<fuse_write_in>(),
         _ => 0,
     }
