@@ -380,3 +380,40 @@ fn a_damaged_extent_does_not_stop_later_commits() {
     let found = run(&queue, contents.read(common::CHUNK as u64, 9)).expect("whole");
     assert_eq!(found, b"elsewhere");
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300 * seeds(), ..ProptestConfig::default() })]
+
+    /// A byte of a synced and closed file goes bad: contents are what they were, or are refused.
+    #[test]
+    fn rot_is_never_returned_as_contents(
+        steps in steps(),
+        at: prop::sample::Index,
+        flip in 1..=255_u8,
+    ) {
+        let queue = Rc::new(Queue::new(32));
+        let (medium, mut contents) = create(&queue);
+        let mut model = Vec::new();
+        for step in steps {
+            if !matches!(step, Step::Reopen { .. }) {
+                apply(&queue, &mut contents, &mut model, &step);
+            }
+        }
+        run(&queue, contents.sync()).expect("syncs");
+        run(&queue, contents.close()).expect("closes");
+        let len = medium.bytes().len();
+        prop_assume!(len > 0);
+        medium.damage(|bytes| bytes[at.index(len)] ^= flip);
+        let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
+        if let Ok(mut contents) = run(&queue, open) {
+            prop_assert_eq!(contents.size().expect("known"), model.len() as u64);
+            for start in (0..model.len()).step_by(common::CHUNK) {
+                let end = model.len().min(start + common::CHUNK);
+                if let Ok(found) = run(&queue, contents.read(start as u64, end - start)) {
+                    prop_assert!(found == model[start..end], "other bytes at {}", start);
+                }
+            }
+        }
+        prop_assert_eq!(medium.bytes().len(), len, "cut");
+    }
+}

@@ -58,11 +58,9 @@ async fn shake_hands(
     // One signature a handshake: what comes after it needs no coroutine.
     let mut signing = proxy.signing;
     loop {
-        if send_records(&mut tls, client).await? == 0 && !tls.is_handshaking() {
-            return Ok((tls, received));
-        }
+        send_records(&mut tls, client).await?;
         if !tls.is_handshaking() {
-            continue;
+            return Ok((tls, received));
         }
         received.reserve(RECEIVE_LEN_BYTES);
         let (result, bytes) = client.recv(received).await;
@@ -103,15 +101,13 @@ pub(crate) fn read_records(tls: &mut ServerConnection, received: &mut BytesMut) 
     Ok(())
 }
 
-/// Sends what rustls has to send; returns how many bytes that were.
-async fn send_records(tls: &mut ServerConnection, client: &TcpStream) -> io::Result<usize> {
+/// Sends what rustls has to send.
+async fn send_records(tls: &mut ServerConnection, client: &TcpStream) -> io::Result<()> {
     let mut records = Vec::new();
     while tls.wants_write() {
         tls.write_tls(&mut records)?;
     }
-    let len = records.len();
-    client.send_all(records).await.0?;
-    Ok(len)
+    client.send_all(records).await.0
 }
 
 /// A result within its time, or the reason why not.

@@ -256,7 +256,14 @@ impl<M: Medium> Contents<M> {
         if let Body::Plain { marked } = &mut self.body {
             if !*marked && offset < Head::LEN as u64 {
                 // From now on its first bytes may be anything, also those of a container.
-                set_attribute(&self.medium, Kind::Plain, State::Dirty, 0, 0)?;
+                let plain = Attribute {
+                    kind: Kind::Plain,
+                    state: State::Dirty,
+                    durable: false,
+                    physical: 0,
+                    size: 0,
+                };
+                set_attribute(&self.medium, plain)?;
                 *marked = true;
             }
             // The lower's own time of change stands.
@@ -356,8 +363,7 @@ impl<M: Medium> Contents<M> {
             && container.attribute == Some(State::Dirty)
             && self.writable
         {
-            let (physical, size) = (container.physical, container.size);
-            set_attribute(&self.medium, Kind::Container, State::Clean, physical, size)?;
+            set_attribute(&self.medium, container.attribute(State::Clean))?;
             container.attribute = Some(State::Clean);
         }
         Ok(())
@@ -599,9 +605,7 @@ impl<M: Medium> Contents<M> {
             return Ok(());
         };
         if container.attribute != Some(State::Dirty) {
-            let (physical, size) = (container.physical, container.size);
-            container.attribute =
-                set_attribute(&self.medium, Kind::Container, State::Dirty, physical, size)?;
+            container.attribute = set_attribute(&self.medium, container.attribute(State::Dirty))?;
         }
         Ok(())
     }
@@ -665,6 +669,12 @@ async fn load<M: Medium>(
     {
         return Ok(Container::loaded(head, found, Some(attribute.state)));
     }
+    if in_order && attribute.durable {
+        return Err(Error::Damaged {
+            what: "head or commit record, the latter before",
+            offset: len,
+        });
+    }
     // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
     // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
     // durable before the bytes (`ext4_da_should_update_i_disksize`).
@@ -683,7 +693,7 @@ async fn load<M: Medium>(
         tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
         if writable {
             if attribute.state == State::Clean {
-                set_attribute(medium, Kind::Container, State::Dirty, end, 0)?;
+                set_attribute(medium, Attribute { state: State::Dirty, ..attribute })?;
             }
             medium.set_len(end)?;
         }
@@ -708,16 +718,9 @@ async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
 }
 
 /// Sets the attribute; None where the lower filesystem has none for us to set.
-fn set_attribute<M: Medium>(
-    medium: &M,
-    kind: Kind,
-    state: State,
-    physical: u64,
-    size: u64,
-) -> Result<Option<State>, Error> {
-    let value = Attribute { kind, state, physical, size }.encode();
-    match medium.set_attribute(&value) {
-        Ok(()) => Ok(Some(state)),
+fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<State>, Error> {
+    match medium.set_attribute(&attribute.encode()) {
+        Ok(()) => Ok(Some(attribute.state)),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -740,6 +743,17 @@ impl Container {
             seq: 0,
             previous: 0,
             durable_seq: 0,
+        }
+    }
+
+    /// The attribute of a container as it stands now.
+    fn attribute(&self, state: State) -> Attribute {
+        Attribute {
+            kind: Kind::Container,
+            state,
+            durable: self.durable_seq == self.seq,
+            physical: self.physical,
+            size: self.size,
         }
     }
 

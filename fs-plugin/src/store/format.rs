@@ -317,6 +317,8 @@ pub struct Attribute {
     pub kind: Kind,
     /// Whether the sizes below can be trusted.
     pub state: State,
+    /// Everything was synced when it was closed: no crash can have taken any of it.
+    pub durable: bool,
     /// Length of the backing file when it was last clean.
     pub physical: u64,
     /// Length of the file when it was last clean.
@@ -357,6 +359,7 @@ impl Attribute {
             State::Clean => b'c',
             State::Dirty => b'd',
         };
+        bytes[3] = u8::from(self.durable);
         bytes[8..16].copy_from_slice(&self.physical.to_le_bytes());
         bytes[16..].copy_from_slice(&self.size.to_le_bytes());
         bytes
@@ -388,7 +391,7 @@ impl Attribute {
         let (Some(physical), Some(size)) = (fields.u64(), fields.u64()) else {
             return Err(damaged);
         };
-        Ok(Self { kind, state, physical, size })
+        Ok(Self { kind, state, durable: bytes[3] != 0, physical, size })
     }
 
     /// The file's length, if it can be known without opening a backing file of this length.
@@ -539,8 +542,13 @@ mod tests {
         let trailer = bytes.last_chunk().expect("long enough");
         assert_eq!(Record::len_by_trailer(trailer), Some(bytes.len()));
         assert_eq!(Record::parse(&bytes, &head(), 1001), Some(record()));
-        let attribute =
-            Attribute { kind: Kind::Plain, state: State::Dirty, physical: 1 << 40, size: 5 };
+        let attribute = Attribute {
+            kind: Kind::Plain,
+            state: State::Dirty,
+            durable: true,
+            physical: 1 << 40,
+            size: 5,
+        };
         assert_eq!(Attribute::parse(&attribute.encode()).expect("ours"), attribute);
     }
 
