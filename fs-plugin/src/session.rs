@@ -254,6 +254,11 @@ async fn unmount(target: PathBuf) {
     const GRACE: Duration = Duration::from_secs(2);
     const AGAIN: Duration = Duration::from_millis(50);
     let thread = std::thread::spawn(move || {
+        // Pages that were changed through a mapping have not reached us yet.
+        let mapped = target.clone();
+        drop(std::thread::spawn(move || {
+            File::open(mapped).and_then(|root| Ok(rustix::fs::syncfs(root)?))
+        }));
         let started = Instant::now();
         let mut result = rustix::mount::unmount(&target, UnmountFlags::empty());
         while result == Err(Errno::BUSY) && started.elapsed() < GRACE {

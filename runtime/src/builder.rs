@@ -159,18 +159,26 @@ impl Builder {
                     }
                 }
             }
-            if let Some(signals) = &signals {
-                let machine = Arc::clone(&machine);
-                scope.spawn(move || signals.watch(&machine));
+            // Ends the watch however this closure ends: the scope waits for its thread.
+            let watch = signals.as_ref().map(Watch);
+            if let Some(Watch(signals)) = watch {
+                let machine_watched = Arc::clone(&machine);
+                let thread = thread::Builder::new().name("signals".to_owned());
+                let watch = move || signals.watch(&machine_watched);
+                if let Err(source) = thread.spawn_scoped(scope, watch) {
+                    started = Err(Error::Setup { what: "the signals' thread", source });
+                    stop_all(&machine);
+                }
             }
-            let own = started.and_then(|()| start(last)());
+            let own = started.and_then(|()| {
+                catch_unwind(AssertUnwindSafe(start(last)))
+                    .unwrap_or(Err(Error::Panicked { shard: last }))
+            });
             let mut outputs = Vec::with_capacity(self.shards);
             for (index, thread) in threads.into_iter().enumerate() {
                 outputs.push(thread.join().unwrap_or(Err(Error::Panicked { shard: index })));
             }
-            if let Some(signals) = &signals {
-                signals.end();
-            }
+            drop(watch);
             outputs.push(own);
             outputs.into_iter().collect()
         })
@@ -220,8 +228,8 @@ impl Builder {
             report_panic(&*payload);
             None
         });
-        guard.armed = output.is_none();
         reactor::shut_down(&shard);
+        guard.armed = output.is_none();
         set_current(None);
         output.ok_or(Error::Panicked { shard: index })
     }
@@ -264,6 +272,15 @@ impl Builder {
             tracing::warn!(shard = index, tasks = left, "tasks were still running; cancelled");
         }
         output.take().and_then(Result::ok)
+    }
+}
+
+/// Ends the watch for signals when dropped.
+struct Watch<'a>(&'a Signals);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -4,7 +4,6 @@
 //! sleep (Seastar's poller contract), and the shard sleeps in `io_uring_enter`, woken by a CQE, a
 //! timer or the bell.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use warpcore_offload::Park;
 
 use crate::fs;
 use crate::ring::Cqe;
-use crate::shard::{Message, Shard, report_panic};
+use crate::shard::{Message, Shard, guarded};
 use crate::time::sleep;
 
 /// Runs the shard until `done`.
@@ -49,7 +48,9 @@ pub(crate) fn shut_down(shard: &Rc<Shard>) {
 
     shard.executor.cancel_all();
     // Wake-ups that came from elsewhere: their tasks are among the cancelled, or are dropped here.
-    drop(shard.remote.mailbox.close());
+    for message in shard.remote.mailbox.close() {
+        guarded(move || drop(message));
+    }
     shard.executor.cancel_all();
     let deadline = Instant::now() + DRAIN;
     let mut cqes = Vec::new();
@@ -87,12 +88,7 @@ pub(crate) async fn hear_bell(bell: std::fs::File) {
 fn take_messages(shard: &Shard) {
     for message in shard.remote.mailbox.take() {
         match message {
-            Message::Run(action) => {
-                if let Err(payload) = catch_unwind(AssertUnwindSafe(action)) {
-                    report_panic(&*payload);
-                    std::mem::forget(payload);
-                }
-            }
+            Message::Run(action) => guarded(action),
             Message::Wake(runnable) => shard.executor.push(runnable),
         }
     }
@@ -156,7 +152,8 @@ fn reap(shard: &Shard, cqes: &mut Vec<Cqe>) {
     shard.ring.borrow_mut().reap(cqes);
     for cqe in cqes.drain(..) {
         let (waker, over) = shard.operations.borrow_mut().complete(cqe);
-        drop(over);
-        waker.into_iter().for_each(Waker::wake);
+        // Whatever these do, the rest of the batch is filed.
+        guarded(move || drop(over));
+        guarded(move || waker.into_iter().for_each(Waker::wake));
     }
 }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -285,7 +286,11 @@ impl Future for Stopping {
         let waker = cx.waker().clone();
         let mut waiters = self.shard.stop_waiters.borrow_mut();
         let old = match self.key.and_then(|key| waiters.get_mut(key)) {
-            Some(known) => Some(std::mem::replace(known, waker)),
+            Some(known) => {
+                let old = std::mem::replace(known, waker);
+                drop(waiters);
+                Some(old)
+            }
             None => {
                 let key = waiters.insert(waker);
                 drop(waiters);
@@ -335,6 +340,14 @@ pub fn stats() -> Stats {
         parks: shard.parks.get(),
         tasks: shard.executor.live(),
         panics: shard.executor.panics(),
+    }
+}
+
+/// Runs foreign code whose panic must not stop the reactor: it is reported.
+pub(crate) fn guarded(foreign: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(foreign)) {
+        report_panic(&*payload);
+        std::mem::forget(payload);
     }
 }
 

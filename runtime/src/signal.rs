@@ -30,22 +30,24 @@ impl Signals {
     /// Stops the machine at each signal, until [`Signals::end`].
     pub(crate) fn watch(&self, machine: &Arc<[Arc<Remote>]>) {
         loop {
-            match sys::poll_either(self.file.as_raw_fd(), self.ended.as_raw_fd()) {
-                Ok((_, true)) => return,
-                Ok((true, _)) => {
-                    let mut siginfo = [0; size_of::<libc::signalfd_siginfo>()];
-                    if (&self.file).read_exact(&mut siginfo).is_ok() {
-                        // The number comes first (signalfd(2)).
-                        let number = siginfo.first_chunk().copied().map_or(0, u32::from_ne_bytes);
-                        tracing::info!(signal = number, "stopping");
-                        stop_all(machine);
-                    }
-                }
-                Ok((false, false)) => {}
+            let ended = match sys::poll_either(self.file.as_raw_fd(), self.ended.as_raw_fd()) {
+                Ok((_, ended)) => ended,
                 Err(error) => {
                     tracing::error!("signals can no longer be heard: {error}");
                     return;
                 }
+            };
+            // All that is pending, also at the end: unread, it would kill the process once the
+            // mask is gone.
+            let mut siginfo = [0; size_of::<libc::signalfd_siginfo>()];
+            while (&self.file).read_exact(&mut siginfo).is_ok() {
+                // The number comes first (signalfd(2)).
+                let number = siginfo.first_chunk().copied().map_or(0, u32::from_ne_bytes);
+                tracing::info!(signal = number, "stopping");
+                stop_all(machine);
+            }
+            if ended {
+                return;
             }
         }
     }

@@ -50,7 +50,9 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<(File, SignalMask)
     }
     let before = SignalMask(before);
     // SAFETY: a valid set.
-    let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) })?;
+    let fd = check(unsafe {
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    })?;
     // SAFETY: just made, and nobody else has it.
     Ok((File::from(unsafe { OwnedFd::from_raw_fd(fd) }), before))
 }

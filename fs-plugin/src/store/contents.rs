@@ -105,6 +105,9 @@ struct Container {
     refused: bool,
     /// End of the backing file.
     physical: u64,
+    /// Closed in order before the system last started, and never synced as a whole: what is behind
+    /// `durable_seq` may have been lost, and is not to be built on before it is verified.
+    unverified: bool,
     /// Of the newest record.
     seq: u64,
     previous: u64,
@@ -144,7 +147,7 @@ impl<M: Medium> Contents<M> {
         let body = Body::Container(Container::empty());
         let mut contents = Self::new(medium, queue, options, true, body);
         // Before the first byte: whatever is found here after a crash is a container.
-        contents.begin_change()?;
+        contents.mark_dirty()?;
         Ok(contents)
     }
 
@@ -260,6 +263,7 @@ impl<M: Medium> Contents<M> {
                     kind: Kind::Plain,
                     state: State::Dirty,
                     durable: false,
+                    epoch: self.medium.epoch(),
                     physical: 0,
                     size: 0,
                 };
@@ -270,7 +274,7 @@ impl<M: Medium> Contents<M> {
             self.modified = None;
             return Ok(self.medium.write_at(bytes.to_vec(), offset).await?);
         }
-        self.begin_change()?;
+        self.begin_change().await?;
         let chunk_len = self.chunk_len();
         let first = offset / chunk_len;
         if self.container().dirty.len() >= DIRTY_CHUNKS_MAX {
@@ -307,7 +311,11 @@ impl<M: Medium> Contents<M> {
             // Empty: from here on it is ours to store.
             self.body = Body::Container(Container::empty());
         }
-        self.begin_change()?;
+        if size == 0 {
+            // Nothing of it will be built on.
+            self.container_mut().unverified = false;
+        }
+        self.begin_change().await?;
         let chunk_len = self.chunk_len();
         self.decoded = None;
         if size == 0 {
@@ -363,7 +371,7 @@ impl<M: Medium> Contents<M> {
             && container.attribute == Some(State::Dirty)
             && self.writable
         {
-            set_attribute(&self.medium, container.attribute(State::Clean))?;
+            set_attribute(&self.medium, container.attribute(State::Clean, self.medium.epoch()))?;
             container.attribute = Some(State::Clean);
         }
         Ok(())
@@ -598,14 +606,34 @@ impl<M: Medium> Contents<M> {
         }
     }
 
-    /// Says on the backing file that it is being written. Before the first change since it was
-    /// clean.
-    fn begin_change(&mut self) -> Result<(), Error> {
-        let Body::Container(container) = &mut self.body else {
-            return Ok(());
-        };
+    /// Before the first change since the file was clean.
+    async fn begin_change(&mut self) -> Result<(), Error> {
+        if let Body::Container(Container { unverified: true, head: Some(head), physical, .. }) =
+            self.body
+        {
+            self.body = Body::Container(
+                match recovery::commit_at(&self.medium, &head, physical, true).await? {
+                    Some(found) => {
+                        // Read back after the loss, if there was one: it is on the disk.
+                        let durable_seq = found.record.seq;
+                        let loaded = Container::loaded(head, found, Some(State::Clean));
+                        Container { durable_seq, ..loaded }
+                    }
+                    None => recover(&self.medium, physical, State::Clean, self.writable).await?,
+                },
+            );
+            self.decoded = None;
+        }
+        self.mark_dirty()
+    }
+
+    /// Says on the backing file that it is being written.
+    fn mark_dirty(&mut self) -> Result<(), Error> {
+        let epoch = self.medium.epoch();
+        let Body::Container(container) = &mut self.body else { return Ok(()) };
         if container.attribute != Some(State::Dirty) {
-            container.attribute = set_attribute(&self.medium, container.attribute(State::Dirty))?;
+            let attribute = container.attribute(State::Dirty, epoch);
+            container.attribute = set_attribute(&self.medium, attribute)?;
         }
         Ok(())
     }
@@ -662,23 +690,36 @@ async fn load<M: Medium>(
         return Ok(Container { attribute: state, ..Container::empty() });
     }
     let in_order = attribute.size_if_clean(len).is_some();
-    let head = read_head(medium).await?;
-    if in_order
-        && let Some(head) = head
-        && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
-    {
-        return Ok(Container::loaded(head, found, Some(attribute.state)));
-    }
-    if in_order && attribute.durable {
-        return Err(Error::Damaged {
-            what: "head or commit record, the latter before",
-            offset: len,
-        });
+    if in_order {
+        if let Some(head) = read_head(medium).await?
+            && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
+        {
+            let mut container = Container::loaded(head, found, Some(attribute.state));
+            if attribute.durable {
+                container.durable_seq = container.seq;
+            }
+            container.unverified = !attribute.durable && attribute.epoch != medium.epoch();
+            return Ok(container);
+        }
+        if attribute.durable {
+            let what = "head or commit record, the latter before";
+            return Err(Error::Damaged { what, offset: len });
+        }
     }
     // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
     // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
     // durable before the bytes (`ext4_da_should_update_i_disksize`).
-    let found = match head {
+    recover(medium, len, attribute.state, writable).await
+}
+
+/// The newest commit that holds; what lies behind it is cut.
+async fn recover<M: Medium>(
+    medium: &M,
+    len: u64,
+    state: State,
+    writable: bool,
+) -> Result<Container, Error> {
+    let found = match read_head(medium).await? {
         Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
         None => {
             // The head comes with the first commit. If it never reached the disk, nothing did.
@@ -688,20 +729,21 @@ async fn load<M: Medium>(
             None
         }
     };
-    let end = found.as_ref().map_or(0, |(_, found)| found.end);
+    let container = match found {
+        Some((head, found)) => Container::loaded(head, found, Some(State::Dirty)),
+        None => Container { attribute: Some(State::Dirty), ..Container::empty() },
+    };
+    let end = container.physical;
     if end < len {
         tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
         if writable {
-            if attribute.state == State::Clean {
-                set_attribute(medium, Attribute { state: State::Dirty, ..attribute })?;
+            if state == State::Clean {
+                set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
             }
             medium.set_len(end)?;
         }
     }
-    Ok(match found {
-        Some((head, found)) => Container::loaded(head, found, Some(State::Dirty)),
-        None => Container { attribute: Some(State::Dirty), ..Container::empty() },
-    })
+    Ok(container)
 }
 
 /// Head and newest commit, if the file ends with one, as it does when closed in order.
@@ -740,6 +782,7 @@ impl Container {
             covered: 0,
             refused: false,
             physical: 0,
+            unverified: false,
             seq: 0,
             previous: 0,
             durable_seq: 0,
@@ -747,11 +790,12 @@ impl Container {
     }
 
     /// The attribute of a container as it stands now.
-    fn attribute(&self, state: State) -> Attribute {
+    fn attribute(&self, state: State, epoch: u32) -> Attribute {
         Attribute {
             kind: Kind::Container,
             state,
             durable: self.durable_seq == self.seq,
+            epoch,
             physical: self.physical,
             size: self.size,
         }

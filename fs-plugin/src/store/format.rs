@@ -319,6 +319,8 @@ pub struct Attribute {
     pub state: State,
     /// Everything was synced when it was closed: no crash can have taken any of it.
     pub durable: bool,
+    /// The [`Medium::epoch`](super::medium::Medium::epoch) in which it became clean.
+    pub epoch: u32,
     /// Length of the backing file when it was last clean.
     pub physical: u64,
     /// Length of the file when it was last clean.
@@ -360,6 +362,7 @@ impl Attribute {
             State::Dirty => b'd',
         };
         bytes[3] = u8::from(self.durable);
+        bytes[4..8].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.physical.to_le_bytes());
         bytes[16..].copy_from_slice(&self.size.to_le_bytes());
         bytes
@@ -387,11 +390,12 @@ impl Attribute {
             b'd' => State::Dirty,
             _ => return Err(damaged),
         };
-        let mut fields = Fields(&bytes[8..]);
-        let (Some(physical), Some(size)) = (fields.u64(), fields.u64()) else {
+        let mut fields = Fields(&bytes[4..]);
+        let (Some(epoch), Some(physical), Some(size)) = (fields.u32(), fields.u64(), fields.u64())
+        else {
             return Err(damaged);
         };
-        Ok(Self { kind, state, durable: bytes[3] != 0, physical, size })
+        Ok(Self { kind, state, durable: bytes[3] != 0, epoch, physical, size })
     }
 
     /// The file's length, if it can be known without opening a backing file of this length.
@@ -546,6 +550,7 @@ mod tests {
             kind: Kind::Plain,
             state: State::Dirty,
             durable: true,
+            epoch: 0xdead_beef,
             physical: 1 << 40,
             size: 5,
         };

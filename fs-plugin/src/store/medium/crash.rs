@@ -20,6 +20,8 @@ pub struct CrashMedium {
     history: RefCell<Vec<Change>>,
     /// Fail the write that would make the file longer than this, as a full disk does.
     capacity: std::cell::Cell<Option<u64>>,
+    /// Power cuts that it has seen.
+    epoch: u32,
     /// Fail this many syncs.
     failing_syncs: std::cell::Cell<u32>,
 }
@@ -116,7 +118,7 @@ impl CrashMedium {
                 _ => {}
             }
         }
-        let crashed = Self::default();
+        let crashed = Self { epoch: self.epoch + 1, ..Self::default() };
         // What was found after the crash is on the disk: the base of what is synced later.
         *crashed.history.borrow_mut() =
             vec![Change::Write { bytes: image.bytes.clone(), offset: 0 }, Change::Sync];
@@ -209,6 +211,10 @@ impl Medium for CrashMedium {
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
         self.change(Change::SetAttribute(value.to_vec()));
         Ok(())
+    }
+
+    fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     fn set_modified(&self, _: (i64, u32)) -> io::Result<()> {

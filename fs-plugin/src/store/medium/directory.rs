@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{self, Timespec, Timestamps, XattrFlags};
 use warpcore_runtime::fs::File;
@@ -84,6 +85,16 @@ impl Medium for FileMedium {
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
         Ok(fs::fsetxattr(&self.file, ATTRIBUTE_NAME, value, XattrFlags::empty())?)
+    }
+
+    fn epoch(&self) -> u32 {
+        static EPOCH: OnceLock<u32> = OnceLock::new();
+        *EPOCH.get_or_init(|| {
+            // Without procfs, an epoch that no file was closed in: everything is verified.
+            let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+            let id = if boot.is_empty() { std::process::id() } else { 0 };
+            crc32c::crc32c_append(id, &boot)
+        })
     }
 
     fn set_modified(&self, (seconds, nanoseconds): (i64, u32)) -> io::Result<()> {

@@ -33,6 +33,10 @@ pub trait Medium {
     /// Sets the extended attribute.
     fn set_attribute(&self, value: &[u8]) -> io::Result<()>;
 
+    /// Changes whenever bytes that were not synced may have been lost: with each start of the
+    /// system.
+    fn epoch(&self) -> u32;
+
     /// Puts the time of the last change back after our own writes: seconds and nanoseconds.
     fn set_modified(&self, modified: (i64, u32)) -> io::Result<()>;
 }
@@ -64,6 +68,10 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
         (**self).set_attribute(value)
+    }
+
+    fn epoch(&self) -> u32 {
+        (**self).epoch()
     }
 
     fn set_modified(&self, modified: (i64, u32)) -> io::Result<()> {
