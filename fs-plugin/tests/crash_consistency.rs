@@ -402,7 +402,10 @@ proptest! {
         run(&queue, contents.sync()).expect("syncs");
         run(&queue, contents.close()).expect("closes");
         let len = medium.bytes().len();
-        prop_assume!(len > 0);
+        if len == 0 {
+            // An empty file has nothing to rot.
+            return Ok(());
+        }
         medium.damage(|bytes| bytes[at.index(len)] ^= flip);
         let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
         if let Ok(mut contents) = run(&queue, open) {

@@ -2,12 +2,14 @@
 //! after a crash.
 //!
 //! Nothing is replayed. A commit holds when its record and all before it verify, and with them
-//! every extent that was not known to be durable when the record was written. What lies behind it
+//! every extent of its contents that was not known to be durable when the record was written. What lies behind it
 //! is cut. Contents never mislead the search: a record's checksum covers the id of this life of the
 //! file and its own offset, so a copy of it elsewhere is not a record.
 
+use std::collections::BTreeSet;
+
 use super::extents::Extents;
-use super::format::{Extent, Form, Head, Record};
+use super::format::{Extent, Form, Head, OFFSET_MAX, Record};
 use super::medium::Medium;
 use crate::error::Error;
 
@@ -60,12 +62,21 @@ pub async fn commit_at<M: Medium>(
     let records = chain.len();
     let durable_seq = chain[0].durable_seq;
     let mut extents = Extents::default();
+    let mut doubtful = BTreeSet::new();
     for record in chain.iter().rev() {
         for extent in &record.extents {
-            if verify && record.seq > durable_seq && !verifies(medium, extent).await? {
-                return Ok(None);
+            if record.seq > durable_seq {
+                doubtful.insert(extent.physical);
             }
             extents.lay_over(*extent);
+        }
+    }
+    if verify {
+        // What later extents cover altogether is not contents any more.
+        for (_, extent) in extents.within(0..OFFSET_MAX) {
+            if doubtful.remove(&extent.physical) && !verifies(medium, &extent).await? {
+                return Ok(None);
+            }
         }
     }
     Ok(Some(Found { extents, record: chain.swap_remove(0), offset, end, records }))
