@@ -4,11 +4,10 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::time::Duration;
 
 use warpcore_runtime::net::{TcpListener, TcpStream};
-use warpcore_runtime::{Builder, spawn, stopping};
+use warpcore_runtime::{Builder, spawn, until_stopped};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).ok_or("usage: echo ADDRESS:PORT")?;
@@ -24,16 +23,11 @@ async fn serve(shard: usize, address: SocketAddr) -> std::io::Result<u64> {
     let mut listener = TcpListener::bind(address)?;
     println!("shard {shard} listens on {}", listener.local_addr()?);
     let mut connections = 0;
-    let mut stop = pin!(stopping());
-    loop {
-        // Whichever comes first: the next connection, or the wish to stop.
-        let accept = pin!(listener.accept());
-        let Some(stream) = either(accept, stop.as_mut()).await else {
-            return Ok(connections);
-        };
+    while let Some(stream) = until_stopped(listener.accept()).await {
         drop(spawn(echo(stream?)));
         connections += 1;
     }
+    Ok(connections)
 }
 
 async fn echo(stream: TcpStream) {
@@ -50,15 +44,4 @@ async fn echo(stream: TcpStream) {
         bytes.clear();
         buffer = bytes;
     }
-}
-
-async fn either<T>(
-    mut first: std::pin::Pin<&mut impl Future<Output = T>>,
-    mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-) -> Option<T> {
-    std::future::poll_fn(|cx| match first.as_mut().poll(cx) {
-        std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
-        std::task::Poll::Pending => stop.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }

@@ -4,19 +4,16 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use warpcore_runtime::{Holders, Lock, queue, sleep, spawn, stopping, timeout};
+use warpcore_runtime::{Holders, Lock, queue, sleep, spawn, timeout, until_stopped};
 
 use crate::fs::{Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
@@ -176,14 +173,7 @@ impl Mount {
         });
         let flusher = spawn(flush_now_and_then(Rc::clone(&session)));
         let mut reader = spawn(classic::serve(Rc::clone(&session)));
-        let mut stop = pin!(stopping());
-        let ended = poll_fn(|cx| {
-            if let Poll::Ready(ended) = pin!(&mut reader).poll(cx) {
-                return Poll::Ready(Some(ended));
-            }
-            stop.as_mut().poll(cx).map(|()| None)
-        });
-        let ended = match ended.await {
+        let ended = match until_stopped(&mut reader).await {
             Some(ended) => ended,
             None => {
                 session.fs.commit_all().await;
@@ -217,7 +207,7 @@ pub(crate) struct Session {
     pub(crate) fs: Rc<Fs>,
     /// Requests under way, and entries of io_uring.
     pub(crate) requests: Holders,
-    pub(crate) uring_requests: uring::Count,
+    pub(crate) uring_requests: Cell<u64>,
     /// Queues to be registered once io_uring is agreed on.
     uring_queues: Cell<Option<u16>>,
     /// Held while files are flushed by the clock.

@@ -1,16 +1,13 @@
 //! Accepts on every shard and makes a task of each connection.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use warpcore_runtime::net::{self, TcpListener};
-use warpcore_runtime::{Holders, queue, sleep, spawn, stopping, timeout};
+use warpcore_runtime::{Holders, queue, sleep, spawn, timeout, until_stopped};
 
 use crate::config::{Config, Signing, Timeouts};
 use crate::connection::{self, Failure};
@@ -87,8 +84,7 @@ impl Listener {
     pub async fn serve(mut self) -> Stats {
         let counters = Rc::new(Counters::default());
         let open = Holders::default();
-        let mut stop = pin!(stopping());
-        while let Some(accepted) = unless(pin!(self.socket.accept()), stop.as_mut()).await {
+        while let Some(accepted) = until_stopped(self.socket.accept()).await {
             match accepted {
                 Ok(client) => {
                     counters.count(|stats| stats.accepted += 1);
@@ -122,16 +118,4 @@ impl Listener {
         stats.queue = queue().stats();
         stats
     }
-}
-
-/// The output of `future`, unless `stop` is ready first.
-async fn unless<F: Future>(
-    mut future: Pin<&mut F>,
-    mut stop: Pin<&mut impl Future<Output = ()>>,
-) -> Option<F::Output> {
-    poll_fn(|cx| match stop.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(None),
-        Poll::Pending => future.as_mut().poll(cx).map(Some),
-    })
-    .await
 }

@@ -78,7 +78,9 @@ fn an_upstream_that_does_not_read_stops_the_client() {
     });
     let proxy = Running::start(&identity.config(slow, Signing::Offloaded), 1);
     let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    // rustls reads too when it cannot write.
     stream.sock.set_write_timeout(Some(Duration::from_secs(1))).expect("an option");
+    stream.sock.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
     let mut written = 0;
     while written < LIMIT && stream.write_all(&[0; 65536]).is_ok() {
         written += 65536;

@@ -58,5 +58,6 @@ pub use holders::{Holder, Holders};
 pub use lock::{Held, Lock};
 pub use shard::{
     Stats, Stopper, Stopping, queue, send, shard, shards, spawn, stats, stop, stopper, stopping,
+    until_stopped,
 };
 pub use time::{Elapsed, Sleep, sleep, sleep_until, timeout};

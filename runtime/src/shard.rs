@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -266,6 +266,16 @@ pub(crate) fn stop_all(machine: &[Arc<Remote>]) {
 /// listens for them.
 pub fn stopping() -> Stopping {
     Stopping { shard: current(), key: None }
+}
+
+/// The output of `future`, unless the machine is asked to stop first.
+pub async fn until_stopped<F: Future>(future: F) -> Option<F::Output> {
+    let (mut stop, mut future) = (pin!(stopping()), pin!(future));
+    poll_fn(|cx| match stop.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => future.as_mut().poll(cx).map(Some),
+    })
+    .await
 }
 
 /// See [`stopping`].

@@ -7,7 +7,6 @@
 //! and commit. The kernel writes header and payload from our own system calls (task work), never
 //! while we look at them: an entry is either being fetched or being dispatched.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -143,6 +142,3 @@ async fn exchange(entry: Entry, cmd_op: u32, commit_id: u64, qid: u16) -> (io::R
     // descriptor; a command makes one CQE.
     unsafe { op::submit(RawSqe::Wide(sqe), entry) }.await
 }
-
-/// Counts requests that came over io_uring.
-pub(crate) type Count = Cell<u64>;
