@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pem = std::fs::read(&path)?;
     let key = PrivateKey::from_pem(&pem).map_err(|e| format!("{}: {e}", path.display()))?;
     let key = Arc::new(key);
-    let public = UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, key.public_key_der());
+    let public = UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, key.public().der());
 
     let queue = Queue::new(64);
     let started = Instant::now();

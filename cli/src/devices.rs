@@ -13,7 +13,7 @@ pub(crate) struct Arguments {}
 
 pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    for device in warpcore_offload::devices() {
+    for device in warpcore_offload::devices()? {
         writeln!(out, "{:<10} {}", device.name, device.state)?;
         for line in &device.does {
             writeln!(out, "{:<10} {line}", "")?;

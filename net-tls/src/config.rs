@@ -112,6 +112,11 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
     let pem = Zeroizing::new(read(path)?);
     match PrivateKey::from_pem(&pem) {
+        // Software could not sign with it, and RFC 8446 peers would not accept it.
+        Ok(key) if key.modulus_len_bytes() < 2048 / 8 => {
+            let cause = KeyError::Size { modulus_bits: key.modulus_len_bytes() * 8 };
+            Err(Error::Key { path: path.to_owned(), cause })
+        }
         Ok(key) => Ok(Arc::new(OffloadedKey::new(key))),
         Err(KeyError::NotRsa(algorithm)) => {
             let cause = KeyError::NotRsa(algorithm);

@@ -51,7 +51,7 @@ impl SigningKey for OffloadedKey {
 
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
         let algorithm = rustls::pki_types::alg_id::RSA_ENCRYPTION;
-        Some(public_key_to_spki(&algorithm, self.key.public_key_der()))
+        Some(public_key_to_spki(&algorithm, self.key.public().der()))
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {

@@ -36,10 +36,7 @@ impl Batch {
     pub(crate) fn next(&mut self, stats: &mut KernelStats) -> Option<Token> {
         if self.dispatched.is_empty() && !self.gathered.is_empty() {
             std::mem::swap(&mut self.gathered, &mut self.dispatched);
-            let len = self.dispatched.len() as u64;
-            stats.batches += 1;
-            stats.requests += len;
-            stats.batch_len_max = stats.batch_len_max.max(len);
+            stats.count_batch(self.dispatched.len() as u64);
         }
         self.dispatched.pop_front()
     }
@@ -69,6 +66,6 @@ mod tests {
         assert_eq!(batch.next(&mut stats), Some(4));
         assert_eq!(batch.next(&mut stats), None);
         assert!(batch.is_empty());
-        assert_eq!(stats, KernelStats { batches: 3, requests: 5, batch_len_max: 3 });
+        assert_eq!((stats.batches, stats.requests, stats.batch_len_max), (3, 5, 3));
     }
 }

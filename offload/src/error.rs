@@ -17,12 +17,34 @@ pub enum Error {
     },
     /// The queue was dropped before the request ran.
     Closed,
+    /// The device that worked on this failed, and software could not do it instead: it does not
+    /// have the operation, a stream's state is gone, or the device would not stop, so that it
+    /// may still write to the target. In that last case the target is kept from everybody for
+    /// good, and what came back in its place is empty.
+    DeviceLost,
+    /// This process was forked from the one that made the queue; only that one can use it.
+    Forked,
+    /// The key is too short for the padding that the caller asked for.
+    KeyTooShort {
+        /// Length of its modulus in bits.
+        modulus_bits: usize,
+    },
+    /// The length of what the caller gave is not that of the key's modulus, or its value is
+    /// not below the modulus.
+    NotInRange,
     /// The caller asked for a compression level that `codec` does not have.
     Level {
         /// The codec asked.
         codec: Codec,
         /// The level asked for.
         level: i32,
+    },
+    /// The caller asked for what only a device can do, and none is selected that does it.
+    NoDevice,
+    /// The codec has no streams.
+    NoStream {
+        /// The codec asked.
+        codec: Codec,
     },
     /// The private key could not sign. The signature, if any, was not released.
     Sign,
@@ -38,6 +60,26 @@ impl fmt::Display for Error {
         match self {
             Self::Corrupt { codec, cause } => write!(f, "stored {codec} data is damaged: {cause}"),
             Self::Closed => f.write_str("the queue was closed before the request ran"),
+            Self::DeviceLost => {
+                f.write_str("the accelerator failed and took the operation with it")
+            }
+            Self::Forked => {
+                f.write_str("the queue belongs to the process that this was forked from")
+            }
+            Self::KeyTooShort { modulus_bits } => {
+                write!(
+                    f,
+                    "an RSA key of {modulus_bits} bits is too short for this signature scheme"
+                )
+            }
+            Self::NotInRange => {
+                f.write_str("the input of an RSA operation is not a number below the modulus")
+            }
+            Self::NoDevice => f.write_str(
+                "software cannot do this, and no accelerator that can is selected \
+                 (`warpcore devices` lists them)",
+            ),
+            Self::NoStream { codec } => write!(f, "{codec} cannot be used piece by piece"),
             Self::Level { codec, level } => write!(f, "{codec} has no compression level {level}"),
             Self::Sign => f.write_str("the private key could not make a correct signature"),
             Self::TargetTooSmall { len_bytes } => {
@@ -65,8 +107,8 @@ pub enum KeyError {
     NotRsa(&'static str),
     /// An RSA key of a size that we do not sign with.
     Size {
-        /// Length of the modulus in bits, where the reader came so far.
-        modulus_bits: Option<usize>,
+        /// Length of the modulus in bits.
+        modulus_bits: usize,
     },
 }
 
@@ -84,10 +126,11 @@ impl fmt::Display for KeyError {
             ),
             Self::NotRsa(algorithm) => write!(f, "the key is for {algorithm}, not RSA"),
             Self::Size { modulus_bits } => {
-                if let Some(bits) = modulus_bits {
-                    write!(f, "the RSA modulus has {bits} bits; ")?;
-                }
-                f.write_str("RSA keys of 2048, 3072 and 4096 bits are supported")
+                write!(
+                    f,
+                    "the RSA modulus has {modulus_bits} bits; \
+                     1024 (with a device only), 2048, 3072 and 4096 are supported"
+                )
             }
         }
     }

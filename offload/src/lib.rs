@@ -33,21 +33,28 @@ mod backend;
 mod batch;
 mod buffer;
 mod codec;
+mod doorbell;
 mod error;
+mod fork;
 mod host;
 mod keep;
 mod op;
 mod queue;
+mod region;
 mod request;
 mod rsa;
 mod stats;
+mod stream;
 
-pub use backend::{Device, devices};
-pub use buffer::{Source, Target};
+pub use backend::{Device, Devices, Fault, Faults, Model, ModelKind, SelectError, State, devices};
+pub use buffer::{Parts, Source, Target};
 pub use codec::Codec;
 pub use error::{Error, KeyError};
 pub use op::Op;
 pub use queue::{Full, Park, Queue, Turn};
-pub use request::{Compress, Decompress, Done, Request, Sign, Signed};
-pub use rsa::{PrivateKey, Scheme, Signature};
+pub use request::{
+    Compress, Decompress, Done, Fed, Feed, Request, RsaPrivate, RsaPublic, Sign, Signed,
+};
+pub use rsa::{PrivateKey, PublicKey, Scheme, Signature};
 pub use stats::{Kernel, KernelStats, Stats};
+pub use stream::{Progress, Stream};

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use crate::batch::Token;
 use crate::error::Error;
 use crate::queue::{Shared, Waiting};
-use crate::request::Request;
+use crate::request::{Ending, Request};
 
 /// An operation: a request that waits for a slot or is in flight.
 ///
@@ -56,10 +56,14 @@ impl<R: Request> Future for Op<R> {
         let this = self.get_mut();
         if let State::Waiting { request, ticket } = &mut this.state {
             match this.shared.wait(request, *ticket, cx.waker()) {
-                Waiting::Closed => {
+                ended @ (Waiting::Closed | Waiting::Forked) => {
+                    let error = match ended {
+                        Waiting::Forked => Error::Forked,
+                        _ => Error::Closed,
+                    };
                     let request = request.take().expect("a waiting operation holds its request");
                     this.state = State::Taken;
-                    return Poll::Ready(request.finish(Err(Error::Closed)));
+                    return Poll::Ready(request.finish(Ending::Done(Err(error))));
                 }
                 Waiting::InLine(place) => {
                     *ticket = Some(place);

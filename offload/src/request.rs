@@ -1,12 +1,14 @@
 //! What a caller asks for. A request owns its buffers and gives them back with the result.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::buffer::{Source, SourceSpan, Target, TargetSpan};
 use crate::codec::Codec;
 use crate::error::Error;
-use crate::rsa::{PrivateKey, Scheme, Signature};
+use crate::rsa::{PrivateKey, PublicKey, Scheme, Signature};
 use crate::stats::Kernel;
+use crate::stream::{Progress, State, Stream};
 
 /// Something the queue can do. Implemented by the types of this module only.
 pub trait Request: sealed::Sealed + Send + Sized + 'static {
@@ -18,9 +20,31 @@ pub trait Request: sealed::Sealed + Send + Sized + 'static {
     #[doc(hidden)]
     fn describe(&mut self) -> Work;
 
-    /// Turns the request and its result into what the caller gets.
+    /// Turns the request and how it ended into what the caller gets.
     #[doc(hidden)]
-    fn finish(self, result: Result<usize, Error>) -> Self::Output;
+    fn finish(self, ending: Ending) -> Self::Output;
+}
+
+/// How a backend left a request.
+#[derive(Debug)]
+pub enum Ending {
+    /// With this result; nobody touches its memory any more.
+    Done(Result<usize, Error>),
+    /// On a device that would not stop: it may write to the target for as long as the process
+    /// lives, so the target is forgotten.
+    Stranded,
+}
+
+impl Ending {
+    fn settle<T: Target>(self, target: T) -> (Result<usize, Error>, T) {
+        match self {
+            Self::Done(result) => (result, target),
+            Self::Stranded => {
+                std::mem::forget(target);
+                (Err(Error::DeviceLost), T::lost())
+            }
+        }
+    }
 }
 
 /// Compress `source` into `target` as one frame.
@@ -52,7 +76,7 @@ pub struct Decompress<S, T> {
     pub target: T,
 }
 
-/// A finished [`Compress`] or [`Decompress`].
+/// A finished [`Compress`], [`Decompress`], [`RsaPrivate`] or [`RsaPublic`].
 #[derive(Debug, Clone)]
 pub struct Done<S, T> {
     /// Bytes written to the start of `target`.
@@ -60,6 +84,62 @@ pub struct Done<S, T> {
     /// The source, unchanged.
     pub source: S,
     /// The target; on error its contents mean nothing.
+    pub target: T,
+}
+
+/// The next piece of a stream.
+///
+/// Compression writes all that it consumed, up to a byte boundary, so that the reader can have it
+/// (as zlib's `Z_SYNC_FLUSH`), as far as the target has room.
+#[derive(Debug)]
+pub struct Feed<S, T> {
+    /// The stream; it comes back with the result.
+    pub stream: Stream,
+    /// What comes next: plain bytes to compress, stored bytes to decompress.
+    pub source: S,
+    /// Room for what comes out.
+    pub target: T,
+    /// `source` is the last of the stream.
+    pub end: bool,
+}
+
+/// A finished [`Feed`].
+#[derive(Debug)]
+pub struct Fed<S, T> {
+    /// How far it came. An error ends the stream: it is repeated from then on.
+    pub result: Result<Progress, Error>,
+    /// The stream.
+    pub stream: Stream,
+    /// The source, unchanged.
+    pub source: S,
+    /// The target.
+    pub target: T,
+}
+
+/// Raise `source` to a key's private exponent: the bare operation (RSASP1 of RFC 8017, section
+/// 5.2.1), without padding. The result is checked by the public exponent before it is given out.
+///
+/// Only a device does this; see [`Error::NoDevice`].
+#[derive(Debug, Clone)]
+pub struct RsaPrivate<S, T> {
+    /// With which key.
+    pub key: Arc<PrivateKey>,
+    /// A number below the modulus and as long, big-endian.
+    pub source: S,
+    /// Room for as many bytes.
+    pub target: T,
+}
+
+/// Raise `source` to a key's public exponent (RSAVP1 of RFC 8017, section 5.2.2).
+///
+/// Only a device does this; see [`Error::NoDevice`].
+#[derive(Debug, Clone)]
+pub struct RsaPublic<S, T> {
+    /// With which key.
+    pub key: Arc<PublicKey>,
+    /// A number below the modulus and as long, big-endian.
+    pub source: S,
+    /// Room for as many bytes.
     pub target: T,
 }
 
@@ -95,6 +175,9 @@ mod sealed {
 
 impl<S, T> sealed::Sealed for Compress<S, T> {}
 impl<S, T> sealed::Sealed for Decompress<S, T> {}
+impl<S, T> sealed::Sealed for Feed<S, T> {}
+impl<S, T> sealed::Sealed for RsaPrivate<S, T> {}
+impl<S, T> sealed::Sealed for RsaPublic<S, T> {}
 impl<S> sealed::Sealed for Sign<S> {}
 
 impl<S: Source, T: Target> Request for Compress<S, T> {
@@ -105,12 +188,13 @@ impl<S: Source, T: Target> Request for Compress<S, T> {
             codec: self.codec,
             level: self.level,
             source: SourceSpan::of(&self.source),
-            target: TargetSpan::of(self.target.target()),
+            target: TargetSpan::of(&mut self.target),
         }
     }
 
-    fn finish(self, result: Result<usize, Error>) -> Done<S, T> {
-        Done { result, source: self.source, target: self.target }
+    fn finish(self, ending: Ending) -> Done<S, T> {
+        let (result, target) = ending.settle(self.target);
+        Done { result, source: self.source, target }
     }
 }
 
@@ -121,12 +205,75 @@ impl<S: Source, T: Target> Request for Decompress<S, T> {
         Work::Decompress {
             codec: self.codec,
             source: SourceSpan::of(&self.source),
-            target: TargetSpan::of(self.target.target()),
+            target: TargetSpan::of(&mut self.target),
         }
     }
 
-    fn finish(self, result: Result<usize, Error>) -> Done<S, T> {
-        Done { result, source: self.source, target: self.target }
+    fn finish(self, ending: Ending) -> Done<S, T> {
+        let (result, target) = ending.settle(self.target);
+        Done { result, source: self.source, target }
+    }
+}
+
+impl<S: Source, T: Target> Request for Feed<S, T> {
+    type Output = Fed<S, T>;
+
+    fn describe(&mut self) -> Work {
+        Work::Feed {
+            stream: StreamSpan(NonNull::from(self.stream.state())),
+            source: SourceSpan::of(&self.source),
+            target: TargetSpan::of(&mut self.target),
+            end: self.end,
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Fed<S, T> {
+        let stranded = matches!(ending, Ending::Stranded);
+        let (result, target) = ending.settle(self.target);
+        let result = result.map(|_| self.stream.progress());
+        let stream = if stranded {
+            // Its memory is the device's too.
+            let lost = Stream::lost(self.stream.codec());
+            std::mem::forget(self.stream);
+            lost
+        } else {
+            self.stream
+        };
+        Fed { result, stream, source: self.source, target }
+    }
+}
+
+impl<S: Source, T: Target> Request for RsaPrivate<S, T> {
+    type Output = Done<S, T>;
+
+    fn describe(&mut self) -> Work {
+        Work::RsaPrivate {
+            key: Arc::clone(&self.key),
+            source: SourceSpan::of(&self.source),
+            target: TargetSpan::of(&mut self.target),
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Done<S, T> {
+        let (result, target) = ending.settle(self.target);
+        Done { result, source: self.source, target }
+    }
+}
+
+impl<S: Source, T: Target> Request for RsaPublic<S, T> {
+    type Output = Done<S, T>;
+
+    fn describe(&mut self) -> Work {
+        Work::RsaPublic {
+            key: Arc::clone(&self.key),
+            source: SourceSpan::of(&self.source),
+            target: TargetSpan::of(&mut self.target),
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Done<S, T> {
+        let (result, target) = ending.settle(self.target);
+        Done { result, source: self.source, target }
     }
 }
 
@@ -138,28 +285,54 @@ impl<S: Source> Request for Sign<S> {
             key: Arc::clone(&self.key),
             scheme: self.scheme,
             message: SourceSpan::of(&self.message),
-            target: TargetSpan::of(self.signature.room(self.key.modulus_len_bytes())),
+            target: TargetSpan::of_bytes(self.signature.room(self.key.modulus_len_bytes())),
         }
     }
 
-    fn finish(self, result: Result<usize, Error>) -> Signed<S> {
-        Signed { result: result.map(|_| self.signature), message: self.message }
+    fn finish(self, ending: Ending) -> Signed<S> {
+        // A device writes signatures to memory of its driver, never to the request.
+        let result = match ending {
+            Ending::Done(result) => result.map(|_| self.signature),
+            Ending::Stranded => Err(Error::DeviceLost),
+        };
+        Signed { result, message: self.message }
     }
 }
 
 /// A request as a backend sees it: numbers and spans. The slot that holds the request owns what
 /// the spans name.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are those of the request")]
 pub enum Work {
     /// See [`Compress`].
-    #[allow(missing_docs, reason = "the fields are those of the request")]
     Compress { codec: Codec, level: i32, source: SourceSpan, target: TargetSpan },
     /// See [`Decompress`].
-    #[allow(missing_docs, reason = "the fields are those of the request")]
     Decompress { codec: Codec, source: SourceSpan, target: TargetSpan },
+    /// See [`Feed`].
+    Feed { stream: StreamSpan, source: SourceSpan, target: TargetSpan, end: bool },
+    /// See [`RsaPrivate`].
+    RsaPrivate { key: Arc<PrivateKey>, source: SourceSpan, target: TargetSpan },
+    /// See [`RsaPublic`].
+    RsaPublic { key: Arc<PublicKey>, source: SourceSpan, target: TargetSpan },
     /// See [`Sign`].
-    #[allow(missing_docs, reason = "the fields are those of the request")]
     Sign { key: Arc<PrivateKey>, scheme: Scheme, message: SourceSpan, target: TargetSpan },
+}
+
+/// Where the state of a stream lies; the slot that names it owns the stream.
+#[derive(Debug)]
+pub struct StreamSpan(NonNull<State>);
+
+// SAFETY: an address; who follows it promises what it takes (`as_state`).
+unsafe impl Send for StreamSpan {}
+
+impl StreamSpan {
+    /// # Safety
+    ///
+    /// The stream must outlive `'a` and nobody else may touch it during it.
+    pub(crate) unsafe fn as_state<'a>(&self) -> &'a mut State {
+        // SAFETY: `describe` took it from a live stream; the caller keeps it exclusive.
+        unsafe { &mut *self.0.as_ptr() }
+    }
 }
 
 impl Work {
@@ -168,6 +341,12 @@ impl Work {
         match self {
             Self::Compress { .. } => Kernel::Compress,
             Self::Decompress { .. } => Kernel::Decompress,
+            // SAFETY: the work lies in a slot that is not running, with the stream it names.
+            Self::Feed { stream, .. } => match unsafe { stream.as_state() }.is_compression() {
+                true => Kernel::Compress,
+                false => Kernel::Decompress,
+            },
+            Self::RsaPrivate { .. } | Self::RsaPublic { .. } => Kernel::Rsa,
             Self::Sign { .. } => Kernel::Sign,
         }
     }

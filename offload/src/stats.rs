@@ -4,23 +4,26 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernel {
-    /// [`Compress`](crate::Compress).
+    /// [`Compress`](crate::Compress), and a [`Feed`](crate::Feed) that compresses.
     Compress,
-    /// [`Decompress`](crate::Decompress).
+    /// [`Decompress`](crate::Decompress), and a [`Feed`](crate::Feed) that decompresses.
     Decompress,
+    /// [`RsaPrivate`](crate::RsaPrivate) and [`RsaPublic`](crate::RsaPublic).
+    Rsa,
     /// [`Sign`](crate::Sign).
     Sign,
 }
 
 impl Kernel {
     /// Every kernel, in the order of [`Stats::kernels`].
-    pub const ALL: [Self; 3] = [Self::Compress, Self::Decompress, Self::Sign];
+    pub const ALL: [Self; 4] = [Self::Compress, Self::Decompress, Self::Rsa, Self::Sign];
 
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Compress => "compress",
             Self::Decompress => "decompress",
+            Self::Rsa => "rsa",
             Self::Sign => "sign",
         }
     }
@@ -37,6 +40,9 @@ pub struct Stats {
     pub failed: u64,
     /// Operations that were dropped in flight; their buffers were kept until the end.
     pub dropped_in_flight: u64,
+    /// Operations that ended in [`Error::DeviceLost`](crate::Error::DeviceLost) because a device
+    /// would not stop; their targets are leaked.
+    pub stranded: u64,
     /// Times that a request found no free slot.
     pub full: u64,
     /// Per kernel, indexed as [`Kernel::ALL`].
@@ -60,11 +66,15 @@ impl Stats {
         self.completed += other.completed;
         self.failed += other.failed;
         self.dropped_in_flight += other.dropped_in_flight;
+        self.stranded += other.stranded;
         self.full += other.full;
         for (sum, kernel) in self.kernels.iter_mut().zip(&other.kernels) {
             sum.batches += kernel.batches;
             sum.requests += kernel.requests;
             sum.batch_len_max = sum.batch_len_max.max(kernel.batch_len_max);
+            sum.on_device += kernel.on_device;
+            sum.redone += kernel.redone;
+            sum.spilled += kernel.spilled;
         }
     }
 }
@@ -78,4 +88,21 @@ pub struct KernelStats {
     pub requests: u64,
     /// Requests in the largest one.
     pub batch_len_max: u64,
+    /// Requests that a device finished.
+    pub on_device: u64,
+    /// Requests that software did after a device had failed to.
+    pub redone: u64,
+    /// Requests that a device could have done, but had no room or was out of service.
+    pub spilled: u64,
+}
+
+impl KernelStats {
+    /// A batch of `len` requests was dispatched, if it has any.
+    pub(crate) fn count_batch(&mut self, len: u64) {
+        if len > 0 {
+            self.batches += 1;
+            self.requests += len;
+            self.batch_len_max = self.batch_len_max.max(len);
+        }
+    }
 }

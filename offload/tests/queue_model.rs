@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use warpcore_offload::{Codec, Compress, Done, Error, Op, Park, Queue, Source, Target};
@@ -36,15 +36,19 @@ impl Drop for Counted {
 
 // SAFETY: the bytes are a Vec's.
 unsafe impl Source for Counted {
-    fn source(&self) -> &[u8] {
-        &self.bytes
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.bytes[..])
     }
 }
 
 // SAFETY: the bytes are a Vec's.
 unsafe impl Target for Counted {
-    fn target(&mut self) -> &mut [u8] {
-        &mut self.bytes
+    fn parts(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        std::iter::once(&mut self.bytes[..])
+    }
+
+    fn lost() -> Self {
+        Self::new(Vec::new(), &Arc::default())
     }
 }
 
@@ -117,7 +121,7 @@ proptest! {
                     Ok(op) => ops.push((number, op)),
                     Err(full) => prop_assert_eq!(&full.0.source.bytes, &number.to_le_bytes()),
                 },
-                Step::Turn => { queue.turn(Duration::ZERO); }
+                Step::Turn => { queue.turn(Instant::now(), Duration::ZERO); }
                 Step::Drop(at) if !ops.is_empty() => drop(ops.swap_remove(at.index(ops.len()))),
                 Step::Poll(at) if !ops.is_empty() => {
                     let at = at.index(ops.len());
@@ -136,11 +140,11 @@ proptest! {
                 Poll::Ready(done) => { check(*number, &done); false }
                 Poll::Pending => true,
             });
-            while queue.turn(Duration::MAX).busy {}
+            while queue.turn(Instant::now(), Duration::MAX).busy {}
         }
         prop_assert!(ops.is_empty(), "{} operations never ended", ops.len());
         prop_assert_eq!(alive.load(Ordering::Relaxed), 0);
-        prop_assert_eq!(queue.prepare_park(), Park::Sleep);
+        prop_assert_eq!(queue.prepare_park(Instant::now()), Park::Sleep { deadline: None });
         prop_assert_eq!(queue.stats().in_flight(), 0);
     }
 }
@@ -190,12 +194,12 @@ fn drop_in_flight_frees_the_buffers_when_the_work_is_over() {
     drop(queue.submit(request(1, &alive)));
     assert_eq!(alive.load(Ordering::Relaxed), 2, "still in the slot");
     assert_eq!(queue.stats().dropped_in_flight, 1);
-    queue.turn(Duration::ZERO);
+    queue.turn(Instant::now(), Duration::ZERO);
     assert_eq!(alive.load(Ordering::Relaxed), 0);
 
     // Done and never asked for.
     let op = queue.submit(request(2, &alive));
-    queue.turn(Duration::ZERO);
+    queue.turn(Instant::now(), Duration::ZERO);
     drop(op);
     assert_eq!(alive.load(Ordering::Relaxed), 0);
 }
@@ -232,8 +236,8 @@ impl Drop for Resubmits {
 
 // SAFETY: the bytes are a Vec's.
 unsafe impl Source for Resubmits {
-    fn source(&self) -> &[u8] {
-        &self.0
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.0[..])
     }
 }
 
@@ -250,7 +254,7 @@ fn foreign_code_may_use_the_queue_it_is_called_from() {
     }
     submit(Some(Box::new(|| submit(None))));
     QUEUE.with(|queue| {
-        while queue.turn(Duration::ZERO).busy {}
+        while queue.turn(Instant::now(), Duration::ZERO).busy {}
         assert_eq!((queue.stats().submitted, queue.stats().in_flight()), (2, 0));
     });
 }

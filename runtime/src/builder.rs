@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use warpcore_offload::Queue;
+use warpcore_offload::{Devices, Queue};
 
 use crate::error::Error;
 use crate::executor::Executor;
@@ -34,6 +34,7 @@ pub struct Builder {
     sq_entries: u32,
     sqe128: bool,
     queue_depth: usize,
+    devices: Devices,
     signals: bool,
     spin: Duration,
     drain: Duration,
@@ -54,6 +55,7 @@ impl Builder {
             sq_entries: 256,
             sqe128: false,
             queue_depth: 256,
+            devices: Devices::none(),
             signals: false,
             spin: Duration::from_micros(20),
             drain: Duration::ZERO,
@@ -93,6 +95,13 @@ impl Builder {
     #[must_use]
     pub fn queue_depth(mut self, depth: usize) -> Self {
         self.queue_depth = depth;
+        self
+    }
+
+    /// The devices that the shards' offload queues ask first; none if not said.
+    #[must_use]
+    pub fn devices(mut self, devices: Devices) -> Self {
+        self.devices = devices;
         self
     }
 
@@ -204,12 +213,15 @@ impl Builder {
         sys::pin(core.as_slice()).map_err(pinning)?;
         let bell = machine[index].bell.try_clone();
         let bell = bell.map_err(|source| Error::Setup { what: "the shard's bell", source })?;
+        let queue = Queue::with_devices(self.queue_depth, &self.devices);
+        let queue =
+            queue.map_err(|source| Error::Setup { what: "the shard's offload queue", source })?;
         let shard = Rc::new(Shard {
             index,
             executor: Executor::default(),
             ring: RefCell::new(Ring::new(self.sq_entries, self.sqe128)?),
             operations: RefCell::new(Operations::default()),
-            queue: Rc::new(Queue::new(self.queue_depth)),
+            queue: Rc::new(queue),
             timers: RefCell::new(Timers::default()),
             remote: Arc::clone(&machine[index]),
             machine,
@@ -243,6 +255,18 @@ impl Builder {
     {
         let mut own_tasks = 1;
         drop(spawn(reactor::hear_bell(bell)));
+        if let Some(completions) = shard.queue.fd() {
+            match completions.try_clone_to_owned() {
+                Ok(completions) => {
+                    own_tasks += 1;
+                    drop(spawn(reactor::watch_devices(Rc::new(completions))));
+                }
+                Err(error) => {
+                    tracing::error!("no file descriptor to wait for devices with: {error}");
+                    return None;
+                }
+            }
+        }
         let output = Rc::new(RefCell::new(None));
         let task = spawn(main(index));
         drop(spawn({

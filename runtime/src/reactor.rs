@@ -4,6 +4,7 @@
 //! sleep (Seastar's poller contract), and the shard sleeps in `io_uring_enter`, woken by a CQE, a
 //! timer or the bell.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use warpcore_offload::Park;
 
 use crate::fs;
+use crate::op;
 use crate::ring::Cqe;
 use crate::shard::{Message, Shard, guarded};
 use crate::time::sleep;
@@ -26,11 +28,14 @@ pub(crate) fn run(shard: &Rc<Shard>, done: impl Fn() -> bool) {
         }
         take_messages(shard);
         // One unit a turn: completions of I/O never wait for more than that.
-        shard.queue.turn(Duration::ZERO);
+        let offload = shard.queue.turn(Instant::now(), Duration::ZERO);
         fire_timers(shard);
-        if is_idle(shard) {
-            if !spin(shard) && shard.remote.mailbox.prepare_park() {
-                park(shard);
+        if !offload.busy && is_idle(shard) {
+            if !spin(shard)
+                && let Park::Sleep { deadline } = shard.queue.prepare_park(Instant::now())
+                && shard.remote.mailbox.prepare_park()
+            {
+                park(shard, deadline);
             }
         } else {
             let flushed = shard.ring.borrow_mut().flush();
@@ -85,6 +90,17 @@ pub(crate) async fn hear_bell(bell: std::fs::File) {
     }
 }
 
+/// Keeps a poll of the devices' completions in flight, so that one ends a park. The next turn reaps
+/// them, before the next poll is submitted.
+pub(crate) async fn watch_devices(completions: Rc<OwnedFd>) {
+    loop {
+        if let Err(error) = op::readable(&completions).await {
+            tracing::error!("completions cannot be waited for: {error}; looking every millisecond");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
 fn take_messages(shard: &Shard) {
     for message in shard.remote.mailbox.take() {
         match message {
@@ -105,10 +121,7 @@ fn fire_timers(shard: &Shard) {
 }
 
 fn is_idle(shard: &Shard) -> bool {
-    shard.executor.is_idle()
-        && shard.queue.prepare_park() == Park::Sleep
-        && shard.remote.mailbox.is_empty()
-        && shard.reaped.borrow().is_empty()
+    shard.executor.is_idle() && shard.remote.mailbox.is_empty() && shard.reaped.borrow().is_empty()
 }
 
 /// Hands what is queued to the kernel and looks for news for a while before sleeping: a wake-up
@@ -125,7 +138,7 @@ fn spin(shard: &Shard) -> bool {
         limit = limit.min(deadline.saturating_duration_since(started));
     }
     loop {
-        if ring.has_news() || !shard.remote.mailbox.is_empty() {
+        if ring.has_news() || shard.queue.has_news() || !shard.remote.mailbox.is_empty() {
             // What was deferred is posted now.
             let flushed = ring.flush();
             flushed.unwrap_or_else(|error| panic!("io_uring_enter failed on a live ring: {error}"));
@@ -138,8 +151,9 @@ fn spin(shard: &Shard) -> bool {
     }
 }
 
-fn park(shard: &Shard) {
-    let deadline = shard.timers.borrow().next();
+fn park(shard: &Shard, device_deadline: Option<Instant>) {
+    let timer = shard.timers.borrow().next();
+    let deadline = [timer, device_deadline].into_iter().flatten().min();
     let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     shard.parks.set(shard.parks.get() + 1);
     let waited = shard.ring.borrow_mut().wait(timeout);

@@ -99,6 +99,9 @@ macro_rules! conformance {
 
 conformance!(store, Codec::Store);
 conformance!(zstd, Codec::Zstd);
+conformance!(deflate, Codec::Deflate);
+conformance!(zlib, Codec::Zlib);
+conformance!(gzip, Codec::Gzip);
 
 #[test]
 fn a_level_that_zstd_lacks_is_refused() {
@@ -109,7 +112,16 @@ fn a_level_that_zstd_lacks_is_refused() {
 }
 
 #[test]
+fn a_level_that_deflate_lacks_is_refused() {
+    for level in [i32::MIN, -1, 10, i32::MAX] {
+        let result = Coders::default().of(Codec::Gzip).compress(level, b"x", &mut [0; 100]);
+        assert_eq!(result, Err(Error::Level { codec: Codec::Gzip, level }));
+    }
+}
+
+#[test]
 fn the_numbers_on_disk_never_change() {
     assert_eq!((Codec::Store as u8, Codec::Zstd as u8), (0, 1));
+    assert_eq!((Codec::Deflate as u8, Codec::Zlib as u8, Codec::Gzip as u8), (2, 3, 4));
     assert_eq!(Codec::from_id(200), None);
 }

@@ -1,5 +1,7 @@
 //! Codecs: one file each, and one row here with the permanent number that stands in stored data.
 
+pub(crate) mod flate;
+pub(crate) mod framing;
 mod store;
 mod zstd;
 
@@ -9,6 +11,7 @@ mod conformance;
 use std::fmt;
 
 use crate::error::Error;
+use flate::Flate;
 use store::Store;
 use zstd::Zstd;
 
@@ -21,18 +24,32 @@ pub enum Codec {
     Store = 0,
     /// Zstandard frames (RFC 8878). Levels as the zstd library has them.
     Zstd = 1,
+    /// Bare deflate (RFC 1951). Levels 0 to 9.
+    Deflate = 2,
+    /// Deflate within zlib's header and Adler-32 (RFC 1950). Levels 0 to 9.
+    Zlib = 3,
+    /// Deflate within gzip's header and CRC-32 (RFC 1952), one member. Levels 0 to 9.
+    Gzip = 4,
 }
 
 impl Codec {
     /// Every codec of this build.
-    pub const ALL: [Self; 2] = [Self::Store, Self::Zstd];
+    pub const ALL: [Self; 5] = [Self::Store, Self::Zstd, Self::Deflate, Self::Zlib, Self::Gzip];
 
     /// Name for people and options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Store => "store",
             Self::Zstd => "zstd",
+            Self::Deflate => "deflate",
+            Self::Zlib => "zlib",
+            Self::Gzip => "gzip",
         }
+    }
+
+    /// The codec of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.name() == name)
     }
 
     /// The codec with this permanent number.
@@ -45,6 +62,7 @@ impl Codec {
         match self {
             Self::Store => len_bytes,
             Self::Zstd => zstd::bound(len_bytes),
+            Self::Deflate | Self::Zlib | Self::Gzip => flate::bound(len_bytes),
         }
     }
 }
@@ -66,10 +84,24 @@ pub(crate) trait Coder {
 }
 
 /// One coder of each kind.
-#[derive(Default)]
 pub(crate) struct Coders {
+    deflate: Flate,
+    gzip: Flate,
     store: Store,
+    zlib: Flate,
     zstd: Zstd,
+}
+
+impl Default for Coders {
+    fn default() -> Self {
+        Self {
+            deflate: Flate::new(Codec::Deflate),
+            gzip: Flate::new(Codec::Gzip),
+            store: Store,
+            zlib: Flate::new(Codec::Zlib),
+            zstd: Zstd::default(),
+        }
+    }
 }
 
 impl Coders {
@@ -77,6 +109,9 @@ impl Coders {
         match codec {
             Codec::Store => &mut self.store,
             Codec::Zstd => &mut self.zstd,
+            Codec::Deflate => &mut self.deflate,
+            Codec::Zlib => &mut self.zlib,
+            Codec::Gzip => &mut self.gzip,
         }
     }
 }

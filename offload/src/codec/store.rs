@@ -3,7 +3,6 @@
 use super::Coder;
 use crate::error::Error;
 
-#[derive(Default)]
 pub(crate) struct Store;
 
 impl Coder for Store {

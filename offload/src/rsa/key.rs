@@ -1,18 +1,99 @@
-//! Private keys: read, checked, never printed.
+//! Keys: read, checked, laid out for a device, and never printed when they are private.
 
 use std::fmt;
 
+use num_bigint::BigUint;
+use pkcs1::{RsaPrivateKeyRef, RsaPublicKeyRef, UintRef};
 use ring::rsa::KeyPair;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{Scheme, Signature, Signer};
 use crate::error::{Error, KeyError};
 
-/// An RSA private key of 2048, 3072 or 4096 bits, checked when it was read.
+/// Sizes of a modulus that we work with.
+const MODULUS_BITS: [usize; 4] = [1024, 2048, 3072, 4096];
+
+/// An RSA public key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    /// Exponent, then modulus, each as long as the modulus: as a device reads them.
+    numbers: Box<[u8]>,
+    /// DER of `RSAPublicKey`.
+    der: Box<[u8]>,
+}
+
+impl PublicKey {
+    /// A key of its modulus and exponent, big-endian, with or without leading zeros.
+    pub fn new(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyError> {
+        let (modulus, exponent) = (trim(modulus), trim(exponent));
+        let k = check_modulus(modulus)?;
+        // 33 bits are the most that anybody uses, and bound the work (ring sets the same limit).
+        let odd = exponent.last().is_some_and(|byte| byte & 1 == 1);
+        let size = exponent.len() <= 4 || exponent.len() == 5 && exponent[0] == 1;
+        if !odd || exponent == [1] || !size {
+            return Err(KeyError::Inconsistent("the public exponent is out of range"));
+        }
+        let mut numbers = Vec::with_capacity(2 * k);
+        put(&mut numbers, exponent, k)?;
+        put(&mut numbers, modulus, k)?;
+        let der = der_of(modulus, exponent).ok_or(KeyError::Encoding("numbers without DER"))?;
+        Ok(Self { numbers: numbers.into(), der: der.into() })
+    }
+
+    /// Length of the modulus in bytes.
+    pub fn modulus_len_bytes(&self) -> usize {
+        self.numbers.len() / 2
+    }
+
+    /// DER of `RSAPublicKey` (RFC 8017, appendix A.1.1).
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Exponent, then modulus.
+    pub(crate) fn numbers(&self) -> &[u8] {
+        &self.numbers
+    }
+
+    /// The modulus, as long as itself.
+    pub(crate) fn modulus(&self) -> &[u8] {
+        &self.numbers[self.modulus_len_bytes()..]
+    }
+
+    /// Whether `input` to the public exponent is `output`. Both are public.
+    pub(crate) fn maps(&self, input: &[u8], output: &[u8]) -> bool {
+        let (exponent, modulus) = self.numbers.split_at(self.modulus_len_bytes());
+        let [input, exponent, modulus, output] =
+            [input, exponent, modulus, output].map(BigUint::from_bytes_be);
+        input < modulus && input.modpow(&exponent, &modulus) == output
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey(RSA-{})", self.modulus_len_bytes() * 8)
+    }
+}
+
+/// An RSA private key of 1024, 2048, 3072 or 4096 bits, checked when it was read. Wiped when it is
+/// dropped.
+///
+/// Software signs with keys of 2048 bits and more whose primes are known. The others need a device.
 pub struct PrivateKey {
-    pair: KeyPair,
+    public: PublicKey,
+    /// What software signs with.
+    pair: Option<KeyPair>,
+    numbers: Numbers,
+}
+
+/// The private numbers as a device reads them: big-endian, each padded to its full length.
+pub(crate) enum Numbers {
+    /// d mod (q-1), d mod (p-1), q, p, q^-1 mod p; each half as long as the modulus.
+    Crt(Zeroizing<Vec<u8>>),
+    /// d and the modulus; each as long as the modulus.
+    Plain(Zeroizing<Vec<u8>>),
 }
 
 impl PrivateKey {
@@ -36,33 +117,66 @@ impl PrivateKey {
 
     /// A key in DER: PKCS#1 or PKCS#8, as `der` says.
     pub fn from_der(der: &PrivateKeyDer<'_>) -> Result<Self, KeyError> {
-        let pair = match der {
-            PrivateKeyDer::Pkcs1(der) => KeyPair::from_der(der.secret_pkcs1_der()),
+        match der {
+            PrivateKeyDer::Pkcs1(der) => Self::from_pkcs1(der.secret_pkcs1_der()),
             PrivateKeyDer::Pkcs8(der) => {
-                let der = der.secret_pkcs8_der();
-                if let Some(other) = other_algorithm(der) {
-                    return Err(KeyError::NotRsa(other));
+                let info = pkcs8::PrivateKeyInfoRef::try_from(der.secret_pkcs8_der())
+                    .map_err(|_| KeyError::Encoding("damaged, or not PKCS#8 in DER"))?;
+                match algorithm(&info.algorithm.oid) {
+                    None => Self::from_pkcs1(info.private_key.as_bytes()),
+                    Some(other) => Err(KeyError::NotRsa(other)),
                 }
-                KeyPair::from_pkcs8(der)
             }
-            PrivateKeyDer::Sec1(_) => return Err(KeyError::NotRsa("elliptic curves")),
-            _ => return Err(KeyError::Encoding("neither PKCS#1 nor PKCS#8")),
-        };
-        let pair = pair.map_err(|rejected| explain(&rejected.to_string()))?;
-        match pair.public().modulus_len() * 8 {
-            2048 | 3072 | 4096 => Ok(Self { pair }),
-            modulus_bits => Err(KeyError::Size { modulus_bits: Some(modulus_bits) }),
+            PrivateKeyDer::Sec1(_) => Err(KeyError::NotRsa("elliptic curves")),
+            _ => Err(KeyError::Encoding("neither PKCS#1 nor PKCS#8")),
         }
+    }
+
+    /// A key of which only the exponents are known, big-endian: without its primes a signature
+    /// takes four times the work, and needs a device.
+    pub fn without_primes(
+        modulus: &[u8],
+        public_exponent: &[u8],
+        private_exponent: &[u8],
+    ) -> Result<Self, KeyError> {
+        let public = PublicKey::new(modulus, public_exponent)?;
+        let k = public.modulus_len_bytes();
+        let mut numbers = Zeroizing::new(Vec::with_capacity(2 * k));
+        put(&mut numbers, trim(private_exponent), k)?;
+        numbers.extend_from_slice(public.modulus());
+        Ok(Self { public, pair: None, numbers: Numbers::Plain(numbers) })
+    }
+
+    fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
+        let key = RsaPrivateKeyRef::try_from(der)
+            .map_err(|_| KeyError::Encoding("damaged, or not a private key in DER"))?;
+        if key.other_prime_infos.is_some() {
+            return Err(KeyError::Encoding("multi-prime or unknown version"));
+        }
+        let public = PublicKey::new(key.modulus.as_bytes(), key.public_exponent.as_bytes())?;
+        // Big enough for ring, so it checks that the numbers belong together. A smaller key shows
+        // that they do not at its first signature, which is verified.
+        let pair = if public.modulus_len_bytes() * 8 >= 2048 {
+            Some(KeyPair::from_der(der).map_err(|rejected| explain(&rejected.to_string()))?)
+        } else {
+            None
+        };
+        let h = public.modulus_len_bytes() / 2;
+        let mut numbers = Zeroizing::new(Vec::with_capacity(5 * h));
+        for number in [key.exponent2, key.exponent1, key.prime2, key.prime1, key.coefficient] {
+            put(&mut numbers, trim(number.as_bytes()), h)?;
+        }
+        Ok(Self { public, pair, numbers: Numbers::Crt(numbers) })
     }
 
     /// Length of the modulus and so of a signature, in bytes.
     pub fn modulus_len_bytes(&self) -> usize {
-        self.pair.public().modulus_len()
+        self.public.modulus_len_bytes()
     }
 
-    /// The public key, DER of `RSAPublicKey` (RFC 8017, appendix A.1.1).
-    pub fn public_key_der(&self) -> &[u8] {
-        self.pair.public().as_ref()
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
     }
 
     /// Signs `message` here and now, without a queue: for whoever has nothing else to do meanwhile.
@@ -73,8 +187,12 @@ impl PrivateKey {
         Ok(signature)
     }
 
-    pub(super) fn pair(&self) -> &KeyPair {
-        &self.pair
+    pub(crate) fn pair(&self) -> Option<&KeyPair> {
+        self.pair.as_ref()
+    }
+
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 }
 
@@ -84,21 +202,54 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// The algorithm of a PKCS#8 key that is not RSA, by its object identifier.
-fn other_algorithm(pkcs8: &[u8]) -> Option<&'static str> {
-    // DER of the identifiers: id-ecPublicKey 1.2.840.10045.2.1 (RFC 5480), id-Ed25519 1.3.101.112
-    // and id-Ed448 1.3.101.113 (RFC 8410), id-dsa 1.2.840.10040.4.1 (RFC 3279).
-    const KNOWN: [(&[u8], &str); 4] = [
-        (b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01", "elliptic curves"),
-        (b"\x06\x03\x2b\x65\x70", "Ed25519"),
-        (b"\x06\x03\x2b\x65\x71", "Ed448"),
-        (b"\x06\x07\x2a\x86\x48\xce\x38\x04\x01", "DSA"),
-    ];
-    // PrivateKeyInfo (RFC 5208): SEQUENCE, version INTEGER 0, then the identifier; it lies within
-    // the first bytes whatever the form of the lengths.
-    let head = pkcs8.get(..32)?;
-    let known = KNOWN.iter().find(|(oid, _)| head.windows(oid.len()).any(|part| part == *oid))?;
-    Some(known.1)
+fn trim(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    &number[zeros..]
+}
+
+/// Length in bytes of a modulus that we work with.
+fn check_modulus(modulus: &[u8]) -> Result<usize, KeyError> {
+    let leading = modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
+    let modulus_bits = modulus.len() * 8 - leading;
+    if !MODULUS_BITS.contains(&modulus_bits) {
+        return Err(KeyError::Size { modulus_bits });
+    }
+    if modulus[modulus.len() - 1] & 1 == 0 {
+        return Err(KeyError::Inconsistent("the modulus is even"));
+    }
+    Ok(modulus.len())
+}
+
+/// Appends `number`, padded with zeros on the left.
+fn put(numbers: &mut Vec<u8>, number: &[u8], len_bytes: usize) -> Result<(), KeyError> {
+    let padding = len_bytes
+        .checked_sub(number.len())
+        .ok_or(KeyError::Inconsistent("a number is longer than the modulus allows"))?;
+    numbers.resize(numbers.len() + padding, 0);
+    numbers.extend_from_slice(number);
+    Ok(())
+}
+
+fn der_of(modulus: &[u8], exponent: &[u8]) -> Option<Vec<u8>> {
+    let key = RsaPublicKeyRef {
+        modulus: UintRef::new(modulus).ok()?,
+        public_exponent: UintRef::new(exponent).ok()?,
+    };
+    pkcs1::der::Encode::to_der(&key).ok()
+}
+
+/// The algorithm of a key that is not RSA.
+fn algorithm(oid: &pkcs8::ObjectIdentifier) -> Option<&'static str> {
+    Some(match oid.to_string().as_str() {
+        // rsaEncryption (RFC 8017, appendix A).
+        "1.2.840.113549.1.1.1" => return None,
+        // RFC 5480, RFC 8410, RFC 3279.
+        "1.2.840.10045.2.1" => "elliptic curves",
+        "1.3.101.112" => "Ed25519",
+        "1.3.101.113" => "Ed448",
+        "1.2.840.10040.4.1" => "DSA",
+        _ => "an algorithm unknown here",
+    })
 }
 
 /// ring's one-word reasons (`ring/src/error/key_rejected.rs`) in sentences.
@@ -108,11 +259,7 @@ fn explain(rejected: &str) -> KeyError {
             KeyError::Inconsistent("p, q, d and the modulus are not of one key")
         }
         "InvalidComponent" => KeyError::Inconsistent("a component is out of range"),
-        "PrivateModulusLenNotMultipleOf512Bits" | "TooLarge" | "TooSmall" => {
-            KeyError::Size { modulus_bits: None }
-        }
         "VersionNotSupported" => KeyError::Encoding("multi-prime or unknown version"),
-        "WrongAlgorithm" => KeyError::NotRsa("an algorithm unknown here"),
         _ => KeyError::Encoding("damaged, or not a private key in DER"),
     }
 }

@@ -1,5 +1,6 @@
 //! RSA signatures.
 
+mod encode;
 mod key;
 
 use std::fmt;
@@ -8,7 +9,9 @@ use ring::rand::SystemRandom;
 use ring::signature::{self, RsaEncoding};
 
 use crate::error::Error;
-pub use key::PrivateKey;
+pub(crate) use encode::{Salts, encode};
+pub(crate) use key::Numbers;
+pub use key::{PrivateKey, PublicKey};
 
 /// The longest signature: RSA-4096.
 const SIGNATURE_LEN_BYTES_MAX: usize = 4096 / 8;
@@ -112,7 +115,8 @@ impl Signer {
         message: &[u8],
         target: &mut [u8],
     ) -> Result<usize, Error> {
-        let made = key.pair().sign(scheme.encoding(), &self.random, message, target);
+        let pair = key.pair().ok_or(Error::NoDevice)?;
+        let made = pair.sign(scheme.encoding(), &self.random, message, target);
         made.map(|()| target.len()).map_err(|_| Error::Sign)
     }
 }

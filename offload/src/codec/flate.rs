@@ -1,0 +1,102 @@
+//! Deflate (RFC 1951), bare or inside zlib or gzip, by zlib-rs.
+
+use flate2::{Compression, FlushCompress, FlushDecompress, Status};
+
+use super::framing::{self, Checksum, HeaderReader};
+use super::{Codec, Coder};
+use crate::error::Error;
+
+/// A target of this many bytes holds the result of any implementation: nothing in deflate grows a
+/// byte by more than one bit (the literals from 144 on in a fixed block, RFC 1951, section 3.2.6),
+/// and headers, ends of blocks and trailer fit the constant.
+pub(crate) fn bound(len_bytes: usize) -> usize {
+    len_bytes + len_bytes.div_ceil(8) + 64
+}
+
+/// The library's form of a level.
+pub(crate) fn compression(codec: Codec, level: i32) -> Result<Compression, Error> {
+    match u32::try_from(level) {
+        Ok(number @ 0..=9) => Ok(Compression::new(number)),
+        _ => Err(Error::Level { codec, level }),
+    }
+}
+
+/// Contexts are made at first use, one per direction.
+pub(crate) struct Flate {
+    codec: Codec,
+    compress: Option<(Compression, flate2::Compress)>,
+    decompress: Option<flate2::Decompress>,
+}
+
+impl Flate {
+    /// The coder of a codec of the deflate family.
+    pub(crate) fn new(codec: Codec) -> Self {
+        Self { codec, compress: None, decompress: None }
+    }
+}
+
+impl Coder for Flate {
+    fn compress(&mut self, level: i32, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
+        let too_small = Error::TargetTooSmall { len_bytes: target.len() };
+        let level = compression(self.codec, level)?;
+        let context = match &mut self.compress {
+            Some((old, context)) if *old == level => context,
+            other => &mut other.insert((level, flate2::Compress::new(level, false))).1,
+        };
+        context.reset();
+        let header = framing::header(self.codec);
+        let Some((start, rest)) = target.split_at_mut_checked(header.len()) else {
+            return Err(too_small);
+        };
+        start.copy_from_slice(header);
+        let status = context.compress(source, rest, FlushCompress::Finish);
+        if !matches!(status, Ok(Status::StreamEnd)) {
+            return Err(too_small);
+        }
+        let body_len = produced(context.total_out());
+        let mut checksum = Checksum::new(self.codec);
+        checksum.update(source);
+        let trailer = checksum.trailer();
+        let trailer = trailer.as_slice();
+        let room = rest.get_mut(body_len..body_len + trailer.len()).ok_or(too_small)?;
+        room.copy_from_slice(trailer);
+        Ok(header.len() + body_len + trailer.len())
+    }
+
+    fn decompress(&mut self, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
+        let corrupt = |cause| Error::Corrupt { codec: self.codec, cause };
+        let mut reader = HeaderReader::new(self.codec);
+        let header_len = reader.read(source)?;
+        if !reader.is_done() {
+            return Err(corrupt("the header is cut short"));
+        }
+        let context = self.decompress.get_or_insert_with(|| flate2::Decompress::new(false));
+        context.reset(false);
+        let body = &source[header_len..];
+        let status = context.decompress(body, target, FlushDecompress::Finish);
+        let len_bytes = produced(context.total_out());
+        match status {
+            Ok(Status::StreamEnd) => {}
+            Ok(_) if len_bytes == target.len() => return Err(Error::TargetTooSmall { len_bytes }),
+            Ok(_) => return Err(corrupt("the data is cut short")),
+            Err(_) => return Err(corrupt("not deflate data")),
+        }
+        let mut checksum = Checksum::new(self.codec);
+        checksum.update(&target[..len_bytes]);
+        let given = &body[produced(context.total_in())..];
+        let trailer = checksum.trailer();
+        if given.len() < trailer.as_slice().len() {
+            return Err(corrupt("the trailer is cut short"));
+        }
+        match given.strip_prefix(trailer.as_slice()) {
+            Some([]) => Ok(len_bytes),
+            Some(_) => Err(corrupt("bytes follow the end")),
+            None => Err(corrupt("checksum or length do not fit the data")),
+        }
+    }
+}
+
+/// The library counts in 64 bits what lay in slices.
+pub(crate) fn produced(total: u64) -> usize {
+    usize::try_from(total).expect("a count within a slice fits a usize")
+}
