@@ -668,10 +668,17 @@ impl Shared {
 
     /// Drops the request of a Done slot and frees the slot.
     fn discard(&self, token: Token) {
-        let discard = self.slots.borrow().entries[token as usize].discard;
-        // SAFETY: the slot is not free, so its request lies in the keep, and `discard` is of its
-        // type; Done means that the backend is finished with it.
-        unsafe { discard(&self.keeps[token as usize]) };
+        let slots = self.slots.borrow();
+        let slot = &slots.entries[token as usize];
+        let discard = slot.discard;
+        // What a device may still write to is forgotten.
+        let drops = !matches!(slot.state, State::Done(Ending::Stranded));
+        drop(slots);
+        if drops {
+            // SAFETY: the slot is not free, so its request lies in the keep, and `discard` is of
+            // its type; Done means that the backend is finished with it.
+            unsafe { discard(&self.keeps[token as usize]) };
+        }
         self.release(token);
     }
 

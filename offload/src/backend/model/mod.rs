@@ -123,9 +123,10 @@ impl Model {
         self.manager.isolate(isolated);
     }
 
-    /// Whether the device may still write to memory at `address`.
-    pub fn may_write(&self, address: usize) -> bool {
-        self.manager.may_write(address)
+    /// Whether the device may still write to any of these bytes.
+    pub fn may_write(&self, bytes: &[u8]) -> bool {
+        let start = bytes.as_ptr() as u64;
+        self.manager.may_write(start, start + bytes.len() as u64)
     }
 
     /// Open queue files.

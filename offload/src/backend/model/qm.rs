@@ -218,8 +218,8 @@ impl Manager {
         drop(self.core.reset(self.core.lock()));
     }
 
-    pub(super) fn may_write(&self, address: usize) -> bool {
-        self.core.may_write(address as u64)
+    pub(super) fn may_write(&self, start: u64, end: u64) -> bool {
+        self.core.may_write(start, end)
     }
 
     /// Words of this device's descriptors.
@@ -541,7 +541,7 @@ impl Core {
         state
     }
 
-    fn may_write(&self, address: u64) -> bool {
+    fn may_write(&self, start: u64, end: u64) -> bool {
         let state = self.lock();
         let words = self.sqe_words();
         let mut jobs = Vec::new();
@@ -559,9 +559,8 @@ impl Core {
             jobs.extend(runaway.map(|job| queue.sqe(job.index, words)));
         }
         jobs.iter().any(|sqe| {
-            self.targets(sqe)
-                .into_iter()
-                .any(|(start, len_bytes)| (start..start + len_bytes as u64).contains(&address))
+            let mut targets = self.targets(sqe).into_iter();
+            targets.any(|(target, len_bytes)| target < end && start < target + len_bytes as u64)
         })
     }
 

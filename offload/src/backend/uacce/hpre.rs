@@ -205,3 +205,68 @@ impl Key {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Descriptors written by hand from the published layout.
+
+    use super::*;
+    use crate::{Request, RsaPrivate, RsaPublic};
+
+    const KEY_DER: &[u8] = include_bytes!("../conformance_key.der");
+
+    #[test]
+    fn private_and_public() {
+        let der = rustls_pki_types::PrivatePkcs8KeyDer::from(KEY_DER).into();
+        let crt = Arc::new(PrivateKey::from_der(&der).expect("a good key"));
+        let modulus = crt.public().modulus();
+        let d = [&[0x55][..], &[1; 255]].concat();
+        let plain = PrivateKey::without_primes(modulus, &[1, 0, 1], &d).expect("numbers");
+        let plain = Arc::new(plain);
+        let public = Arc::new(crt.public().clone());
+        let mut hpre = Hpre::new(4);
+        let source = [&[0][..], &[9; 255]].concat();
+        let target = vec![0; 256];
+        let mut crt = RsaPrivate { key: crt, source: source.clone(), target: target.clone() };
+        let mut plain = RsaPrivate { key: plain, source: source.clone(), target: target.clone() };
+        let mut public = RsaPublic { key: public, source: source.clone(), target };
+        let (Numbers::Crt(crt_numbers), Numbers::Plain(plain_numbers)) =
+            (crt.key.numbers(), plain.key.numbers())
+        else {
+            panic!("by primes, and without");
+        };
+        // dq dp q p qinv of half the length; d n; e n.
+        assert_eq!((crt_numbers.len(), plain_numbers.len()), (5 * 128, 2 * 256));
+        assert_eq!(
+            (&plain_numbers[..256], &plain_numbers[256..]),
+            (&d[..], plain.key.public().modulus())
+        );
+        assert_eq!(public.key.numbers()[..256], [&[0; 253][..], &[1, 0, 1]].concat());
+        let keys = [
+            (1, crt_numbers.as_ptr()),
+            (0, plain_numbers.as_ptr()),
+            (0, public.key.numbers().as_ptr()),
+        ];
+        let works = [crt.describe(), plain.describe(), public.describe()];
+        for (token, (work, (algorithm, key))) in (0..).zip(works.iter().zip(keys)) {
+            // SAFETY: nothing is handed to a device, and what `work` names lives on.
+            let Filled::Ready(sqe, _) = (unsafe { hpre.fill(token, work) }) else {
+                panic!("no descriptor for {work:?}")
+            };
+            let [input, output] = &hpre.numbers[token as usize];
+            assert_eq!(input[..256], source);
+            let mut expected = [0; SQE_WORDS_MAX];
+            expected[0] = algorithm | 1 << 30;
+            // 256 bytes, in units of 8, less one.
+            expected[1] = 31;
+            for (place, address) in [(2, key), (4, input.as_ptr()), (6, output.as_ptr())] {
+                let address = (address as u64).to_le_bytes();
+                let half = |at: usize| address[at..at + 4].try_into().expect("four bytes");
+                expected[place] = u32::from_le_bytes(half(0));
+                expected[place + 1] = u32::from_le_bytes(half(4));
+            }
+            expected[8] = token;
+            assert_eq!(sqe, expected);
+        }
+    }
+}

@@ -518,3 +518,178 @@ unsafe fn write_at(pieces: &[Piece], at: usize, bytes: &[u8]) {
         left = later;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Descriptors written by hand from the published layout.
+
+    use super::*;
+    use crate::buffer::{SourceSpan, TargetSpan};
+    use crate::{Feed, Parts, Request};
+
+    fn zip(version: Version) -> Zip {
+        let algorithms = ["zlib", "gzip", "deflate"].map(String::from);
+        Zip::new(0, version, &algorithms, 8)
+    }
+
+    fn fill(zip: &mut Zip, token: Token, work: &Work) -> Sqe {
+        // SAFETY: nothing is handed to a device, and the tests keep what `work` names.
+        match unsafe { zip.fill(token, work) } {
+            Filled::Ready(sqe, _) => sqe,
+            _ => panic!("no descriptor for {work:?}"),
+        }
+    }
+
+    /// Only the words that are named differ from zero.
+    fn assert_words(sqe: &Sqe, words: &[(usize, u32)]) {
+        let mut expected = [0; SQE_WORDS_MAX];
+        words.iter().for_each(|(place, word)| expected[*place] = *word);
+        assert_eq!(*sqe, expected);
+    }
+
+    fn halves(address: *const u8) -> (u32, u32) {
+        let address = address as u64;
+        (low(address), low(address >> 32))
+    }
+
+    #[test]
+    fn one_shot() {
+        let source = vec![0x1f_u8, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3];
+        let mut target = vec![0; 100];
+        let spans = |target: &mut Vec<u8>| (SourceSpan::of(&source), TargetSpan::of(target));
+        let (low_source, high_source) = halves(source.as_ptr());
+        let (low_target, high_target) = halves(target.as_ptr());
+        // NEW | FINISH, type 3: 1010 in the top bits; algorithm, flat, 32 KiB.
+        for (codec, version, algorithm, top, tag, header) in [
+            (Codec::Gzip, Version::V2, 3, 0x0a00_0000, 13, 10),
+            (Codec::Zlib, Version::V2, 2, 0x0a00_0000, 13, 2),
+            (Codec::Deflate, Version::V2, 1, 0x3a00_0000, 26, 0),
+            (Codec::Gzip, Version::V3, 3, 0x3a00_0000, 26, 10),
+            (Codec::Zlib, Version::V3, 2, 0x3a00_0000, 26, 2),
+        ] {
+            let (source, span) = spans(&mut target);
+            let work = Work::Compress { codec, level: 1, source, target: span };
+            let sqe = fill(&mut zip(version), 5, &work);
+            assert_words(
+                &sqe,
+                &[
+                    (4, 13),
+                    (7, top),
+                    (9, 0x4000 | algorithm),
+                    (tag, 5),
+                    (14, 100 - header),
+                    (18, low_source),
+                    (19, high_source),
+                    (20, low_target + header),
+                    (21, high_target),
+                ],
+            );
+        }
+        let (source, span) = spans(&mut target);
+        let work = Work::Decompress { codec: Codec::Gzip, source, target: span };
+        let sqe = fill(&mut zip(Version::V2), 1, &work);
+        assert_words(
+            &sqe,
+            &[
+                (4, 3),
+                (7, 0x0a00_0000),
+                (9, 0x4003),
+                (13, 1),
+                (14, 100),
+                (18, low_source + 10),
+                (19, high_source),
+                (20, low_target),
+                (21, high_target),
+            ],
+        );
+    }
+
+    #[test]
+    fn scattered() {
+        let source = Parts(vec![vec![1_u8; 10], vec![2; 20]]);
+        let mut target = vec![0; 100];
+        let work = Work::Compress {
+            codec: Codec::Deflate,
+            level: 1,
+            source: SourceSpan::of(&source),
+            target: TargetSpan::of(&mut target),
+        };
+        let mut zip = zip(Version::V3);
+        let sqe = fill(&mut zip, 2, &work);
+        assert_eq!((sqe[4], sqe[9], sqe[14]), (30, 0x4101, 100));
+        let lists = &mut zip.lists[2];
+        let pieces = Span::pieces(match &work {
+            Work::Compress { source, .. } => &source.0,
+            _ => panic!("as made"),
+        });
+        // The same lists again: their memory stays.
+        let address = lists.0.fill(pieces.iter().copied());
+        assert_eq!((sqe[18], sqe[19]), (low(address), low(address >> 32)));
+    }
+
+    #[test]
+    fn streams() {
+        let mut zip = zip(Version::V3);
+        let stream = crate::Stream::compress(Codec::Gzip, 1).expect("a stream");
+        let mut feed = Feed { stream, source: vec![7_u8; 1000], target: vec![0; 500], end: false };
+        let work = feed.describe();
+        let sqe = fill(&mut zip, 3, &work);
+        // STATEFUL | NEW, type 3. Of 490 bytes after the header 64 are set aside; eight ninths of
+        // the rest, by four, are read.
+        assert_eq!((sqe[7], sqe[4], sqe[14]), (0x3c00_0000, 376, 490));
+        let stream::Engine::Device(on_device) = &feed.stream.state().engine else {
+            panic!("on the device")
+        };
+        let (low_memory, high_memory) = halves(on_device.context.as_ptr().wrapping_add(64));
+        assert_eq!((sqe[22], sqe[23]), (low_memory, high_memory));
+        // CRC-32 of nothing as the register has it.
+        assert_eq!((sqe[30], sqe[31]), (0, 0xffff_ffff));
+
+        // The header is out by now. What the device leaves behind goes into the next descriptor.
+        let Filled::Ready(mut sqe, flight) = (
+            // SAFETY: as in `fill`.
+            unsafe { zip.fill(3, &work) }
+        ) else {
+            panic!("a descriptor")
+        };
+        sqe[CONSUMED] = sqe[INPUT_LEN];
+        sqe[PRODUCED] = 20;
+        (sqe[15], sqe[28], sqe[29], sqe[31]) = (0x123, 0x456, 0x789, 0x0bad_cafe);
+        assert_eq!(zip.finish(3, flight, &sqe), Finished::Done(Ok(20)));
+        feed.end = true;
+        let work = feed.describe();
+        let sqe = fill(&mut zip, 4, &work);
+        assert_eq!((sqe[15], sqe[28], sqe[29]), (0x123, 0x456, 0x789));
+        assert_eq!((sqe[30], sqe[31]), (384, 0x0bad_cafe));
+        assert_eq!(sqe[7], 0x3400_0000, "stateful, neither new nor the end: it does not fit");
+    }
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        let mut zip = zip(Version::V3);
+        let mut finish = |codec: Codec, compression: bool, status: u32, consumed: u32| {
+            let flight = Flight::OneShot {
+                compression,
+                header_len: framing::header(codec).len(),
+                input_len: 100,
+                room: 200,
+                target_len: 202,
+            };
+            let mut sqe = [0; SQE_WORDS_MAX];
+            (sqe[CONSUMED], sqe[PRODUCED], sqe[STATUS]) = (consumed, 50, status);
+            sqe[CONTROL] = TYPE_3;
+            zip.finish(0, flight, &sqe)
+        };
+        assert_eq!(finish(Codec::Zlib, true, 0, 100), Finished::Done(Ok(52)));
+        assert_eq!(finish(Codec::Zlib, true, 0x0d, 100), Finished::Done(Ok(52)));
+        let small = Error::TargetTooSmall { len_bytes: 202 };
+        assert_eq!(finish(Codec::Zlib, true, 0x0e, 0), Finished::Done(Err(small)));
+        assert_eq!(finish(Codec::Zlib, false, LAST_BLOCK, 100), Finished::Done(Ok(50)));
+        // Cut short, bytes behind the end, a wrong checksum, and what nobody has published:
+        // software has the last word.
+        for (status, consumed) in [(0, 100), (LAST_BLOCK, 99), (0x10, 100), (0x07, 0), (0xff, 0)] {
+            assert_eq!(finish(Codec::Zlib, false, status, consumed), Finished::Wrong);
+        }
+        assert_eq!(finish(Codec::Zlib, true, 0, 101), Finished::Nonsense);
+    }
+}
