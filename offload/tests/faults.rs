@@ -130,7 +130,7 @@ enum Flight {
     Compress(Op<Compress<Guarded, Guarded>>, Codec),
     Decompress(Op<Decompress<Guarded, Guarded>>, Vec<u8>),
     /// A stream that is fed to its end: what is left of the input, what came out, and the plain.
-    Feed(Option<Op<Feed<Guarded, Guarded>>>, Fed),
+    Feed(Option<Op<Feed<Guarded, Guarded>>>, Box<Fed>),
     Private(Op<RsaPrivate<Guarded, Guarded>>),
     Public(Op<RsaPublic<Guarded, Guarded>>),
     Sign(Op<Sign<Guarded>>),
@@ -192,7 +192,7 @@ impl Flight {
                 let (piece, room) = (random.size(2000) + 1, random.size(2000) + 1);
                 let output = Vec::new();
                 let fed = Fed { codec, compression, input, at: 0, output, piece, room, plain };
-                Self::Feed(Some(fed.next(queue, stream.expect("a stream"))), fed)
+                Self::Feed(Some(fed.next(queue, stream.expect("a stream"))), Box::new(fed))
             }
             6 => Self::Sign(queue.submit(Sign::new(key(), Scheme::Pkcs1Sha256, Guarded(plain)))),
             _ => {
