@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use warpcore_fs::store::contents::Options;
 use warpcore_fs::{Config, Mount, Transport};
+use warpcore_offload::{Codec, Devices};
 use warpcore_runtime::Builder;
 
 use crate::Failure;
+use crate::devices::{self, Selection};
 
 /// Mount a directory that compresses what is written to it
 ///
@@ -28,18 +30,22 @@ pub(crate) struct Arguments {
     target: PathBuf,
     /// Options, separated by commas:
     ///   allow_other   let other users in, as the modes say
+    ///   codec=NAME    zstd or deflate; deflate if a device that does it is selected, else zstd
     ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
-    ///   level=N       zstd level of new contents: -7 to 19, not 0; 1 if not said
+    ///   level=N       level of new contents: zstd -7 to 19, not 0; deflate 0 to 9; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
     #[arg(value_parser = parse)]
     options: Vec<MountOption>,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 #[derive(Clone, Copy)]
 enum MountOption {
     AllowOther,
     ChunkLenLog2(u8),
+    Codec(Codec),
     Level(i32),
     NoUring,
 }
@@ -52,15 +58,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         allow_other: false,
         io_uring: true,
     };
+    let devices = arguments.selection.select()?;
+    if devices.compresses(Codec::Deflate) {
+        config.contents.codec = Codec::Deflate;
+    }
     for option in &arguments.options {
         match *option {
             MountOption::AllowOther => config.allow_other = true,
             MountOption::ChunkLenLog2(log2) => config.contents.chunk_len_log2 = log2,
+            MountOption::Codec(codec) => config.contents.codec = codec,
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
         }
     }
-    let summary = serve(config)?;
+    let (codec, level) = (config.contents.codec, config.contents.level);
+    if codec == Codec::Deflate && !(0..=9).contains(&level) || codec == Codec::Zstd && level == 0 {
+        return Err(format!("{codec} has no level {level}: see `warpcore mount --help`").into());
+    }
+    let summary = serve(config, devices)?;
+    devices::report(&summary.queue).iter().for_each(|line| eprintln!("{line}"));
     if !summary.flushed {
         return Err("not everything could be flushed; see above".into());
     }
@@ -74,12 +90,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Mounts and serves on one shard, until unmounted or told to stop.
-pub(crate) fn serve(config: Config) -> Result<warpcore_fs::Summary, Failure> {
+fn serve(config: Config, devices: Devices) -> Result<warpcore_fs::Summary, Failure> {
     // The mount is made on the shard that serves it, once its ring stands and the signals are
     // held: nothing can fail or kill us between mount and service.
     // The next request of whoever waits for this one comes within microseconds.
     let spin = Duration::from_micros(50);
     let builder = Builder::new().shards(1).sqe128(true).stop_on_signals(true).spin(spin);
+    let builder = builder.devices(devices);
     let config = std::sync::Mutex::new(Some(config));
     let mut outputs = builder.run(|_| {
         let config = config.lock().ok().and_then(|mut config| config.take());
@@ -109,9 +126,13 @@ fn parse(option: &str) -> Result<MountOption, String> {
                 _ => Err(format!("chunk={value}: 4k, 8k, 16k, 32k, 64k or 128k")),
             }
         }
+        ("codec", value) => match Codec::from_name(value) {
+            Some(codec @ (Codec::Deflate | Codec::Zstd)) => Ok(MountOption::Codec(codec)),
+            _ => Err(format!("codec={value}: zstd or deflate")),
+        },
         ("level", value) => match value.parse() {
-            Ok(level @ -7..=19) if level != 0 => Ok(MountOption::Level(level)),
-            _ => Err(format!("level={value}: -7 to 19, and not 0")),
+            Ok(level @ -7..=19) => Ok(MountOption::Level(level)),
+            _ => Err(format!("level={value}: -7 to 19")),
         },
         _ => Err(format!("unknown mount option `{option}`")),
     }

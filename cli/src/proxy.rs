@@ -8,6 +8,7 @@ use warpcore_runtime::Builder;
 use warpcore_tls::{Config, Proxy, Signing, Stats, Timeouts};
 
 use crate::Failure;
+use crate::devices::{self, Selection};
 
 /// Terminate TLS in front of a plain TCP server
 ///
@@ -31,6 +32,8 @@ pub(crate) struct Arguments {
     /// Address and port that plain text goes to
     #[arg(long, value_name = "ADDR")]
     upstream: SocketAddr,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -42,7 +45,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         signing: Signing::Offloaded,
         timeouts: Timeouts::default(),
     })?);
-    let shards = Builder::new().stop_on_signals(true).run({
+    let devices = arguments.selection.select()?;
+    let shards = Builder::new().stop_on_signals(true).devices(devices).run({
         let proxy = Arc::clone(&proxy);
         move |shard| {
             let proxy = Arc::clone(&proxy);
@@ -63,5 +67,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         "{} connections, {} handshakes, {} failed, {} cut off",
         sum.accepted, sum.handshakes, sum.handshakes_failed, sum.cut_off
     );
+    devices::report(&sum.queue).iter().for_each(|line| eprintln!("{line}"));
     Ok(())
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::rc::Rc;
 
-use common::{Data, File, Step, apply, options, run, seeds, steps};
+use common::{Data, File, Step, apply, codecs, options, run, seeds, steps};
 use proptest::prelude::*;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint};
@@ -39,16 +39,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40 * seeds(), ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_synced_is_there_and_nothing_is_torn(steps in steps(), seed: u64) {
+    fn what_was_synced_is_there_and_nothing_is_torn(
+        steps in steps(),
+        seed: u64,
+        codec in codecs(),
+    ) {
         let queue = Rc::new(Queue::new(32));
-        let (medium, mut contents) = create(&queue);
+        let medium = Rc::new(CrashMedium::default());
+        let store = Options { codec, ..options() };
+        let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), store);
+        let mut contents = create.expect("creates");
         let mut model = Vec::new();
         let mut history = History { states: vec![(0, Vec::new())], durable: vec![(0, 0)] };
         for step in steps {
             match step {
                 Step::Reopen { .. } => {
                     run(&queue, contents.close()).expect("closes");
-                    contents = open(&queue, &medium);
+                    let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), store, true);
+                    contents = run(&queue, open).expect("opens");
                 }
                 ref step => apply(&queue, &mut contents, &mut model, step),
             }

@@ -14,12 +14,12 @@ use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use warpcore_offload::Kernel;
+use warpcore_offload::{Devices, Kernel};
 use warpcore_runtime::net::{TcpListener, TcpStream};
 use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
 use warpcore_tls::{Config, Proxy, Signing, Stats, Timeouts};
 
-use super::{Interrupted, per_second, progress, row};
+use super::{Interrupted, on_device, per_second, progress, row};
 use crate::Failure;
 
 /// Full handshakes for each way of signing.
@@ -32,11 +32,11 @@ const ROUNDS: usize = 4;
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
 
 /// Returns the number of handshakes that were verified.
-pub(super) fn run(interrupted: &Interrupted) -> Result<usize, Failure> {
+pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize, Failure> {
     println!("handshakes: full TLS 1.3 handshakes through the proxy, RSA-2048, one core each side");
     let directory = tempfile::Builder::new().prefix("warpcore-demo-").tempdir()?;
     let root = make_certificate(directory.path())?;
-    let upstream = Machine::start(1, |ready| {
+    let upstream = Machine::start(1, Devices::none(), |ready| {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into())?;
         let _ = ready.send((listener.local_addr()?, stopper()));
         Ok(serve_http(listener))
@@ -49,8 +49,8 @@ pub(super) fn run(interrupted: &Interrupted) -> Result<usize, Failure> {
         signing,
         timeouts: Timeouts::default(),
     };
-    let offloaded = start_proxy(&config(Signing::Offloaded))?;
-    let in_place = start_proxy(&config(Signing::InPlace))?;
+    let offloaded = start_proxy(&config(Signing::Offloaded), devices.clone())?;
+    let in_place = start_proxy(&config(Signing::InPlace), Devices::none())?;
 
     let client = client_config(root)?;
     let mut elapsed = [Duration::ZERO; 2];
@@ -85,6 +85,9 @@ pub(super) fn run(interrupted: &Interrupted) -> Result<usize, Failure> {
     if sign.requests != HANDSHAKES as u64 {
         return Err(format!("{} signatures for {HANDSHAKES} handshakes", sign.requests).into());
     }
+    if devices.signs() {
+        on_device("signatures", &sign)?;
+    }
     if sign.batch_len_max <= 1 {
         return Err("no two signatures were ever in one batch".into());
     }
@@ -112,7 +115,7 @@ struct Machine<T> {
 
 impl<T: Send + 'static> Machine<T> {
     /// `start` runs on the shard and says where it listens.
-    fn start<S, F>(core: usize, start: S) -> Result<Self, Failure>
+    fn start<S, F>(core: usize, devices: Devices, start: S) -> Result<Self, Failure>
     where
         S: FnOnce(mpsc::Sender<(SocketAddr, Stopper)>) -> Result<F, Failure> + Send + 'static,
         F: Future<Output = T> + 'static,
@@ -120,7 +123,8 @@ impl<T: Send + 'static> Machine<T> {
         let (send, ready): (_, Receiver<(SocketAddr, Stopper)>) = mpsc::channel();
         let thread = thread::spawn(move || {
             let start = Mutex::new(Some((start, send)));
-            let outputs = Builder::new().shards(1).first_core(core).run(|_| {
+            let builder = Builder::new().shards(1).first_core(core).devices(devices);
+            let outputs = builder.run(|_| {
                 let taken = start.lock().ok().and_then(|mut start| start.take());
                 async move {
                     let (start, send) = taken.expect("one shard takes it once");
@@ -151,9 +155,9 @@ impl<T: Send + 'static> Machine<T> {
     }
 }
 
-fn start_proxy(config: &Config) -> Result<Machine<Stats>, Failure> {
+fn start_proxy(config: &Config, devices: Devices) -> Result<Machine<Stats>, Failure> {
     let proxy = Arc::new(Proxy::new(config)?);
-    Machine::start(0, move |ready| {
+    Machine::start(0, devices, move |ready| {
         let listener = proxy.listen()?;
         let _ = ready.send((proxy.address(), stopper()));
         Ok(listener.serve())

@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use warpcore_offload::KernelStats;
+
 use crate::Failure;
+use crate::devices::Selection;
 
 /// Run everything on real input in a temporary directory, verified, with a table
 ///
@@ -26,16 +29,20 @@ pub(crate) struct Arguments {
     /// The tree to copy, up to 400 MB of it; if not said, parts of /usr, the Rust toolchain and crates
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupted = Interrupted::listen()?;
-    let mounted = mounted::run(arguments.from.as_deref(), &interrupted);
+    let devices = arguments.selection.select()?;
+    let names: Vec<_> = devices.list().into_iter().map(|device| device.name).collect();
+    let mounted = mounted::run(arguments.from.as_deref(), &devices, &names.join(","), &interrupted);
     report("filesystem", &mounted);
     if interrupted.is_set() {
         return Err("interrupted; everything is cleaned up".into());
     }
-    let handshakes = handshakes::run(&interrupted);
+    let handshakes = handshakes::run(&devices, &interrupted);
     report("handshakes", &handshakes);
     if interrupted.is_set() {
         return Err("interrupted; everything is cleaned up".into());
@@ -62,6 +69,20 @@ fn report<T>(part: &str, result: &Result<T, Failure>) {
         println!("  {part}: {failure}");
     }
     println!();
+}
+
+/// Prints what devices did of something, and fails if it was not all that they could have done.
+fn on_device(what: &str, stats: &KernelStats) -> Result<(), Failure> {
+    let KernelStats { on_device, redone, spilled, .. } = *stats;
+    row("on device", &format!("{on_device} {what}, {redone} redone in software"));
+    if on_device == 0 || redone + spilled > 0 {
+        return Err(format!(
+            "the device did {on_device} {what}; software redid {redone}, and did {spilled} that \
+             the device had no queue for"
+        )
+        .into());
+    }
+    Ok(())
 }
 
 /// Ctrl-C or SIGTERM was received: loops end, and what they have made is dropped.

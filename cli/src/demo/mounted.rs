@@ -7,12 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
+use warpcore_offload::{Codec, Devices, Kernel, KernelStats};
+
 use super::tree::{Entry, Tree, same};
-use super::{Interrupted, mb, per_second, progress, row};
+use super::{Interrupted, mb, on_device, per_second, progress, row};
 use crate::Failure;
 
 /// Returns the number of files that were verified.
-pub(super) fn run(from: Option<&Path>, interrupted: &Interrupted) -> Result<usize, Failure> {
+pub(super) fn run(
+    from: Option<&Path>,
+    devices: &Devices,
+    names: &str,
+    interrupted: &Interrupted,
+) -> Result<usize, Failure> {
     println!("filesystem: a real tree through a compressed mount");
     let tree = Tree::pick(from)?;
     let roots: Vec<_> = tree.roots.iter().map(|root| root.display().to_string()).collect();
@@ -42,7 +49,7 @@ pub(super) fn run(from: Option<&Path>, interrupted: &Interrupted) -> Result<usiz
     fs::create_dir(&source)?;
     fs::create_dir(&target)?;
 
-    let mount = Mounted::start(&source, &target)?;
+    let mount = Mounted::start(&source, &target, names)?;
     let started = Instant::now();
     let bar = progress("copying", bytes / 1_000_000, "MB");
     let mut done = 0;
@@ -63,13 +70,13 @@ pub(super) fn run(from: Option<&Path>, interrupted: &Interrupted) -> Result<usiz
     let started = Instant::now();
     tree.sync(&target, interrupted)?;
     row("synced", &format!("{:.0} fsync/s", per_second(files as u64, started.elapsed())));
-    mount.unmount()?;
+    let written = mount.unmount()?;
 
     let on_disk = allocated(&source)?;
     let ratio = bytes as f64 / on_disk.max(1) as f64;
     row("stored", &format!("{:.1} MB on disk, ratio {ratio:.2}", mb(on_disk)));
 
-    let mount = Mounted::start(&source, &target)?;
+    let mount = Mounted::start(&source, &target, names)?;
     let started = Instant::now();
     let bar = progress("comparing", bytes / 1_000_000, "MB");
     let mut done = 0;
@@ -80,18 +87,50 @@ pub(super) fn run(from: Option<&Path>, interrupted: &Interrupted) -> Result<usiz
     bar.finish_and_clear();
     let compared = per_second(bytes, started.elapsed()) / 1e6;
     row("compared", &format!("every byte, name, mode and time, at {compared:.1} MB/s"));
-    let transport = mount.unmount()?;
-    row("transport", &transport);
+    let read = mount.unmount()?;
+    row("transport", &read.transport);
+    if devices.compresses(Codec::Deflate) {
+        on_device("chunks compressed", &written.compress)?;
+        on_device("chunks decompressed", &read.decompress)?;
+        check_deflate(tree.largest(), &source)?;
+    } else {
+        check_zstd(tree.largest(), &source)?;
+    }
+    Ok(files)
+}
 
-    let largest = tree.largest();
-    let stored = File::open(source.join(&largest.path))?;
-    let mut stream = zstd::Decoder::new(stored)?;
+/// Stored by zstd, written front to back: stock zstd reads the file.
+fn check_zstd(largest: &Entry, stored: &Path) -> Result<(), Failure> {
+    let mut stream = zstd::Decoder::new(File::open(stored.join(&largest.path))?)?;
     if !same(&mut File::open(&largest.source)?, &mut stream)? {
         return Err(format!("{}: as a zstd stream it differs", largest.path.display()).into());
     }
     let size = mb(largest.metadata.len());
     row("plain zstd", &format!("reads the largest file ({size:.1} MB) from its backing file"));
-    Ok(files)
+    Ok(())
+}
+
+/// Stored by deflate: `fs cat` reads the file without a mount, and stock zstd refuses it.
+fn check_deflate(largest: &Entry, stored: &Path) -> Result<(), Failure> {
+    let stored = stored.join(&largest.path);
+    let mut cat = Command::new(std::env::current_exe()?);
+    cat.args(["fs", "cat"]).arg(&stored).stdout(Stdio::piped());
+    let mut child = cat.spawn()?;
+    let mut stdout = child.stdout.take().expect("piped");
+    let same = same(&mut File::open(&largest.source)?, &mut stdout);
+    drop(stdout);
+    if !(child.wait()?.success() && same?) {
+        return Err(format!("{}: `fs cat` gives something else", largest.path.display()).into());
+    }
+    let size = mb(largest.metadata.len());
+    row("fs cat", &format!("reads the largest file ({size:.1} MB) from its backing file"));
+    match zstd::Decoder::new(File::open(&stored)?)?.read_to_end(&mut Vec::new()) {
+        Err(refused) if refused.to_string().contains("Dictionary mismatch") => {
+            row("plain zstd", &format!("refuses it: {refused}"));
+            Ok(())
+        }
+        other => Err(format!("{}: zstd should refuse it: {other:?}", stored.display()).into()),
+    }
 }
 
 fn len(entry: &Entry) -> u64 {
@@ -121,9 +160,11 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn start(source: &Path, target: &Path) -> Result<Self, Failure> {
+    fn start(source: &Path, target: &Path, devices: &str) -> Result<Self, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("mount").arg(source).arg(target).stdin(Stdio::null()).stderr(Stdio::piped());
+        let devices = if devices.is_empty() { "software" } else { devices };
+        command.arg("mount").arg(source).arg(target).args(["--devices", devices]);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let mut line = String::new();
@@ -135,8 +176,8 @@ impl Mounted {
         Err(format!("the mount was refused: {}", line.trim()).into())
     }
 
-    /// Unmounts; returns the transport that was used.
-    fn unmount(mut self) -> Result<String, Failure> {
+    /// Unmounts; returns what the mount said of itself.
+    fn unmount(mut self) -> Result<Said, Failure> {
         let (mut child, mut stderr) = self.child.take().expect("held until ended");
         rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::empty())?;
         let mut said = String::new();
@@ -144,9 +185,32 @@ impl Mounted {
         if !child.wait()?.success() {
             return Err(format!("the mount ended badly: {}", said.trim()).into());
         }
-        let transport = said.lines().find_map(|line| line.split_once("transport: "));
-        Ok(transport.map_or_else(|| "unknown".to_owned(), |(_, transport)| transport.to_owned()))
+        let after = |start: &str| said.lines().find_map(|line| Some(line.split_once(start)?.1));
+        let counted = |kernel: Kernel| {
+            let line = after(&format!("offload {}: ", kernel.name())).unwrap_or_default();
+            let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+            let mut next = || numbers.next().unwrap_or(0);
+            KernelStats {
+                on_device: next(),
+                redone: next(),
+                spilled: next(),
+                ..KernelStats::default()
+            }
+        };
+        Ok(Said {
+            transport: after("transport: ").unwrap_or("unknown").to_owned(),
+            compress: counted(Kernel::Compress),
+            decompress: counted(Kernel::Decompress),
+        })
     }
+}
+
+/// The last words of a mount.
+struct Said {
+    transport: String,
+    /// What devices did.
+    compress: KernelStats,
+    decompress: KernelStats,
 }
 
 impl Drop for Mounted {

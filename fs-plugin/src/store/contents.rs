@@ -57,7 +57,7 @@ const EXTENTS_PER_CHUNK_MAX: usize = 16;
 /// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
 const LINEAR_GAP_MAX: u64 = 64 << 20;
 
-/// Out of line, stored bytes start at multiples of this, so that whole blocks can be freed.
+/// What lies over earlier bytes is stored at multiples of this, so that whole blocks can be freed.
 const BLOCK: u64 = 4096;
 
 /// The contents of one file.
@@ -98,8 +98,9 @@ struct Container {
     size: u64,
     /// Something is not in a record: pending extents, or a length.
     changed: bool,
-    /// Stored front to back so far, and up to where.
+    /// Stored front to back so far, all of it readable by zstd.
     linear: bool,
+    /// Nothing is stored of what follows; a linear file is stored up to here.
     covered: u64,
     /// The refusing frame is in the file.
     refused: bool,
@@ -498,11 +499,17 @@ impl<M: Medium> Contents<M> {
             }
         };
         let fresh_head = self.container().head.is_none();
+        let codec = self.options.codec;
         let modified = self.modified.unwrap_or((0, 0));
         let container = self.container_mut();
         let mut append = Append::new(container);
         if fresh_head {
             append.bytes.extend(head.encode());
+            if !is_zstd(codec) {
+                // It never will be a zstd stream.
+                append.linear = false;
+                append.refuse();
+            }
         }
         append.place(stored);
         if commit || container.pending.len() + append.extents.len() >= Record::EXTENTS_MAX {
@@ -759,6 +766,12 @@ async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
     Head::parse(&medium.read_at(0, Head::LEN).await?)
 }
 
+/// Whether a zstd reader can make something of it: a codec that is not one of these makes its
+/// files unreadable to others from the start.
+fn is_zstd(codec: Codec) -> bool {
+    matches!(codec, Codec::Store | Codec::Zstd)
+}
+
 /// Sets the attribute; None where the lower filesystem has none for us to set.
 fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<State>, Error> {
     match medium.set_attribute(&attribute.encode()) {
@@ -953,7 +966,12 @@ impl Append {
 
     /// Whether the file stays linear with this span.
     fn extends(&self, span: &Stored) -> bool {
-        self.linear && span.logical >= self.covered && span.logical - self.covered <= LINEAR_GAP_MAX
+        let readable = match span.form {
+            Form::Codec(codec) => is_zstd(codec),
+            Form::Zeros => true,
+        };
+        let gap = span.logical.checked_sub(self.covered);
+        self.linear && readable && gap.is_some_and(|gap| gap <= LINEAR_GAP_MAX)
     }
 
     fn place_in_line(&mut self, span: Stored) {
@@ -975,13 +993,17 @@ impl Append {
         let frame = self.bytes.len();
         self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
         for span in spans {
+            let continues = span.logical >= self.covered;
+            self.covered = self.covered.max(span.logical + span.len);
             if span.form == Form::Zeros {
                 self.extents.push(span.extent(0));
-            } else {
+                continue;
+            }
+            if !continues {
                 let padded = self.end().next_multiple_of(BLOCK) - self.start;
                 self.bytes.resize(to_index(padded), 0);
-                self.put(&span);
             }
+            self.put(&span);
         }
         let len = self.bytes.len() - frame - SKIPPABLE_HEAD_LEN;
         self.bytes[frame..frame + SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(len));

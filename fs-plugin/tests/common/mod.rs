@@ -18,6 +18,11 @@ pub fn options() -> Options {
     Options { chunk_len_log2: 12, codec: Codec::Zstd, level: 1 }
 }
 
+/// Codecs that a mount can be told to use.
+pub fn codecs() -> impl Strategy<Value = Codec> {
+    prop_oneof![2 => Just(Codec::Zstd), 1 => Just(Codec::Deflate)]
+}
+
 #[derive(Debug, Clone)]
 pub enum Step {
     Append { len: usize, data: Data },

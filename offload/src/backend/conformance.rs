@@ -240,6 +240,35 @@ macro_rules! conformance {
                 }
             }
 
+            /// zlib-rs 0.6.8 keeps the place of bytes that did not fit over a reset: each such
+            /// request took room from the next ones, until one panicked.
+            #[test]
+            fn targets_too_small_cost_later_requests_nothing() {
+                let queue = $queue;
+                let mut state = 1_u32;
+                let noise: Vec<u8> = std::iter::repeat_with(|| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    state.to_be_bytes()[0] & 0x3f
+                })
+                .take(60_000)
+                .collect();
+                for codec in Codec::ALL {
+                    for len in (100..20_000).step_by(997) {
+                        let source = noise.clone();
+                        let request = Compress { codec, level: 4, source, target: vec![0; len] };
+                        let done = queue.run(queue.submit(request));
+                        assert_eq!(done.result, Err(Error::TargetTooSmall { len_bytes: len }));
+                    }
+                    let target = vec![0; codec.bound(noise.len())];
+                    let request = Compress { codec, level: 4, source: noise.clone(), target };
+                    let done = queue.run(queue.submit(request));
+                    let mut source = done.target;
+                    source.truncate(done.result.expect("the bound holds"));
+                    let request = Decompress { codec, source, target: vec![0; noise.len()] };
+                    assert_eq!(queue.run(queue.submit(request)).target, noise, "{codec}");
+                }
+            }
+
             #[test]
             fn signatures_verify_and_messages_come_back() {
                 let queue = $queue;

@@ -28,6 +28,7 @@ pub(crate) use software::Software;
 
 use self::uacce::{Kernel, Uacce};
 use crate::batch::Token;
+use crate::codec::Codec;
 use crate::error::Error;
 use crate::request::Work;
 
@@ -78,6 +79,12 @@ impl fmt::Display for State {
 pub(crate) trait Accelerator: Send + Sync {
     /// What it is and does, as of now.
     fn device(&self) -> Device;
+
+    /// Whether it compresses this way.
+    fn compresses(&self, codec: Codec) -> bool;
+
+    /// Whether it makes RSA signatures.
+    fn signs(&self) -> bool;
 
     /// How far it is from a memory node and how busy: the smallest is asked first.
     fn distance(&self, node: u32) -> (u32, u32);
@@ -165,6 +172,16 @@ impl Devices {
     /// None: software does everything.
     pub fn none() -> Self {
         Self::of(Vec::new())
+    }
+
+    /// Whether a selected device compresses this way.
+    pub fn compresses(&self, codec: Codec) -> bool {
+        self.accelerators.iter().any(|accelerator| accelerator.compresses(codec))
+    }
+
+    /// Whether a selected device signs.
+    pub fn signs(&self) -> bool {
+        self.accelerators.iter().any(|accelerator| accelerator.signs())
     }
 
     /// What is selected by the environment variable `WARPCORE_DEVICES` (see

@@ -51,6 +51,9 @@ impl Coder for Flate {
         start.copy_from_slice(header);
         let status = context.compress(source, rest, FlushCompress::Finish);
         if !matches!(status, Ok(Status::StreamEnd)) {
+            // zlib-rs 0.6.8 `Pending::reset_keep` forgets the bytes that did not fit, but not where
+            // they lay: a context that is reset after that loses room each time, until it panics.
+            self.compress = None;
             return Err(too_small);
         }
         let body_len = produced(context.total_out());

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -480,16 +481,19 @@ impl Core {
         let mut sqe = queue.sqe(job.index, words);
         state.busy = Some(job.queue);
         drop(state);
-        let writes = {
+        // A library that panics on some input makes a device that does not answer, not a driver
+        // that waits for ever.
+        let worked = catch_unwind(AssertUnwindSafe(|| {
             let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut *engine {
                 Engine::Hpre => hpre::work(&mut sqe, job.fault),
                 Engine::Zip(zip) => zip.work(kind, &mut sqe, job.fault),
             }
-        };
+        }));
         let mut state = self.lock();
         state.busy = None;
         self.idle.notify_all();
+        let Ok(writes) = worked else { return state };
         let Ok(queue) = state.queue(job.queue) else { return state };
         if queue.serial == job.serial && matches!(queue.status, Status::Started | Status::Stopping)
         {

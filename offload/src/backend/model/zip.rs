@@ -162,14 +162,17 @@ impl Zip {
     }
 
     fn compress(&mut self, input: &[u8], room: usize, mut check: Check) -> Result<Outcome, u32> {
-        let raw = self.compress.get_or_insert_with(|| Compress::new(Compression::new(4), false));
-        raw.reset();
+        // Kept only if it came to its end: zlib-rs 0.6.8 does not reset what did not fit.
+        let mut raw =
+            self.compress.take().unwrap_or_else(|| Compress::new(Compression::new(4), false));
         let mut output = vec![0; room];
         let status = raw.compress(input, &mut output, FlushCompress::Finish);
         if !matches!(status, Ok(Status::StreamEnd)) {
             return Err(TARGET_TOO_SMALL);
         }
         output.truncate(count(raw.total_out()));
+        raw.reset();
+        self.compress = Some(raw);
         check.update(input);
         output.extend(check.trailer());
         if output.len() > room {

@@ -35,6 +35,7 @@ use self::qm::Version;
 use self::share::Share;
 use self::zip::Zip;
 use super::{Accelerator, Backend, Device, State};
+use crate::codec::Codec;
 
 /// A device behind a port.
 pub(crate) struct Uacce<P: Port> {
@@ -124,6 +125,16 @@ impl<P: Port> Accelerator for Uacce<P> {
             Err(why) => (Vec::new(), State::Unusable { why }),
         };
         Device { name: self.name().to_owned(), does, state }
+    }
+
+    fn compresses(&self, codec: Codec) -> bool {
+        self.check().is_ok_and(|(kind, _, attributes)| {
+            kind == Kind::Zip && zip::codecs(&attributes.algorithms).contains(&codec)
+        })
+    }
+
+    fn signs(&self) -> bool {
+        self.check().is_ok_and(|(kind, ..)| kind == Kind::Hpre)
     }
 
     fn distance(&self, node: u32) -> (u32, u32) {
