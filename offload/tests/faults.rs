@@ -133,7 +133,7 @@ enum Flight {
     Feed(Option<Op<Feed<Guarded, Guarded>>>, Box<Fed>),
     Private(Op<RsaPrivate<Guarded, Guarded>>),
     Public(Op<RsaPublic<Guarded, Guarded>>),
-    Sign(Op<Sign<Guarded>>),
+    Sign(Box<Op<Sign<Guarded>>>),
 }
 
 struct Fed {
@@ -194,7 +194,10 @@ impl Flight {
                 let fed = Fed { codec, compression, input, at: 0, output, piece, room, plain };
                 Self::Feed(Some(fed.next(queue, stream.expect("a stream"))), Box::new(fed))
             }
-            6 => Self::Sign(queue.submit(Sign::new(key(), Scheme::Pkcs1Sha256, Guarded(plain)))),
+            6 => {
+                let sign = Sign::new(key(), Scheme::Pkcs1Sha256, Guarded(plain));
+                Self::Sign(Box::new(queue.submit(sign)))
+            }
             _ => {
                 let mut number = vec![0x31; 256];
                 number[0] = 0;
