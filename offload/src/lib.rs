@@ -46,7 +46,9 @@ mod rsa;
 mod stats;
 mod stream;
 
-pub use backend::{Device, Devices, Fault, Faults, Model, ModelKind, SelectError, State, devices};
+pub use backend::{
+    Device, Devices, Fault, Faults, Model, ModelKind, ModelQueue, SelectError, State, devices,
+};
 pub use buffer::{Parts, Source, Target};
 pub use codec::Codec;
 pub use error::{Error, KeyError};

@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use model::{Fault, Faults, Model, ModelKind};
+pub use model::{Fault, Faults, Model, ModelKind, ModelQueue};
 pub(crate) use software::Software;
 
 use self::uacce::{Kernel, Uacce};

@@ -1,5 +1,7 @@
-//! The model as the driver's port: what opening, ioctl, mmap and a store to the doorbell do.
+//! The model as the driver's port: what opening, ioctl, mmap and a store to the doorbell do. For
+//! drivers of others, that only know files, the same as plain calls.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -53,6 +55,93 @@ pub(super) struct ModelFile {
     number: usize,
     memory: OwnedFd,
     event: OwnedFd,
+}
+
+/// An open queue file of a model, for who stands in for the kernel: each call is what a system
+/// call on `/dev/hisi_zip-0` does.
+pub struct ModelQueue(pub(super) ModelFile);
+
+impl ModelQueue {
+    /// `UACCE_CMD_QM_SET_QP_CTX`: says what the queue is for, and answers its number.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for another kind than 0 and 1, `ENXIO` after a reset.
+    pub fn set_context(&self, kind: u16) -> io::Result<u16> {
+        self.0.manager.set_context(self.0.number, kind)
+    }
+
+    /// `UACCE_CMD_QM_SET_QP_INFO`: bytes of a descriptor, depths of SQ and CQ.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` on an old kernel, `ENXIO` after a reset.
+    pub fn info(&self) -> io::Result<(usize, u16, u16)> {
+        let info = self.0.manager.info(self.0.number)?;
+        Ok((info.sqe_len_bytes, info.sq_depth, info.cq_depth))
+    }
+
+    /// `UACCE_CMD_START_Q`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it was started, `ENXIO` after a reset.
+    pub fn start(&self) -> io::Result<()> {
+        self.0.manager.start_queue(self.0.number)
+    }
+
+    /// `UACCE_CMD_PUT_Q`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it was not started, `ENXIO` after a reset, `EIO` if it does not stop.
+    pub fn put(&self) -> io::Result<()> {
+        self.0.manager.put(self.0.number)
+    }
+
+    /// The file of the queue memory (the DUS region), to be mapped shared and as a whole.
+    pub fn memory(&self) -> BorrowedFd<'_> {
+        self.0.memory.as_fd()
+    }
+
+    /// Length of [`memory`](Self::memory).
+    pub fn memory_len_bytes(&self) -> usize {
+        dus_len_bytes(self.0.manager.sqe_words(), self.0.manager.config().depth)
+    }
+
+    /// Where the doorbell is in the MMIO region.
+    pub fn doorbell_offset(&self) -> usize {
+        self.0.manager.config().version.doorbell_offset()
+    }
+
+    /// A store of 64 bits to the doorbell.
+    pub fn ring(&self, value: u64) {
+        self.0.manager.ring(self.0.number, value);
+    }
+
+    /// Readable once a completion came after the CQ doorbell had armed it.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.0.event.as_fd()
+    }
+
+    /// What `poll` of the file answers: whether completions have come since the last call.
+    pub fn poll(&self) -> bool {
+        self.0.manager.hear(self.0.number);
+        self.0.manager.poll(self.0.number)
+    }
+}
+
+impl Drop for ModelQueue {
+    /// Closes the file, which stops the queue, if it can be stopped.
+    fn drop(&mut self) {
+        self.0.manager.close(self.0.number);
+    }
+}
+
+impl fmt::Debug for ModelQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelQueue").field("number", &self.0.number).finish_non_exhaustive()
+    }
 }
 
 impl QueueFile for ModelFile {

@@ -24,13 +24,15 @@ mod qm;
 mod zip;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 pub use fault::{Fault, Faults};
+pub use file::ModelQueue;
 
 use super::Accelerator;
-use super::uacce::Uacce;
 use super::uacce::qm::Version;
+use super::uacce::{Port, Uacce};
 use file::ModelPort;
 use qm::Manager;
 
@@ -105,6 +107,36 @@ impl Model {
     pub fn start(self) -> Self {
         Manager::start(&self.manager);
         self
+    }
+
+    /// Opens a queue file, for a driver that is not ours.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when every queue is open; what making a memory file or an event may fail with.
+    pub fn open(&self) -> io::Result<ModelQueue> {
+        ModelPort(Arc::clone(&self.manager)).open().map(ModelQueue)
+    }
+
+    /// Its attributes as the kernel shows them: names and texts of the files in
+    /// `/sys/class/uacce/hisi_zip-0`.
+    ///
+    /// # Errors
+    ///
+    /// None now; a device of the kernel's may refuse.
+    pub fn attributes(&self) -> io::Result<Vec<(&'static str, String)>> {
+        let attributes = ModelPort(Arc::clone(&self.manager)).attributes()?;
+        Ok(vec![
+            ("api", attributes.api),
+            ("flags", u32::from(attributes.shared_addresses).to_string()),
+            ("algorithms", attributes.algorithms.join("\n")),
+            ("available_instances", attributes.instances.unwrap_or(0).to_string()),
+            ("region_mmio_size", attributes.mmio_len_bytes.to_string()),
+            ("region_dus_size", attributes.dus_len_bytes.to_string()),
+            ("isolate", u32::from(attributes.isolated).to_string()),
+            ("isolate_strategy", "0".to_owned()),
+            ("device/numa_node", "-1".to_owned()),
+        ])
     }
 
     /// Works on one descriptor, or lets time pass for those that are late. False: nothing to do.

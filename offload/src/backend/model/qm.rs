@@ -85,6 +85,8 @@ struct Queue {
     sq_tail: u16,
     cq_tail: u16,
     phase: bool,
+    /// Completions since the kernel was last polled: it has a head of its own.
+    unpolled: bool,
     armed: bool,
     /// Fetched, and not to be completed yet.
     waiting: VecDeque<Job>,
@@ -254,6 +256,7 @@ impl Manager {
             sq_tail: 0,
             cq_tail: 0,
             phase: true,
+            unpolled: false,
             armed: false,
             waiting: VecDeque::new(),
         };
@@ -375,9 +378,16 @@ impl Manager {
     /// Takes the event of queue `number` back. Under the lock, so that the event of a completion
     /// that was seen has been raised by now.
     pub(super) fn hear(&self, number: usize) {
-        if let Ok(queue) = self.core.lock().queue(number) {
+        // Also of a dead one: its event was raised to tell.
+        if let Some(Some(queue)) = self.core.lock().queues.get(number) {
             let _ = rustix::io::read(&queue.event, &mut [0; 8]);
         }
+    }
+
+    /// What `poll` answers (linux `hisi_qm_is_q_updated`).
+    pub(super) fn poll(&self, number: usize) -> bool {
+        let mut state = self.core.lock();
+        state.queue(number).is_ok_and(|queue| std::mem::take(&mut queue.unpolled))
     }
 }
 
@@ -665,6 +675,7 @@ impl Queue {
         let phase = if self.phase { PHASE_BIT } else { 0 };
         // Release: descriptor, results and the rest of the completion come before the phase.
         self.memory.atomic(start + CQE_PHASE).store(phase.to_le(), Ordering::Release);
+        self.unpolled = true;
         self.cq_tail = self.after(self.cq_tail);
         if self.cq_tail == 0 {
             self.phase = !self.phase;
