@@ -1,0 +1,227 @@
+//! One run: rounds in which every system of a case is measured once, in turn, so that whatever
+//! else the machine does falls on all of them; then medians.
+
+use std::fmt;
+use std::fs;
+
+use serde_json::{Value, json};
+
+/// How long to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Some seconds.
+    Quick,
+    /// Ten times the rounds.
+    Full,
+}
+
+/// The name of what is ours in every table.
+pub(crate) const OURS: &str = "warpcore";
+
+/// A bench and what it has found.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    name: &'static str,
+    effort: Effort,
+    rows: Vec<Row>,
+    /// What a reader has to know beside the numbers.
+    notes: Vec<String>,
+}
+
+/// One system in one case.
+#[derive(Debug)]
+struct Row {
+    case: String,
+    system: String,
+    samples: Samples,
+    unit: Unit,
+}
+
+/// What is measured, and what is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nanoseconds: less is better.
+    Ns,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ns => "ns",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Samples {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// A system under measurement: each call takes one sample.
+pub(crate) struct System<'a> {
+    name: String,
+    sample: Box<dyn FnMut() -> f64 + 'a>,
+}
+
+impl<'a> System<'a> {
+    pub(crate) fn new(name: impl Into<String>, sample: impl FnMut() -> f64 + 'a) -> Self {
+        Self { name: name.into(), sample: Box::new(sample) }
+    }
+}
+
+impl Bench {
+    pub(crate) fn new(name: &'static str, effort: Effort) -> Self {
+        Self { name, effort, rows: Vec::new(), notes: Vec::new() }
+    }
+
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Measures the systems of a case, `rounds` samples each (ten times that in a full run), after
+    /// one round that does not count.
+    pub(crate) fn measure(
+        &mut self,
+        case: &str,
+        unit: Unit,
+        rounds: usize,
+        mut systems: Vec<System<'_>>,
+    ) {
+        let rounds = if self.effort == Effort::Full { rounds * 10 } else { rounds };
+        let mut samples = vec![Vec::with_capacity(rounds); systems.len()];
+        for round in 0..=rounds {
+            for (system, samples) in systems.iter_mut().zip(&mut samples) {
+                let sample = (system.sample)();
+                if round > 0 {
+                    samples.push(sample);
+                }
+            }
+        }
+        for (system, samples) in systems.into_iter().zip(samples) {
+            let case = case.to_owned();
+            self.rows.push(Row { case, system: system.name, samples: Samples::of(samples), unit });
+        }
+    }
+
+    /// As the interface of scripts: one object.
+    pub(crate) fn to_json(&self) -> Value {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "case": row.case,
+                    "system": row.system,
+                    "median": row.samples.median,
+                    "min": row.samples.min,
+                    "max": row.samples.max,
+                    "unit": row.unit.name(),
+                })
+            })
+            .collect();
+        let machine = json!({
+            "processor": processor(),
+            "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            "kernel": read("/proc/sys/kernel/osrelease"),
+        });
+        json!({ "bench": self.name, "machine": machine, "rows": rows, "notes": self.notes })
+    }
+
+    /// Our median in a case.
+    fn ours(&self, case: &str) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.case == case && row.system == OURS)?;
+        Some(row.samples.median)
+    }
+}
+
+impl fmt::Display for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {}, Linux {}",
+            self.name,
+            processor(),
+            read("/proc/sys/kernel/osrelease")
+        )?;
+        writeln!(
+            f,
+            "{:<28} {:<26} {:>12} {:>12} {:>12}  {:<4} ratio",
+            "case", "system", "median", "min", "max", "unit"
+        )?;
+        for row in &self.rows {
+            let Samples { median, min, max } = row.samples;
+            let ratio = match self.ours(&row.case) {
+                Some(ours) if row.system != OURS => format!("{:.2} of ours", median / ours),
+                _ => String::new(),
+            };
+            writeln!(
+                f,
+                "{:<28} {:<26} {median:>12.1} {min:>12.1} {max:>12.1}  {:<4} {ratio}",
+                row.case,
+                row.system,
+                row.unit.name(),
+            )?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))
+    }
+}
+
+impl Samples {
+    fn of(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        let middle = samples.len() / 2;
+        let median = if samples.len().is_multiple_of(2) {
+            f64::midpoint(samples[middle - 1], samples[middle])
+        } else {
+            samples[middle]
+        };
+        Self { median, min: samples[0], max: samples[samples.len() - 1] }
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+fn processor() -> String {
+    let text = read("/proc/cpuinfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"));
+    line.map_or_else(|| "unknown".to_owned(), |line| line.trim_matches([' ', '\t', ':']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_system_is_measured_in_every_round_and_the_first_is_thrown_away() {
+        let log = std::cell::RefCell::new(Vec::new());
+        let mut bench = Bench::new("test", Effort::Quick);
+        let system = |name: &'static str, samples: [f64; 4]| {
+            let (log, mut samples) = (&log, samples.into_iter());
+            System::new(name, move || {
+                log.borrow_mut().push(name);
+                samples.next().expect("four rounds")
+            })
+        };
+        let systems =
+            vec![system(OURS, [1000.0, 4.0, 2.0, 3.0]), system("rival", [1.0, 12.0, 18.0, 30.0])];
+        bench.measure("noop", Unit::Ns, 3, systems);
+        assert_eq!(log.borrow().join(" "), [OURS, "rival"].repeat(4).join(" "));
+        let rows = &bench.to_json()["rows"];
+        assert_eq!(
+            (&rows[0]["median"], &rows[0]["min"], &rows[0]["max"]),
+            (&json!(3.0), &json!(2.0), &json!(4.0))
+        );
+        assert_eq!(rows[1]["median"], json!(18.0));
+        assert!(bench.to_string().contains("6.00 of ours"), "{bench}");
+    }
+
+    #[test]
+    fn the_median_of_two_lies_between_them() {
+        let Samples { median, .. } = Samples::of(vec![4.0, 1.0]);
+        assert!((median - 2.5).abs() < 1e-9);
+    }
+}

@@ -1,1 +1,0 @@
-//! The benches stand in `benches/benches`, one question per file: `cargo bench -p warpcore-bench`.
