@@ -13,7 +13,8 @@ use bytes::{Bytes, BytesMut};
 /// # Safety
 ///
 /// Until the value is dropped or handed out mutably, every call names the same addresses and
-/// lengths, wherever the value was moved in between, and nobody writes those bytes.
+/// lengths, wherever the value was moved in between, and nobody writes those bytes. `parts` neither
+/// panics nor uses the queue: it is called by whoever turns it.
 pub unsafe trait Source: Send + 'static {
     /// The bytes to read, in order.
     fn parts(&self) -> impl Iterator<Item = &[u8]>;
@@ -25,7 +26,7 @@ pub unsafe trait Source: Send + 'static {
 ///
 /// Until the value is dropped, every call names the same addresses and lengths, wherever the value
 /// was moved in between, and nobody else reads or writes those bytes. Forgetting the value leaves
-/// them allocated.
+/// them allocated. `parts` neither panics nor uses the queue.
 pub unsafe trait Target: Send + 'static {
     /// The bytes to write, in order.
     fn parts(&mut self) -> impl Iterator<Item = &mut [u8]>;

@@ -22,8 +22,8 @@ impl Keep {
         Self(UnsafeCell::new(MaybeUninit::uninit()))
     }
 
-    /// Moves `value` in and returns where it lies now. It stays there until taken.
-    pub(crate) fn put<R>(&self, value: R) -> *mut R {
+    /// Moves `value` in. It stays there until taken.
+    pub(crate) fn put<R>(&self, value: R) {
         const {
             assert!(size_of::<R>() <= KEEP_LEN_BYTES, "request too large for a slot");
             assert!(align_of::<R>() <= 64, "request aligned more strictly than a slot");
@@ -31,12 +31,20 @@ impl Keep {
         let place = self.0.get().cast::<R>();
         // SAFETY: large and aligned enough (checked above), and we own the cell.
         unsafe { place.write(value) };
-        place
     }
 
     /// # Safety
     ///
-    /// The last call on this room was `put::<R>`, and no pointer into the value is used again.
+    /// The last call that put or took was `put::<R>`, and nobody uses the value meanwhile.
+    #[allow(clippy::mut_from_ref, reason = "an UnsafeCell's; the caller keeps it exclusive")]
+    pub(crate) unsafe fn as_mut<R>(&self) -> &mut R {
+        // SAFETY: an `R` lies here, and is ours alone (caller).
+        unsafe { &mut *self.0.get().cast::<R>() }
+    }
+
+    /// # Safety
+    ///
+    /// The last call that put or took was `put::<R>`, and no pointer into the value is used again.
     pub(crate) unsafe fn take<R>(&self) -> R {
         // SAFETY: an `R` lies here (caller); it is not read again.
         unsafe { self.0.get().cast::<R>().read() }

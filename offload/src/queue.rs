@@ -3,16 +3,17 @@
 //! # A slot's life
 //!
 //! 1. *Free*: on the free list.
-//! 2. *Ready*: reserved and filled by `submit`; the request lies in the slot's [`Keep`] and its
-//!    token waits to be offered to the devices, or in the batch of its kernel for software.
-//! 3. *OnDevice* or *Running*: a device, or software, reads and writes what the request names.
-//!    Nobody else may. A device that fails gives the request back: Ready, for software.
+//! 2. *Submitted*: reserved and filled; the request lies in the slot's [`Keep`] and its token waits
+//!    to be offered to the devices, or in the batch of its kernel for software. While it is *on a
+//!    device*, that reads and writes what the request names, and nobody else may. A device that
+//!    fails gives the request back, for software.
+//! 3. *Running*: software reads and writes what the request names.
 //! 4. *Done*: the result waits for its operation, which takes it and frees the slot.
 //!
 //! An operation that is dropped leaves its slot an *orphan*: the request stays where it is until
 //! the backend is finished with it, and is then dropped by the queue.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -113,7 +114,7 @@ impl Queue {
                 ended: RefCell::new(Vec::with_capacity(depth)),
                 epoll,
                 software: RefCell::new(Software::new()),
-                stats: Cell::new(Stats::default()),
+                stats: RefCell::new(Stats::default()),
                 generation: Generation::current(),
             }),
         }
@@ -156,14 +157,14 @@ impl Queue {
         }
         let mut started = None;
         while let Some((token, work)) = self.shared.next_work() {
-            let started = *started.get_or_insert_with(Instant::now);
+            let started = (!slice.is_zero()).then(|| *started.get_or_insert_with(Instant::now));
             // SAFETY: the slot's request owns what `work` names. It is Running now, so the
             // request stays in its slot and nobody else reads or writes those bytes.
             let result = unsafe { self.shared.software.borrow_mut().execute(&work) };
             drop(work);
             units += 1;
             self.shared.complete(token, Ending::Done(result));
-            if started.elapsed() >= slice {
+            if started.is_none_or(|started| started.elapsed() >= slice) {
                 break;
             }
         }
@@ -223,7 +224,7 @@ impl Queue {
 
     /// The counters as they stand.
     pub fn stats(&self) -> Stats {
-        self.shared.stats.get()
+        *self.shared.stats.borrow()
     }
 }
 
@@ -284,7 +285,7 @@ pub(crate) struct Shared {
     /// Over the files of the devices' queues.
     epoll: Option<Rc<OwnedFd>>,
     software: RefCell<Software>,
-    stats: Cell<Stats>,
+    stats: RefCell<Stats>,
     generation: Generation,
 }
 
@@ -309,17 +310,47 @@ struct Slot {
     state: State,
     /// The operation was dropped; whoever ends the work drops the request.
     orphan: bool,
+    kernel: Kernel,
     waker: Option<Waker>,
-    /// Drops the request that lies in the slot's [`Keep`]. Set while the slot is not free.
+    /// Of the request that lies in the slot's [`Keep`] while the slot is not free.
+    vtable: &'static Vtable,
+}
+
+/// What is done with a request in a [`Keep`] whose type only `reserve` knew.
+struct Vtable {
+    /// # Safety
+    ///
+    /// The request lies there and nobody works on it.
+    describe: unsafe fn(&Keep) -> Work,
+    /// Drops it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Keep::discard`].
     discard: unsafe fn(&Keep),
+}
+
+impl Vtable {
+    const fn of<R: Request>() -> Self {
+        /// # Safety
+        ///
+        /// As [`Vtable::describe`], for an `R`.
+        unsafe fn describe<R: Request>(keep: &Keep) -> Work {
+            // SAFETY: passed on from the caller.
+            unsafe { keep.as_mut::<R>() }.describe()
+        }
+        Self { describe: describe::<R>, discard: Keep::discard::<R> }
+    }
+
+    const NONE: &'static Self =
+        &Self { describe: |_| unreachable!("a free slot has no request"), discard: |_| {} };
 }
 
 enum State {
     Done(Ending),
     Free,
-    OnDevice(Work),
-    Ready(Work),
     Running,
+    Submitted,
 }
 
 /// Where an operation stands that has no result yet.
@@ -343,23 +374,14 @@ impl Shared {
             self.count(|stats| stats.full += 1);
             return Err(request);
         };
-        let keep = &self.keeps[token as usize];
-        let place = keep.put(request);
-        drop(slots);
-        // The caller's `Source` and `Target` are called now, with nothing borrowed; should they
-        // panic, request and slot are freed.
-        let unwound = Unwound { shared: self, token, discard: Keep::discard::<R> };
-        // SAFETY: `put` has just written a request here and the slot is off the free list, so
-        // nobody else touches the place.
-        let work = unsafe { (*place).describe() };
-        std::mem::forget(unwound);
-        let kernel = work.kernel();
-        let mut slots = self.slots.borrow_mut();
+        let kernel = request.kernel();
+        self.keeps[token as usize].put(request);
         slots.entries[token as usize] = Slot {
-            state: State::Ready(work),
+            state: State::Submitted,
             orphan: false,
+            kernel,
             waker: None,
-            discard: Keep::discard::<R>,
+            vtable: const { &Vtable::of::<R>() },
         };
         if self.has_devices {
             slots.arrived.push_back((token, false));
@@ -371,45 +393,43 @@ impl Shared {
         Ok(token)
     }
 
+    /// What a backend is told of the request in a slot.
+    fn describe(&self, token: Token, slot: &Slot) -> Work {
+        debug_assert!(matches!(slot.state, State::Submitted), "described before it is worked on");
+        // SAFETY: a submitted slot's request lies in its keep, is of the vtable's type, and nobody
+        // works on it.
+        unsafe { (slot.vtable.describe)(&self.keeps[token as usize]) }
+    }
+
     /// Offers what has arrived to the devices, and rings each once. Returns how much ended at once.
     fn offer(&self, now: Instant) -> usize {
-        let arrived = self.slots.borrow().arrived.len();
         let mut taken = [0_u64; Kernel::ALL.len()];
         let mut units = 0;
-        for _ in 0..arrived {
-            let mut slots = self.slots.borrow_mut();
+        let mut slots = self.slots.borrow_mut();
+        for _ in 0..slots.arrived.len() {
             let Some((token, _)) = slots.arrived.pop_front() else { break };
-            let slot = &mut slots.entries[token as usize];
-            let State::Ready(work) = std::mem::replace(&mut slot.state, State::Running) else {
-                unreachable!("what arrived is ready");
+            let slot = &slots.entries[token as usize];
+            let kernel = slot.kernel as usize;
+            let offered = match slot.orphan {
+                true => Offered::Done(Err(Error::Closed)),
+                false => self.offer_one(token, &self.describe(token, slot), now),
             };
-            let orphan = slot.orphan;
-            drop(slots);
-            if orphan {
-                drop(work);
-                self.complete(token, Ending::Done(Err(Error::Closed)));
-                continue;
-            }
-            let kernel = work.kernel();
-            match self.offer_one(token, &work, now) {
+            match offered {
                 Offered::Done(result) => {
-                    drop(work);
+                    drop(slots);
                     units += 1;
                     self.complete(token, Ending::Done(result));
+                    slots = self.slots.borrow_mut();
                 }
-                Offered::Full => self.slots.borrow_mut().block(token, work),
+                Offered::Full => slots.arrived.push_back((token, true)),
                 Offered::Software { spilled } => {
-                    self.slots.borrow_mut().gather(token, work);
-                    self.count(|stats| {
-                        stats.kernels[kernel as usize].spilled += u64::from(spilled)
-                    });
+                    slots.batches[kernel].gather(token);
+                    self.count(|stats| stats.kernels[kernel].spilled += u64::from(spilled));
                 }
-                Offered::Taken => {
-                    taken[kernel as usize] += 1;
-                    self.slots.borrow_mut().entries[token as usize].state = State::OnDevice(work);
-                }
+                Offered::Taken => taken[kernel] += 1,
             }
         }
+        drop(slots);
         if taken.iter().any(|count| *count > 0) {
             self.backends.borrow_mut().iter_mut().for_each(|backend| backend.ring());
             self.count(|stats| {
@@ -424,11 +444,8 @@ impl Shared {
     fn offer_one(&self, token: Token, work: &Work, now: Instant) -> Offered {
         let (mut absent, mut full) = (false, false);
         for backend in self.backends.borrow_mut().iter_mut() {
-            if !backend.takes(work) {
-                continue;
-            }
-            // SAFETY: the slot's request owns what `work` names. It is OnDevice if it is taken,
-            // so that the request stays in its slot until the backend has named the token.
+            // SAFETY: the slot's request owns what `work` names. If it is taken, the request stays
+            // in its slot until the backend has named the token.
             match unsafe { backend.submit(token, work, now) } {
                 Submitted::Done(result) => return Offered::Done(result),
                 Submitted::Full => full = true,
@@ -466,33 +483,27 @@ impl Shared {
 
     fn end(&self, token: Token, ended: Ended) {
         let mut slots = self.slots.borrow_mut();
-        let slot = &mut slots.entries[token as usize];
-        let State::OnDevice(work) = std::mem::replace(&mut slot.state, State::Running) else {
-            unreachable!("a backend names what it was given");
-        };
-        let orphan = slot.orphan;
-        let kernel = work.kernel() as usize;
-        let again = !orphan && !slots.closed && Software::takes(&work);
-        if matches!(ended, Ended::Redo) && again {
-            slots.gather(token, work);
-            drop(slots);
-            self.count(|stats| stats.kernels[kernel].redone += 1);
-            return;
-        }
         let closed = slots.closed;
-        drop((slots, work));
+        let slot = &slots.entries[token as usize];
+        let kernel = slot.kernel as usize;
+        let over = closed || slot.orphan;
         let ending = match ended {
             Ended::Done(result) => {
                 self.count(|stats| stats.kernels[kernel].on_device += 1);
                 Ending::Done(result)
             }
-            Ended::Redo if closed || orphan => Ending::Done(Err(Error::Closed)),
+            Ended::Redo if over => Ending::Done(Err(Error::Closed)),
+            Ended::Redo if Software::takes(&self.describe(token, slot)) => {
+                slots.batches[kernel].gather(token);
+                return self.count(|stats| stats.kernels[kernel].redone += 1);
+            }
             Ended::Redo => Ending::Done(Err(Error::DeviceLost)),
             Ended::Stranded => {
                 self.count(|stats| stats.stranded += 1);
                 Ending::Stranded
             }
         };
+        drop(slots);
         self.complete(token, ending);
     }
 
@@ -507,7 +518,6 @@ impl Shared {
             self.end(token, ended);
         }
         while let Some((token, _)) = { self.slots.borrow_mut().arrived.pop_front() } {
-            self.slots.borrow_mut().entries[token as usize].state = State::Running;
             self.complete(token, Ending::Done(Err(Error::Closed)));
         }
     }
@@ -519,32 +529,27 @@ impl Shared {
             let (kernel, token) = self.next_token(&mut slots)?;
             slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
             let slot = &mut slots.entries[token as usize];
-            let State::Ready(work) = std::mem::replace(&mut slot.state, State::Running) else {
-                unreachable!("a gathered slot is ready");
-            };
             if !slot.orphan {
+                let work = self.describe(token, slot);
+                slot.state = State::Running;
                 return Some((token, work));
             }
             // Nobody waits for it any more: do not start it.
-            drop((slots, work));
+            drop(slots);
             self.complete(token, Ending::Done(Err(Error::Closed)));
         }
     }
 
     fn next_token(&self, slots: &mut Slots) -> Option<(usize, Token)> {
-        let mut stats = self.stats.get();
-        let found = (0..Kernel::ALL.len()).find_map(|step| {
+        let mut stats = self.stats.borrow_mut();
+        (0..Kernel::ALL.len()).find_map(|step| {
             let kernel = (slots.kernel_next + step) % Kernel::ALL.len();
             let token = slots.batches[kernel].next(&mut stats.kernels[kernel])?;
             Some((kernel, token))
-        });
-        if found.is_some() {
-            self.stats.set(stats);
-        }
-        found
+        })
     }
 
-    /// Ends the work of a Running slot and wakes its operation.
+    /// Ends the work of a slot, which nobody works on any more, and wakes its operation.
     fn complete(&self, token: Token, ending: Ending) {
         let failed = !matches!(ending, Ending::Done(Ok(_)));
         let mut slots = self.slots.borrow_mut();
@@ -670,14 +675,14 @@ impl Shared {
     fn discard(&self, token: Token) {
         let slots = self.slots.borrow();
         let slot = &slots.entries[token as usize];
-        let discard = slot.discard;
+        let vtable = slot.vtable;
         // What a device may still write to is forgotten.
         let drops = !matches!(slot.state, State::Done(Ending::Stranded));
         drop(slots);
         if drops {
-            // SAFETY: the slot is not free, so its request lies in the keep, and `discard` is of
+            // SAFETY: the slot is not free, so its request lies in the keep, and the vtable is of
             // its type; Done means that the backend is finished with it.
-            unsafe { discard(&self.keeps[token as usize]) };
+            unsafe { (vtable.discard)(&self.keeps[token as usize]) };
         }
         self.release(token);
     }
@@ -704,24 +709,7 @@ impl Shared {
     }
 
     fn count(&self, change: impl FnOnce(&mut Stats)) {
-        let mut stats = self.stats.get();
-        change(&mut stats);
-        self.stats.set(stats);
-    }
-}
-
-/// Frees a reserved slot whose request panicked while it was described.
-struct Unwound<'a> {
-    shared: &'a Shared,
-    token: Token,
-    discard: unsafe fn(&Keep),
-}
-
-impl Drop for Unwound<'_> {
-    fn drop(&mut self) {
-        // SAFETY: `reserve` has put a request of this type here and described none of it to anybody.
-        unsafe { (self.discard)(&self.shared.keeps[self.token as usize]) };
-        self.shared.release(self.token);
+        change(&mut self.stats.borrow_mut());
     }
 }
 
@@ -737,25 +725,15 @@ enum Offered {
     Taken,
 }
 
-impl Slots {
-    /// Hands a request to software.
-    fn gather(&mut self, token: Token, work: Work) {
-        self.batches[work.kernel() as usize].gather(token);
-        self.entries[token as usize].state = State::Ready(work);
-    }
-
-    /// Keeps a request until a device has room.
-    fn block(&mut self, token: Token, work: Work) {
-        self.arrived.push_back((token, true));
-        self.entries[token as usize].state = State::Ready(work);
-    }
-}
-
 impl Slot {
     fn free() -> Self {
-        // SAFETY: does nothing.
-        unsafe fn nothing(_: &Keep) {}
-        Self { state: State::Free, orphan: false, waker: None, discard: nothing }
+        Self {
+            state: State::Free,
+            orphan: false,
+            kernel: Kernel::Compress,
+            waker: None,
+            vtable: Vtable::NONE,
+        }
     }
 }
 

@@ -60,19 +60,45 @@ impl Region {
         unsafe { self.word(offset).write_volatile(value.to_le()) };
     }
 
+    /// Reads `words` from `offset` on, two at a time, as [`read`](Self::read).
+    pub(crate) fn read_words(&self, offset: usize, words: &mut [u32]) {
+        let (pairs, rest) = words.as_chunks_mut::<2>();
+        for (index, [low, high]) in pairs.iter_mut().enumerate() {
+            // SAFETY: `pair` checked the place; any bits are a u64.
+            let bits = u64::from_le(unsafe { self.pair(offset + index * 8).read_volatile() });
+            let [a, b, c, d, e, f, g, h] = bits.to_le_bytes();
+            (*low, *high) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        }
+        assert!(rest.is_empty(), "descriptors have words by the pair");
+    }
+
+    /// Writes `words` from `offset` on, two at a time, as [`write`](Self::write).
+    pub(crate) fn write_words(&self, offset: usize, words: &[u32]) {
+        let (pairs, rest) = words.as_chunks::<2>();
+        for (index, [low, high]) in pairs.iter().enumerate() {
+            let bits = u64::from(*low) | u64::from(*high) << 32;
+            // SAFETY: `pair` checked the place, and nobody has references to it.
+            unsafe { self.pair(offset + index * 8).write_volatile(bits.to_le()) };
+        }
+        assert!(rest.is_empty(), "descriptors have words by the pair");
+    }
+
     /// Writes a word to a device register of 64 bits, in one store.
     pub(crate) fn write_register(&self, offset: usize, value: u64) {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len_bytes, "outside the region");
-        // SAFETY: checked above, and the mapping is aligned to a page.
-        let register = unsafe { self.start.as_ptr().add(offset).cast::<u64>() };
-        // SAFETY: as above.
-        unsafe { register.write_volatile(value.to_le()) };
+        // SAFETY: `pair` checked the place.
+        unsafe { self.pair(offset).write_volatile(value.to_le()) };
     }
 
     /// A word that publishes others, or is published by none. Its value is little-endian.
     pub(crate) fn atomic(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: `word` checked the place and alignment; it is mapped for as long as `self`.
         unsafe { AtomicU32::from_ptr(self.word(offset)) }
+    }
+
+    fn pair(&self, offset: usize) -> *mut u64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len_bytes, "outside the region");
+        // SAFETY: checked above, and the mapping is aligned to a page.
+        unsafe { self.start.as_ptr().add(offset).cast() }
     }
 
     fn word(&self, offset: usize) -> *mut u32 {

@@ -15,7 +15,11 @@ pub trait Request: sealed::Sealed + Send + Sized + 'static {
     /// What the caller gets, its buffers included.
     type Output;
 
-    /// What a backend is told. It may point into `self`, which lies in its slot by now and neither
+    /// What it is gathered with.
+    #[doc(hidden)]
+    fn kernel(&self) -> Kernel;
+
+    /// What a backend is told; the same each time. It may point into `self`, which lies in its slot by now and neither
     /// moves nor is touched until the work is done.
     #[doc(hidden)]
     fn describe(&mut self) -> Work;
@@ -183,6 +187,10 @@ impl<S> sealed::Sealed for Sign<S> {}
 impl<S: Source, T: Target> Request for Compress<S, T> {
     type Output = Done<S, T>;
 
+    fn kernel(&self) -> Kernel {
+        Kernel::Compress
+    }
+
     fn describe(&mut self) -> Work {
         Work::Compress {
             codec: self.codec,
@@ -201,6 +209,10 @@ impl<S: Source, T: Target> Request for Compress<S, T> {
 impl<S: Source, T: Target> Request for Decompress<S, T> {
     type Output = Done<S, T>;
 
+    fn kernel(&self) -> Kernel {
+        Kernel::Decompress
+    }
+
     fn describe(&mut self) -> Work {
         Work::Decompress {
             codec: self.codec,
@@ -217,6 +229,10 @@ impl<S: Source, T: Target> Request for Decompress<S, T> {
 
 impl<S: Source, T: Target> Request for Feed<S, T> {
     type Output = Fed<S, T>;
+
+    fn kernel(&self) -> Kernel {
+        if self.stream.is_compression() { Kernel::Compress } else { Kernel::Decompress }
+    }
 
     fn describe(&mut self) -> Work {
         Work::Feed {
@@ -246,6 +262,10 @@ impl<S: Source, T: Target> Request for Feed<S, T> {
 impl<S: Source, T: Target> Request for RsaPrivate<S, T> {
     type Output = Done<S, T>;
 
+    fn kernel(&self) -> Kernel {
+        Kernel::Rsa
+    }
+
     fn describe(&mut self) -> Work {
         Work::RsaPrivate {
             key: Arc::clone(&self.key),
@@ -263,6 +283,10 @@ impl<S: Source, T: Target> Request for RsaPrivate<S, T> {
 impl<S: Source, T: Target> Request for RsaPublic<S, T> {
     type Output = Done<S, T>;
 
+    fn kernel(&self) -> Kernel {
+        Kernel::Rsa
+    }
+
     fn describe(&mut self) -> Work {
         Work::RsaPublic {
             key: Arc::clone(&self.key),
@@ -279,6 +303,10 @@ impl<S: Source, T: Target> Request for RsaPublic<S, T> {
 
 impl<S: Source> Request for Sign<S> {
     type Output = Signed<S>;
+
+    fn kernel(&self) -> Kernel {
+        Kernel::Sign
+    }
 
     fn describe(&mut self) -> Work {
         Work::Sign {
@@ -332,22 +360,5 @@ impl StreamSpan {
     pub(crate) unsafe fn as_state<'a>(&self) -> &'a mut State {
         // SAFETY: `describe` took it from a live stream; the caller keeps it exclusive.
         unsafe { &mut *self.0.as_ptr() }
-    }
-}
-
-impl Work {
-    /// The kernel this work is gathered for.
-    pub(crate) fn kernel(&self) -> Kernel {
-        match self {
-            Self::Compress { .. } => Kernel::Compress,
-            Self::Decompress { .. } => Kernel::Decompress,
-            // SAFETY: the work lies in a slot that is not running, with the stream it names.
-            Self::Feed { stream, .. } => match unsafe { stream.as_state() }.is_compression() {
-                true => Kernel::Compress,
-                false => Kernel::Decompress,
-            },
-            Self::RsaPrivate { .. } | Self::RsaPublic { .. } => Kernel::Rsa,
-            Self::Sign { .. } => Kernel::Sign,
-        }
     }
 }

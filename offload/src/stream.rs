@@ -83,6 +83,10 @@ impl Stream {
         self.0.codec
     }
 
+    pub(crate) fn is_compression(&self) -> bool {
+        self.0.is_compression()
+    }
+
     pub(crate) fn state(&mut self) -> &mut State {
         &mut self.0
     }

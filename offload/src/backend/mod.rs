@@ -100,10 +100,7 @@ pub(crate) trait Accelerator: Send + Sync {
 
 /// One queue's share of a device.
 pub(crate) trait Backend {
-    /// Whether the device does this kind of work, of this size.
-    fn takes(&self, work: &Work) -> bool;
-
-    /// Hands `work` to the device; [`ring`](Self::ring) lets it know.
+    /// Hands `work` to the device, if it does such work; [`ring`](Self::ring) lets it know.
     ///
     /// # Safety
     ///

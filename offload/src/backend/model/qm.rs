@@ -69,6 +69,10 @@ struct Inner {
     /// Tells queue files of the same number apart.
     opened: u64,
     completed: u64,
+    /// The device's thread sleeps.
+    asleep: bool,
+    /// Threads that wait until nothing is being worked on.
+    waiters: usize,
     ending: bool,
 }
 
@@ -146,6 +150,8 @@ impl Manager {
                     runaway: Vec::new(),
                     opened: 0,
                     completed: 0,
+                    asleep: false,
+                    waiters: 0,
                     ending: false,
                 }),
                 engine: Mutex::new(engine),
@@ -368,7 +374,10 @@ impl Manager {
         match announce {
             Announce::Tail(tail) if tail < queue.depth => {
                 queue.sq_tail = tail;
-                self.core.work.notify_one();
+                // Waking nobody is a system call too, which no doorbell is.
+                if state.asleep {
+                    self.core.work.notify_one();
+                }
             }
             Announce::Tail(_) => queue.disable(),
             Announce::Head { arm, .. } => queue.armed |= arm,
@@ -424,7 +433,9 @@ impl Core {
     fn wait_for_work(&self) -> bool {
         let mut state = self.lock();
         while !state.ending && !state.has_work() {
+            state.asleep = true;
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.asleep = false;
         }
         !state.ending
     }
@@ -438,7 +449,9 @@ impl Core {
     ) -> MutexGuard<'a, Inner> {
         before(state.queues[number].as_mut().expect("open until it is closed"));
         while state.busy == Some(number) {
+            state.waiters += 1;
             state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiters -= 1;
         }
         state
     }
@@ -502,7 +515,9 @@ impl Core {
         }));
         let mut state = self.lock();
         state.busy = None;
-        self.idle.notify_all();
+        if state.waiters > 0 {
+            self.idle.notify_all();
+        }
         let Ok(writes) = worked else { return state };
         let Ok(queue) = state.queue(job.queue) else { return state };
         if queue.serial == job.serial && matches!(queue.status, Status::Started | Status::Stopping)

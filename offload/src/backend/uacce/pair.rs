@@ -158,9 +158,7 @@ impl<F: QueueFile> Pair<F> {
     pub(crate) fn submit(&mut self, token: Token, sqe: &Sqe, now: Instant) {
         assert!(self.has_room(), "submitted to a full queue pair");
         let start = usize::from(self.tail) * self.sqe_words * 4;
-        for (index, word) in sqe[..self.sqe_words].iter().enumerate() {
-            self.queues.write(start + index * 4, *word);
-        }
+        self.queues.write_words(start, &sqe[..self.sqe_words]);
         self.slots[usize::from(self.tail)] = Some((token, now));
         self.used += 1;
         self.tail = self.after(self.tail);
@@ -177,8 +175,8 @@ impl<F: QueueFile> Pair<F> {
         }
     }
 
-    /// The next completion: whose it is, and the descriptor as the device left it.
-    pub(crate) fn reap(&mut self) -> Result<Option<(Token, Sqe)>, Broken> {
+    /// The next completion: whose it is. The descriptor goes to `sqe` as the device left it.
+    pub(crate) fn reap(&mut self, sqe: &mut Sqe) -> Result<Option<Token>, Broken> {
         if !self.has_completion() {
             return Ok(None);
         }
@@ -188,10 +186,7 @@ impl<F: QueueFile> Pair<F> {
         // An index outside, or of a slot that has nothing in flight.
         let (token, _) = slot.and_then(Option::take).ok_or(Broken)?;
         let start = usize::try_from(index).map_err(|_| Broken)? * self.sqe_words * 4;
-        let mut sqe = [0; SQE_WORDS_MAX];
-        for (index, word) in sqe[..self.sqe_words].iter_mut().enumerate() {
-            *word = self.queues.read(start + index * 4);
-        }
+        self.queues.read_words(start, &mut sqe[..self.sqe_words]);
         self.used -= 1;
         while self.head != self.tail && self.slots[usize::from(self.head)].is_none() {
             self.head = self.after(self.head);
@@ -205,7 +200,7 @@ impl<F: QueueFile> Pair<F> {
         if std::mem::take(&mut self.armed) {
             self.file.woken();
         }
-        Ok(Some((token, sqe)))
+        Ok(Some(token))
     }
 
     /// One doorbell for all completions taken since the last, so that the device can reuse their
@@ -244,7 +239,8 @@ impl<F: QueueFile> Pair<F> {
         };
         let stopped = put.is_ok() || put.as_ref().is_err_and(gone);
         if stopped {
-            while let Ok(Some((token, sqe))) = self.reap() {
+            let mut sqe = [0; SQE_WORDS_MAX];
+            while let Ok(Some(token)) = self.reap(&mut sqe) {
                 finished(token, &sqe);
             }
         }

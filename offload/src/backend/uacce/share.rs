@@ -203,11 +203,12 @@ impl<P: Port, E: Engine> Share<P, E> {
     }
 
     fn reap_pair(&mut self, index: usize, now: Instant) {
+        let mut sqe = [0; SQE_WORDS_MAX];
         loop {
             let place = &mut self.pairs[index];
             let State::Open(pair) = &mut place.state else { return };
-            let (token, sqe) = match pair.reap() {
-                Ok(Some(completion)) => completion,
+            let token = match pair.reap(&mut sqe) {
+                Ok(Some(token)) => token,
                 Ok(None) => break,
                 Err(_) => return self.fail(index, now, "completes what was not asked for"),
             };
@@ -253,10 +254,6 @@ impl<F: QueueFile> Place<F> {
 }
 
 impl<P: Port, E: Engine> Backend for Share<P, E> {
-    fn takes(&self, work: &Work) -> bool {
-        self.engine.kind(work).is_some()
-    }
-
     unsafe fn submit(&mut self, token: Token, work: &Work, now: Instant) -> Submitted {
         let Some(index) = self.engine.kind(work) else { return Submitted::Unfit };
         match self.open(index, now) {
