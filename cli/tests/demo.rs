@@ -28,6 +28,56 @@ fn the_demo_verifies_everything_and_cleans_up() {
     assert_nothing_left(place.path());
 }
 
+/// The device did every compression that it could take and every signature, or this fails.
+#[test]
+fn the_demo_verifies_on_a_model_of_the_device() {
+    if !need(&MOUNT) {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let mut demo = warpcore();
+    demo.args(["demo", "--from", "/usr/share/perl", "--devices", "model"]);
+    let output = demo.env("TMPDIR", place.path()).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for wanted in [
+        "chunks compressed, 0 redone in software",
+        "chunks decompressed, 0 redone in software",
+        "2000 signatures, 0 redone in software",
+        "fs cat       reads the largest file",
+        "plain zstd   refuses it",
+        "VERIFIED: ",
+    ] {
+        assert!(said.contains(wanted), "no {wanted}: {said}");
+    }
+    assert_nothing_left(place.path());
+}
+
+#[test]
+fn devices_says_what_is_used_and_why_not() {
+    let said = |names: Option<&str>| {
+        let mut devices = warpcore();
+        devices.arg("devices").envs(names.map(|names| ("WARPCORE_DEVICES", names)));
+        let output = devices.output().expect("runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    };
+    let (code, plain) = said(None);
+    assert_eq!(code, Some(0), "{plain}");
+    assert!(plain.starts_with("software     used\n"), "{plain}");
+    if !Path::new("/sys/class/uacce").exists() {
+        assert!(plain.contains("uacce        not used: the kernel lists no device"), "{plain}");
+    }
+    let (code, model) = said(Some("model:zip"));
+    assert_eq!(code, Some(0), "{model}");
+    assert!(model.contains("model:zip    used; usable; hisi_qm_v3, 64 free queues"), "{model}");
+    assert!(!model.contains("model:hpre"), "{model}");
+    let (code, wrong) = said(Some("model:zap"));
+    assert!(code == Some(1) && wrong.contains("'model:zap'"), "{wrong}");
+}
+
 #[test]
 fn ctrl_c_leaves_no_mount_and_no_files() {
     if !need(&MOUNT) {
