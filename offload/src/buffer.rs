@@ -221,8 +221,9 @@ impl TargetSpan {
         match &self.0 {
             Span::Flat(piece) => write(slice(piece)),
             Span::Scattered(pieces) => {
+                // What the pieces hold may be part of the result: a stream has put it there before.
                 room.clear();
-                room.resize(self.0.len_bytes(), 0);
+                pieces.iter().for_each(|piece| room.extend_from_slice(slice(piece)));
                 let written = write(room)?;
                 let mut left = &room[..written];
                 for piece in pieces {

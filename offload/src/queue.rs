@@ -469,9 +469,7 @@ impl Shared {
     fn reap(&self, now: Instant) -> usize {
         let mut ended = self.ended.take();
         for backend in self.backends.borrow_mut().iter_mut() {
-            if backend.in_flight() > 0 {
-                backend.reap(now, &mut ended);
-            }
+            backend.reap(now, &mut ended);
         }
         let units = ended.len();
         for (token, ended) in ended.drain(..) {

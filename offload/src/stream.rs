@@ -196,6 +196,7 @@ impl State {
         }
         self.over.clone().map(|over| {
             self.progress.ended = over.is_ok();
+            self.begun = false;
             over.and_then(|()| self.done())
         })
     }

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use warpcore_offload::{Codec, Devices, Kernel, KernelStats};
@@ -156,7 +157,9 @@ fn allocated(directory: &Path) -> std::io::Result<u64> {
 struct Mounted {
     target: PathBuf,
     /// None once it has ended.
-    child: Option<(Child, BufReader<ChildStderr>)>,
+    child: Option<Child>,
+    /// What it says, read as it comes, so that it never waits for us.
+    said: Option<JoinHandle<std::io::Result<String>>>,
 }
 
 impl Mounted {
@@ -169,7 +172,8 @@ impl Mounted {
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let mut line = String::new();
         stderr.read_line(&mut line)?;
-        let mounted = Self { target: target.to_owned(), child: Some((child, stderr)) };
+        let said = std::thread::spawn(move || std::io::read_to_string(stderr));
+        let mounted = Self { target: target.to_owned(), child: Some(child), said: Some(said) };
         if line.starts_with("mounted ") {
             return Ok(mounted);
         }
@@ -178,11 +182,12 @@ impl Mounted {
 
     /// Unmounts; returns what the mount said of itself.
     fn unmount(mut self) -> Result<Said, Failure> {
-        let (mut child, mut stderr) = self.child.take().expect("held until ended");
         rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::empty())?;
-        let mut said = String::new();
-        stderr.read_to_string(&mut said)?;
-        if !child.wait()?.success() {
+        let mut child = self.child.take().expect("held until ended");
+        let ended = child.wait()?;
+        let said = self.said.take().expect("read until ended");
+        let said = said.join().map_err(|_| "its words could not be read")??;
+        if !ended.success() {
             return Err(format!("the mount ended badly: {}", said.trim()).into());
         }
         let after = |start: &str| said.lines().find_map(|line| Some(line.split_once(start)?.1));
@@ -215,7 +220,7 @@ struct Said {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let Some((child, _)) = &mut self.child else { return };
+        let Some(child) = &mut self.child else { return };
         // Interrupted or failed: SIGTERM makes it flush and unmount by itself.
         if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

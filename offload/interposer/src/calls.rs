@@ -143,6 +143,9 @@ calls! {
 
     fn mmap(start: *mut c_void, len: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
         let Some(queue) = (fd >= 0).then(|| queues::find(fd)).flatten() else {
+            if flags & libc::MAP_FIXED != 0 {
+                trap::unwatch(start as usize, len);
+            }
             return next::mmap(start, len, protection, flags, fd, offset);
         };
         queue.mmap(start, len, protection, flags, offset).unwrap_or_else(|error| {
@@ -156,7 +159,7 @@ calls! {
     }
 
     fn munmap(start: *mut c_void, len: size_t) -> c_int {
-        trap::unwatch(start as usize);
+        trap::unwatch(start as usize, len);
         next::munmap(start, len)
     }
 
@@ -185,9 +188,11 @@ calls! {
             return next::ppoll(fds, count, timeout, mask);
         };
         let zero = timespec { tv_sec: 0, tv_nsec: 0 };
-        let deadline = timeout.as_ref().map(|timeout| {
+        // One that cannot be counted is none.
+        let deadline = timeout.as_ref().and_then(|timeout| {
             let whole = Duration::from_secs(u64::try_from(timeout.tv_sec).unwrap_or(0));
-            Instant::now() + whole + Duration::from_nanos(u64::try_from(timeout.tv_nsec).unwrap_or(0))
+            let rest = Duration::from_nanos(u64::try_from(timeout.tv_nsec).unwrap_or(0));
+            Instant::now().checked_add(whole.checked_add(rest)?)
         });
         queues::poll(entries, |entries, now| {
             let left = deadline.map(|deadline| {

@@ -55,11 +55,12 @@ fn table() -> MutexGuard<'static, HashMap<RawFd, Arc<Queue>>> {
 
 /// The queue file of a descriptor, if it is one.
 pub(crate) fn find(fd: RawFd) -> Option<Arc<Queue>> {
-    table().get(&fd).cloned()
+    if trap::is_child() { None } else { table().get(&fd).cloned() }
 }
 
 /// Opens a queue of `model`.
 pub(crate) fn open(model: &Model) -> io::Result<RawFd> {
+    trap::notice_forks();
     let file = model.open()?;
     let fd = file.event().as_raw_fd();
     table().insert(fd, Arc::new(Queue { file, mapped: Default::default() }));
@@ -68,6 +69,10 @@ pub(crate) fn open(model: &Model) -> io::Result<RawFd> {
 
 /// Closes a descriptor if it is a queue's: it goes with the last call that still uses it.
 pub(crate) fn close(fd: RawFd) -> bool {
+    if trap::is_child() {
+        // A copy of the parent's; the descriptor is closed as any other.
+        return false;
+    }
     let Some(queue) = table().remove(&fd) else { return false };
     trap::settle();
     trap::forget(&queue);
@@ -174,7 +179,22 @@ pub(crate) fn poll(
     fds: &mut [libc::pollfd],
     mut wait: impl FnMut(&mut [libc::pollfd], bool) -> c_int,
 ) -> c_int {
+    let wanted: Vec<_> = fds.iter().map(|entry| entry.events).collect();
+    let result = poll_input(fds, &mut wait);
+    fds.iter_mut().zip(wanted).for_each(|(entry, events)| entry.events = events);
+    result
+}
+
+fn poll_input(
+    fds: &mut [libc::pollfd],
+    wait: &mut impl FnMut(&mut [libc::pollfd], bool) -> c_int,
+) -> c_int {
+    // Of our files there is input only; an event can always be written.
+    for entry in fds.iter_mut().filter(|entry| find(entry.fd).is_some()) {
+        entry.events &= libc::POLLIN;
+    }
     loop {
+        trap::settle();
         // Descriptors of queues that have news, by their own count of it.
         let news: Vec<_> = fds
             .iter()

@@ -6,12 +6,13 @@
 //! may take locks, the handler may not. A pipe keeps the order, and a full one makes the program
 //! wait.
 
+use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::FromRawFd;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use libc::{c_int, c_void};
@@ -48,9 +49,18 @@ static WATCHED_END: AtomicUsize = AtomicUsize::new(0);
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 /// Doorbells that went into the pipe.
 static SENT: AtomicU64 = AtomicU64::new(0);
-/// What the program wants done about faults that are not ours. Old ones are leaked: a handler may
-/// be reading them.
+/// What the program wants done about faults that are not ours: one of `WISHES`. Null: no handler
+/// of ours is in place.
 static CHAINED: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+/// Places are used in turn, so that a handler that reads an old wish still finds it whole.
+static WISHES: [Wish; 64] = [const { Wish(UnsafeCell::new(MaybeUninit::uninit())) }; 64];
+static WISHES_NEXT: AtomicUsize = AtomicUsize::new(0);
+static CHILD: AtomicBool = AtomicBool::new(false);
+
+struct Wish(UnsafeCell<MaybeUninit<libc::sigaction>>);
+
+// SAFETY: written by who drew its place, then only read (`chain`).
+unsafe impl Sync for Wish {}
 
 /// Who is behind the pipe.
 struct Pump {
@@ -100,14 +110,11 @@ pub(crate) fn watch(start: usize, len_bytes: usize, queue: &Arc<Queue>) -> io::R
     Ok(())
 }
 
-/// The page at `start`, if it is one, is no doorbell any more.
-pub(crate) fn unwatch(start: usize) {
-    let end = WATCHED_END.load(Ordering::Acquire);
-    if start == 0 {
-        return;
-    }
-    for page in &WATCHED[..end] {
-        if page.start.load(Ordering::Acquire) == start {
+/// Pages that begin in this range are no doorbells any more: something else is mapped there.
+pub(crate) fn unwatch(start: usize, len_bytes: usize) {
+    for page in &WATCHED[..WATCHED_END.load(Ordering::Acquire)] {
+        let at = page.start.load(Ordering::Acquire);
+        if at != 0 && (start..start.saturating_add(len_bytes)).contains(&at) && !is_child() {
             settle();
             state().queues.remove(&page.number.load(Ordering::Acquire));
             page.start.store(0, Ordering::Release);
@@ -115,17 +122,9 @@ pub(crate) fn unwatch(start: usize) {
     }
 }
 
-/// The queue was closed.
+/// The queue was closed. What is stored to its page, as long as that is mapped, goes nowhere.
 pub(crate) fn forget(queue: &Arc<Queue>) {
-    let mut state = state();
-    let gone = |weak: &Weak<Queue>| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(queue));
-    for page in &WATCHED[..WATCHED_END.load(Ordering::Acquire)] {
-        let number = page.number.load(Ordering::Acquire);
-        if page.start.load(Ordering::Acquire) != 0 && state.queues.get(&number).is_some_and(gone) {
-            state.queues.remove(&number);
-            page.start.store(0, Ordering::Release);
-        }
-    }
+    state().queues.retain(|_, weak| !std::ptr::eq(weak.as_ptr(), Arc::as_ptr(queue)));
 }
 
 /// Waits until the model has heard every doorbell so far.
@@ -137,17 +136,42 @@ pub(crate) fn settle() {
     }
 }
 
-/// Takes the program's wish for SIGSEGV, and tells the last one.
+/// Takes the program's wish for SIGSEGV, and tells the last one. Called from handlers too: it takes
+/// no lock and allocates nothing.
 pub(crate) fn chain(action: Option<libc::sigaction>, old: Option<&mut libc::sigaction>) {
-    let _one_at_a_time = state();
-    let current = CHAINED.load(Ordering::Acquire);
-    if let Some(old) = old {
-        // SAFETY: set before `is_set`, and never freed.
+    let current = match action {
+        None => CHAINED.load(Ordering::Acquire),
+        Some(action) => {
+            let place = WISHES_NEXT.fetch_add(1, Ordering::AcqRel) % WISHES.len();
+            let wish = WISHES[place].0.get().cast::<libc::sigaction>();
+            // SAFETY: nobody else has the place: the last who had wrote it that many wishes ago.
+            unsafe { wish.write(action) };
+            CHAINED.swap(wish, Ordering::AcqRel)
+        }
+    };
+    if let (Some(old), false) = (old, current.is_null()) {
+        // SAFETY: what is chained was written before it was.
         *old = unsafe { *current };
     }
-    if let Some(action) = action {
-        CHAINED.store(Box::into_raw(Box::new(action)), Ordering::Release);
+}
+
+/// A child forked from a process with queues: it has none, nor the threads behind them.
+pub(crate) fn is_child() -> bool {
+    CHILD.load(Ordering::Acquire)
+}
+
+/// From now on children notice that they are.
+pub(crate) fn notice_forks() {
+    extern "C" fn in_child() {
+        CHILD.store(true, Ordering::Release);
+        // Stores to pages that the child does not have are the faults that they are.
+        WATCHED_END.store(0, Ordering::Release);
     }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a function that only stores to atomics, and is always there.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
 }
 
 /// Starts the thread and takes SIGSEGV over. Under the lock of `state`.
@@ -165,13 +189,16 @@ fn set_up() -> io::Result<()> {
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_fault;
     action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
-    let mut old = MaybeUninit::uninit();
-    // SAFETY: a whole action, and room for another.
-    if unsafe { next::sigaction(libc::SIGSEGV, &raw const action, old.as_mut_ptr()) } != 0 {
+    let mut old = action;
+    // SAFETY: room for an action. What is there is chained before ours is.
+    if unsafe { next::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut old) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: filled by the call.
-    CHAINED.store(Box::into_raw(Box::new(unsafe { old.assume_init() })), Ordering::Release);
+    chain(Some(old), None);
+    // SAFETY: a whole action.
+    if unsafe { next::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
     PIPE.store(ends[1], Ordering::Release);
     Ok(())
 }
@@ -333,9 +360,10 @@ fn send(number: u64, value: u64) {
     // Counted first: who settles waits rather too long than too short.
     SENT.fetch_add(1, Ordering::AcqRel);
     // SAFETY: a descriptor that is never closed, and 16 bytes of ours.
-    while unsafe { libc::write(PIPE.load(Ordering::Acquire), message.as_ptr().cast(), 16) } < 0 {
-        // EINTR is the only error of a pipe that is read.
-    }
+    while unsafe { libc::write(PIPE.load(Ordering::Acquire), message.as_ptr().cast(), 16) } < 0
+        // SAFETY: this thread's own.
+        && unsafe { *libc::__errno_location() } == libc::EINTR
+    {}
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
@@ -347,8 +375,13 @@ fn say(text: &str) {
 
 /// Does what the program wants done about a fault.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: set before the handler is, and never freed.
-    let action = unsafe { &*CHAINED.load(Ordering::Acquire) };
+    // SAFETY: chained before the handler was set.
+    let action = unsafe { *CHAINED.load(Ordering::Acquire) };
+    if action.sa_flags & libc::SA_RESETHAND != 0 {
+        let mut default = action;
+        (default.sa_sigaction, default.sa_flags) = (libc::SIG_DFL, 0);
+        chain(Some(default), None);
+    }
     match action.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => {
             // The instruction is run again, and the kernel does its part: also when the program
@@ -357,6 +390,12 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
             let default: libc::sigaction = unsafe { std::mem::zeroed() };
             // SAFETY: a whole action.
             unsafe { next::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+            // SAFETY: the kernel's own structure.
+            if unsafe { (*info).si_code } <= 0 {
+                // Sent by somebody: there is no instruction to fault again.
+                // SAFETY: sends a signal to ourselves.
+                unsafe { libc::raise(signal) };
+            }
         }
         handler if action.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: the program said that its handler has this type.

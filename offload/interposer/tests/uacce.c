@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <misc/uacce/hisi_qm.h>
@@ -303,6 +304,26 @@ static int rules(void)
 	/* Nothing was asked for: nothing comes. */
 	entry.fd = queue.fd;
 	CHECK(poll(&entry, 1, 10) == 0 && entry.revents == 0);
+
+	/* Nor can it be written. */
+	entry.events = POLLIN | POLLOUT;
+	CHECK(poll(&entry, 1, 10) == 0 && entry.revents == 0);
+	CHECK(entry.events == (POLLIN | POLLOUT));
+
+	/* A child has no queue: it may close what it has got, and faults at the doorbell. */
+	pid_t child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		signal(SIGSEGV, SIG_DFL);
+		close(queue.fd);
+		ring(&queue, 0, 1, 0);
+		_exit(0);
+	}
+	int status;
+	CHECK(waitpid(child, &status, 0) == child);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+	entry.events = POLLIN;
+	CHECK(poll(&entry, 1, 10) == 0);
 
 	/* Stopped, it can be started again, as by kernels from 6.1 on. */
 	CHECK(ioctl(queue.fd, UACCE_CMD_PUT_Q) == 0);

@@ -123,9 +123,6 @@ pub(crate) trait Backend {
     /// When the oldest request in flight will have waited too long.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Requests in flight.
-    fn in_flight(&self) -> usize;
-
     /// Stops the device and appends everything that was in flight.
     fn close(&mut self, ended: &mut Vec<(Token, Ended)>);
 }

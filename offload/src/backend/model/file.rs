@@ -177,6 +177,11 @@ impl QueueFile for ModelFile {
 
     fn woken(&self) {
         self.manager.hear(self.number);
+        self.manager.poll(self.number);
+    }
+
+    fn catch_up(&self) {
+        self.manager.poll(self.number);
     }
 
     fn close(self) -> Result<(), StillRunning> {

@@ -37,7 +37,7 @@ struct Core {
     engine: Mutex<Engine>,
     /// There is work, or the end.
     work: Condvar,
-    /// Nothing is being worked on.
+    /// A queue may have become idle.
     idle: Condvar,
 }
 
@@ -62,8 +62,6 @@ struct Inner {
     queues: Vec<Option<Queue>>,
     /// Where the search for the next descriptor begins.
     turn: usize,
-    /// The queue whose descriptor is being worked on.
-    busy: Option<usize>,
     /// Of queues that did not stop.
     runaway: Vec<Job>,
     /// Tells queue files of the same number apart.
@@ -89,9 +87,11 @@ struct Queue {
     sq_tail: u16,
     cq_tail: u16,
     phase: bool,
-    /// Completions since the kernel was last polled: it has a head of its own.
-    unpolled: bool,
+    /// Completions since the kernel last moved its own head, which it does when it is polled.
+    unpolled: u64,
     armed: bool,
+    /// Descriptors being worked on.
+    busy: usize,
     /// Fetched, and not to be completed yet.
     waiting: VecDeque<Job>,
 }
@@ -146,7 +146,6 @@ impl Manager {
                     isolated: false,
                     queues: Vec::new(),
                     turn: 0,
-                    busy: None,
                     runaway: Vec::new(),
                     opened: 0,
                     completed: 0,
@@ -262,8 +261,9 @@ impl Manager {
             sq_tail: 0,
             cq_tail: 0,
             phase: true,
-            unpolled: false,
+            unpolled: 0,
             armed: false,
+            busy: 0,
             waiting: VecDeque::new(),
         };
         let number = state.queues.iter().position(Option::is_none).unwrap_or_else(|| {
@@ -380,7 +380,13 @@ impl Manager {
                 }
             }
             Announce::Tail(_) => queue.disable(),
-            Announce::Head { arm, .. } => queue.armed |= arm,
+            Announce::Head { index, arm } => {
+                queue.armed |= arm;
+                // Armed with completions that were not taken: at once.
+                if arm && index != queue.cq_tail {
+                    queue.wake();
+                }
+            }
         }
     }
 
@@ -396,7 +402,13 @@ impl Manager {
     /// What `poll` answers (linux `hisi_qm_is_q_updated`).
     pub(super) fn poll(&self, number: usize) -> bool {
         let mut state = self.core.lock();
-        state.queue(number).is_ok_and(|queue| std::mem::take(&mut queue.unpolled))
+        let Ok(queue) = state.queue(number) else { return false };
+        let news = queue.is_updated();
+        if news {
+            // As far as the phase is the one it expects: to the end of what it takes for new.
+            queue.unpolled -= (queue.unpolled - 1) % u64::from(queue.depth) + 1;
+        }
+        news
     }
 }
 
@@ -448,7 +460,7 @@ impl Core {
         before: impl FnOnce(&mut Queue),
     ) -> MutexGuard<'a, Inner> {
         before(state.queues[number].as_mut().expect("open until it is closed"));
-        while state.busy == Some(number) {
+        while state.queues[number].as_ref().is_some_and(|queue| queue.busy > 0) {
             state.waiters += 1;
             state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.waiters -= 1;
@@ -502,7 +514,7 @@ impl Core {
         }
         let kind = queue.kind;
         let mut sqe = queue.sqe(job.index, words);
-        state.busy = Some(job.queue);
+        queue.busy += 1;
         drop(state);
         // A library that panics on some input makes a device that does not answer, not a driver
         // that waits for ever.
@@ -514,7 +526,10 @@ impl Core {
             }
         }));
         let mut state = self.lock();
-        state.busy = None;
+        // It is not closed while it is busy.
+        if let Some(Some(queue)) = state.queues.get_mut(job.queue) {
+            queue.busy -= 1;
+        }
         if state.waiters > 0 {
             self.idle.notify_all();
         }
@@ -690,15 +705,24 @@ impl Queue {
         let phase = if self.phase { PHASE_BIT } else { 0 };
         // Release: descriptor, results and the rest of the completion come before the phase.
         self.memory.atomic(start + CQE_PHASE).store(phase.to_le(), Ordering::Release);
-        self.unpolled = true;
+        self.unpolled += 1;
         self.cq_tail = self.after(self.cq_tail);
         if self.cq_tail == 0 {
             self.phase = !self.phase;
         }
-        if self.armed {
-            self.armed = false;
+        self.wake();
+    }
+
+    /// The interrupt of an armed queue, and what the kernel makes of it.
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.armed) && self.is_updated() {
             self.raise();
         }
+    }
+
+    /// Whether the entry at the kernel's own head has the phase that it expects.
+    fn is_updated(&self) -> bool {
+        self.unpolled > 0 && ((self.unpolled - 1) / u64::from(self.depth)).is_multiple_of(2)
     }
 
     fn raise(&self) {

@@ -20,7 +20,7 @@ use zeroize::Zeroize;
 use super::pair::{SQE_WORDS_MAX, Sqe};
 use super::share::{Engine, Filled, Finished};
 use crate::batch::Token;
-use crate::buffer::{SourceSpan, Span, TargetSpan};
+use crate::buffer::{SourceSpan, TargetSpan};
 use crate::error::Error;
 use crate::request::Work;
 use crate::rsa::{Numbers, PrivateKey, PublicKey, Salts, Scheme, encode};
@@ -55,7 +55,7 @@ pub(crate) struct Hpre {
 
 pub(crate) struct Flight {
     key: Key,
-    target: Span,
+    target: TargetSpan,
 }
 
 enum Key {
@@ -157,18 +157,18 @@ impl Engine for Hpre {
         };
         let sqe = self.describe(token, algorithm, numbers, k);
         // The flight keeps the key where the descriptor says it is.
-        Filled::Ready(sqe, Flight { key, target: target.0.clone() })
+        Filled::Ready(sqe, Flight { key, target: TargetSpan(target.0.clone()) })
     }
 
-    fn finish(&mut self, token: Token, flight: Flight, sqe: &Sqe) -> Finished {
-        if sqe[TAG] != token {
+    fn finish(&mut self, token: Token, flight: &Flight, sqe: &Sqe) -> Finished {
+        // Another's, or one that the device never began: it may still write.
+        if sqe[TAG] != token || sqe[CONTROL] & DONE != DONE {
             return Finished::Nonsense;
         }
         let k = flight.key.public().modulus_len_bytes();
         let [input, output] = &mut self.numbers[token as usize];
         let (input, output) = (&input[..k], &mut output[..k]);
-        let right = sqe[CONTROL] & DONE == DONE
-            && sqe[CONTROL] & ERRORS == 0
+        let right = sqe[CONTROL] & ERRORS == 0
             && match &flight.key {
                 Key::Private(key) => key.public().maps(output, input),
                 Key::Public(_) => true,
@@ -179,7 +179,7 @@ impl Engine for Hpre {
         }
         // SAFETY: the request owns its target and stays in its slot until this is done.
         let written = unsafe {
-            TargetSpan(flight.target).fill(&mut self.scattered, |target| {
+            flight.target.fill(&mut self.scattered, |target| {
                 target[..k].copy_from_slice(output);
                 Ok(k)
             })

@@ -174,6 +174,12 @@ impl QueueFile for KernelFile {
     /// The kernel moves its own head when it is polled (`hisi_qm_is_q_updated`).
     fn woken(&self) {}
 
+    fn catch_up(&self) {
+        let mut fds = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
+        // It may fail for want of memory, and is tried again half a queue later.
+        let _ = rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
+    }
+
     /// Closing stops the queue before it returns (linux `uacce_fops_release`).
     fn close(self) -> Result<(), StillRunning> {
         drop(self.0);

@@ -46,6 +46,8 @@ pub(crate) struct Pair<F: QueueFile> {
     phase: bool,
     /// Completions were taken that the device was not told of.
     cq_moved: bool,
+    /// Completions taken since the kernel last looked for some: it has a head of its own.
+    unpolled: u16,
     /// The next completion makes the file readable.
     armed: bool,
 }
@@ -81,6 +83,7 @@ impl<F: QueueFile> Pair<F> {
                 cq_head: 0,
                 phase: true,
                 cq_moved: false,
+                unpolled: 0,
                 armed: false,
             }),
             Err(error) => {
@@ -98,6 +101,11 @@ impl<F: QueueFile> Pair<F> {
         kind: u16,
         sqe_words: usize,
     ) -> io::Result<(F::Doorbell, Region, u16, QueueInfo)> {
+        let (dus, mmio) = (attributes.dus_len_bytes, attributes.mmio_len_bytes);
+        if !dus.is_multiple_of(8) || mmio < version.doorbell_offset() + 8 {
+            let message = format!("regions that cannot be: queues of {dus} bytes, MMIO of {mmio}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         let queues = file.map_queues(attributes.dus_len_bytes)?;
         let doorbell = file.map_doorbell(attributes.mmio_len_bytes, version)?;
         let number = file.set_context(kind)?;
@@ -188,7 +196,11 @@ impl<F: QueueFile> Pair<F> {
         let start = usize::try_from(index).map_err(|_| Broken)? * self.sqe_words * 4;
         self.queues.read_words(start, &mut sqe[..self.sqe_words]);
         self.used -= 1;
-        while self.head != self.tail && self.slots[usize::from(self.head)].is_none() {
+        if self.used == 0 {
+            self.head = self.tail;
+        }
+        // Not `head != tail`: they are the same too when the last free slot was taken.
+        while self.used > 0 && self.slots[usize::from(self.head)].is_none() {
             self.head = self.after(self.head);
         }
         self.cq_head += 1;
@@ -197,6 +209,7 @@ impl<F: QueueFile> Pair<F> {
             self.phase = !self.phase;
         }
         self.cq_moved = true;
+        self.unpolled += 1;
         if std::mem::take(&mut self.armed) {
             self.file.woken();
         }
@@ -208,6 +221,10 @@ impl<F: QueueFile> Pair<F> {
     pub(crate) fn release(&mut self) {
         if std::mem::take(&mut self.cq_moved) && !self.is_disabled() {
             self.announce_head(false);
+        }
+        if self.unpolled >= self.cq_depth / 2 {
+            self.unpolled = 0;
+            self.file.catch_up();
         }
     }
 

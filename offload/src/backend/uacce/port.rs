@@ -71,6 +71,11 @@ pub(crate) trait QueueFile: 'static {
     /// Takes note that [`fd`](Self::fd) was readable.
     fn woken(&self);
 
+    /// Lets the kernel follow the completions that were taken without waiting for any. It moves its
+    /// own head and phase only when it is polled (linux `hisi_qm_is_q_updated`): more than a queue's
+    /// length behind, it takes new completions for old ones.
+    fn catch_up(&self);
+
     /// Closes the queue. `Err`: it did not stop, and may write to memory for ever.
     fn close(self) -> Result<(), StillRunning>;
 }

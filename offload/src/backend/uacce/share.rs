@@ -55,8 +55,9 @@ pub(crate) trait Engine: 'static {
     /// [`finish`](Self::finish) or [`give_up`](Self::give_up).
     unsafe fn fill(&mut self, token: Token, work: &Work) -> Filled<Self::Flight>;
 
-    /// Reads a finished descriptor.
-    fn finish(&mut self, token: Token, flight: Self::Flight, sqe: &Sqe) -> Finished;
+    /// Reads a finished descriptor. After [`Finished::Nonsense`] the flight goes on, until the queue
+    /// is stopped.
+    fn finish(&mut self, token: Token, flight: &Self::Flight, sqe: &Sqe) -> Finished;
 
     /// The flight of `token` ended without a result; `stranded`: the device may still write to
     /// its memory.
@@ -163,32 +164,33 @@ impl<P: Port, E: Engine> Share<P, E> {
         }
     }
 
-    /// Takes a pair out of service.
-    fn fail(&mut self, index: usize, now: Instant, why: &str) {
+    /// Takes a pair out of service; `doubtful` is a request that it says it has finished.
+    fn fail(&mut self, index: usize, now: Instant, doubtful: Option<Token>, why: &str) {
         let state = std::mem::replace(&mut self.pairs[index].state, State::Closed);
         let State::Open(pair) = state else { return };
-        let in_flight = pair.in_flight();
+        let in_flight = pair.in_flight() + usize::from(doubtful.is_some());
         self.pairs[index].back_off(now);
         tracing::warn!("{}: {why}; {in_flight} requests were in flight", self.device.name());
-        self.stop(pair);
+        self.stop(pair, doubtful);
     }
 
     /// Stops a pair and files what was in flight on it.
-    fn stop(&mut self, pair: Pair<P::File>) {
+    fn stop(&mut self, pair: Pair<P::File>, doubtful: Option<Token>) {
         // A model keeps the other end open: closing ours would not take it out.
         let _ = epoll::delete(&*self.epoll, pair.file().fd());
-        let in_flight = pair.in_flight();
-        let mut lost = Vec::with_capacity(in_flight);
+        let mut lost: Vec<_> = doubtful.into_iter().collect();
         let mut finished = Vec::new();
         let stopped =
             pair.stop(|token, sqe| finished.push((token, *sqe)), |token| lost.push(token));
         for (token, sqe) in finished {
-            let (_, flight) = self.flights[token as usize].take().expect("in flight");
-            let ended = match self.engine.finish(token, flight, &sqe) {
-                Finished::Done(result) => Ended::Done(result),
-                Finished::Nonsense | Finished::Wrong => Ended::Redo,
-            };
-            self.ended.push((token, ended));
+            let (_, flight) = self.flights[token as usize].as_ref().expect("in flight");
+            match self.engine.finish(token, flight, &sqe) {
+                Finished::Done(result) => {
+                    self.flights[token as usize] = None;
+                    self.ended.push((token, Ended::Done(result)));
+                }
+                Finished::Nonsense | Finished::Wrong => lost.push(token),
+            }
         }
         if stopped.is_err() {
             let (name, lost) = (self.device.name(), lost.len());
@@ -210,9 +212,9 @@ impl<P: Port, E: Engine> Share<P, E> {
             let token = match pair.reap(&mut sqe) {
                 Ok(Some(token)) => token,
                 Ok(None) => break,
-                Err(_) => return self.fail(index, now, "completes what was not asked for"),
+                Err(_) => return self.fail(index, now, None, "completes what was not asked for"),
             };
-            let (_, flight) = self.flights[token as usize].take().expect("in flight");
+            let (_, flight) = self.flights[token as usize].as_ref().expect("in flight");
             let ended = match self.engine.finish(token, flight, &sqe) {
                 Finished::Done(result) => {
                     place.failures = 0;
@@ -224,22 +226,25 @@ impl<P: Port, E: Engine> Share<P, E> {
                     Ended::Redo
                 }
                 Finished::Nonsense => {
-                    // Finished all the same: the device is done with its memory.
-                    self.ended.push((token, Ended::Redo));
-                    return self.fail(index, now, "gives results that cannot be");
+                    return self.fail(index, now, Some(token), "gives results that cannot be");
                 }
             };
+            self.flights[token as usize] = None;
             self.ended.push((token, ended));
             if place.wrong > WRONG_IN_A_ROW_MAX {
-                return self.fail(index, now, "gives wrong results only");
+                return self.fail(index, now, None, "gives wrong results only");
             }
         }
         let State::Open(pair) = &mut self.pairs[index].state else { return };
         pair.release();
         if pair.is_disabled() {
-            self.fail(index, now, "was reset or disabled");
-        } else if pair.oldest().is_some_and(|oldest| now >= oldest + self.deadline) {
-            self.fail(index, now, "missed a deadline");
+            self.fail(index, now, None, "was reset or disabled");
+        } else if pair
+            .oldest()
+            .and_then(|oldest| oldest.checked_add(self.deadline))
+            .is_some_and(|deadline| now >= deadline)
+        {
+            self.fail(index, now, None, "missed a deadline");
         }
     }
 }
@@ -295,16 +300,22 @@ impl<P: Port, E: Engine> Backend for Share<P, E> {
     fn has_news(&self) -> bool {
         self.pairs.iter().any(|place| match &place.state {
             State::Open(pair) => {
-                pair.in_flight() > 0 && (pair.has_completion() || pair.is_disabled())
+                pair.is_disabled() || pair.in_flight() > 0 && pair.has_completion()
             }
             _ => false,
         })
     }
 
     fn prepare_park(&mut self) -> bool {
-        self.pairs.iter_mut().all(|place| match &mut place.state {
-            State::Open(pair) if pair.in_flight() > 0 => pair.arm(),
-            _ => true,
+        // Each is asked, so that each is armed.
+        self.pairs.iter_mut().fold(true, |sleep, place| {
+            sleep
+                & match &mut place.state {
+                    State::Open(pair) => {
+                        !pair.is_disabled() && (pair.in_flight() == 0 || pair.arm())
+                    }
+                    State::Closed | State::Waiting(_) => true,
+                }
         })
     }
 
@@ -313,24 +324,14 @@ impl<P: Port, E: Engine> Backend for Share<P, E> {
             State::Open(pair) => pair.oldest(),
             _ => None,
         });
-        Some(oldest.min()? + self.deadline)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pairs
-            .iter()
-            .map(|place| match &place.state {
-                State::Open(pair) => pair.in_flight(),
-                _ => 0,
-            })
-            .sum()
+        oldest.min()?.checked_add(self.deadline)
     }
 
     fn close(&mut self, ended: &mut Vec<(Token, Ended)>) {
         for index in 0..self.pairs.len() {
             let state = std::mem::replace(&mut self.pairs[index].state, State::Closed);
             if let State::Open(pair) = state {
-                self.stop(pair);
+                self.stop(pair, None);
             }
         }
         ended.append(&mut self.ended);

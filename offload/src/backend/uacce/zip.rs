@@ -367,23 +367,28 @@ impl Engine for Zip {
         }
     }
 
-    fn finish(&mut self, token: Token, flight: Flight, sqe: &Sqe) -> Finished {
+    fn finish(&mut self, token: Token, flight: &Flight, sqe: &Sqe) -> Finished {
         let tag = sqe[if sqe[CONTROL] >> 28 == 3 { TAG_TYPE_3 } else { TAG_TYPE_0 }];
         let status = sqe[STATUS] & 0xff;
         let last_block = sqe[STATUS] & LAST_BLOCK != 0;
         let [consumed, produced] = [sqe[CONSUMED], sqe[PRODUCED]].map(size);
-        let (input_len, room) = match flight {
+        let (input_len, room) = match *flight {
             Flight::OneShot { input_len, room, .. } | Flight::Stream { input_len, room, .. } => {
                 (input_len, room)
             }
         };
-        if tag != token {
+        // As it was submitted: the device never wrote it back, and may still write.
+        let untouched = sqe[STATUS] == OK && consumed == 0 && produced == 0 && input_len > 0;
+        if tag != token || untouched {
             return Finished::Nonsense;
         }
         let over = consumed > input_len || produced > room;
         match flight {
-            Flight::OneShot { target_len, .. } if status == TARGET_TOO_SMALL => {
-                Finished::Done(Err(Error::TargetTooSmall { len_bytes: target_len }))
+            // Of the caller's whole target, not of as much as one descriptor takes.
+            Flight::OneShot { target_len, .. }
+                if status == TARGET_TOO_SMALL && room < LEN_BYTES_MAX =>
+            {
+                Finished::Done(Err(Error::TargetTooSmall { len_bytes: *target_len }))
             }
             _ if over => Finished::Nonsense,
             // Whatever the device blames on the data, software confirms before anybody is told.
@@ -396,13 +401,16 @@ impl Engine for Zip {
             Flight::OneShot { .. } if last_block => Finished::Done(Ok(produced)),
             Flight::OneShot { .. } => Finished::Wrong,
             Flight::Stream { state, source, target, stored, end, .. } => {
+                let (stored, end) = (*stored, *end);
                 // SAFETY: the request owns the stream and stays in its slot until this is done;
                 // the device has finished with it.
                 let state = unsafe { &mut *state.as_ptr() };
                 let compression = state.is_compression();
                 let good = match status {
                     OK | GREW if compression => consumed == input_len,
-                    OK | END => !compression,
+                    // With input and room it comes on: or callers would ask for ever.
+                    OK => !compression && consumed + produced > 0,
+                    END => !compression,
                     _ => false,
                 };
                 if !good {
@@ -655,7 +663,7 @@ mod tests {
         sqe[CONSUMED] = sqe[INPUT_LEN];
         sqe[PRODUCED] = 20;
         (sqe[15], sqe[28], sqe[29], sqe[31]) = (0x123, 0x456, 0x789, 0x0bad_cafe);
-        assert_eq!(zip.finish(3, flight, &sqe), Finished::Done(Ok(20)));
+        assert_eq!(zip.finish(3, &flight, &sqe), Finished::Done(Ok(20)));
         feed.end = true;
         let work = feed.describe();
         let sqe = fill(&mut zip, 4, &work);
@@ -678,7 +686,7 @@ mod tests {
             let mut sqe = [0; SQE_WORDS_MAX];
             (sqe[CONSUMED], sqe[PRODUCED], sqe[STATUS]) = (consumed, 50, status);
             sqe[CONTROL] = TYPE_3;
-            zip.finish(0, flight, &sqe)
+            zip.finish(0, &flight, &sqe)
         };
         assert_eq!(finish(Codec::Zlib, true, 0, 100), Finished::Done(Ok(52)));
         assert_eq!(finish(Codec::Zlib, true, 0x0d, 100), Finished::Done(Ok(52)));

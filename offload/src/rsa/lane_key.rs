@@ -1,0 +1,96 @@
+//! A private key laid out for the lanes: digits, and what Montgomery multiplication needs of each
+//! modulus. Made once, when the key is read; wiped when it is dropped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use zeroize::Zeroizing;
+
+use super::digits::{self, DIGIT_BITS, Digits};
+use super::key::PublicKey;
+use crate::error::KeyError;
+
+/// Bits of the exponent that are used up at a time.
+pub(crate) const WINDOW_BITS: usize = 4;
+
+/// A key in lanes' form.
+pub(crate) struct LaneKey {
+    /// Tells keys apart for as long as the process lives.
+    pub(crate) id: u64,
+    pub(crate) n: Modulus,
+    pub(crate) exponent: u64,
+    pub(crate) p: Prime,
+    pub(crate) q: Prime,
+    /// q^-1 R modulo p.
+    pub(crate) q_inverse: Digits,
+}
+
+/// An odd modulus of `len` digits; R is 2^(52 `len`).
+pub(crate) struct Modulus {
+    pub(crate) digits: Digits,
+    pub(crate) k0: u64,
+    /// R^2 modulo it.
+    pub(crate) r2: Digits,
+}
+
+/// A prime factor and its exponent.
+pub(crate) struct Prime {
+    pub(crate) modulus: Modulus,
+    /// R^3 modulo it.
+    pub(crate) r3: Digits,
+    /// d modulo the prime less one, by windows, the highest first.
+    pub(crate) windows: Zeroizing<Vec<u8>>,
+}
+
+/// Digits of half a modulus of so many bytes: ten for each 512 bits.
+pub(crate) fn half_len(modulus_len_bytes: usize) -> usize {
+    modulus_len_bytes / 128 * 10
+}
+
+impl LaneKey {
+    /// `numbers` are d mod (q-1), d mod (p-1), q, p, q^-1 mod p, each half as long as the modulus.
+    pub(crate) fn new(public: &PublicKey, numbers: &[u8]) -> Result<Self, KeyError> {
+        /// Only that each is another matters, so any ordering does.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let k = public.modulus_len_bytes();
+        let len = half_len(k);
+        let fields: Vec<_> = numbers.chunks_exact(k / 2).collect();
+        let [dq, dp, q, p, q_inverse] = fields[..] else {
+            return Err(KeyError::Inconsistent("a number is missing"));
+        };
+        let n = Modulus::new(digits::from_bytes(public.modulus(), 2 * len))?;
+        let (p, q) = (Prime::new(p, dp, len)?, Prime::new(q, dq, len)?);
+        let mut product = Zeroizing::new(vec![0; 2 * len]);
+        digits::multiply_add(&p.modulus.digits, &q.modulus.digits, &[], &mut product);
+        if product != n.digits {
+            return Err(KeyError::Inconsistent("p times q is not the modulus"));
+        }
+        let q_inverse = digits::from_bytes(q_inverse, len);
+        let q_inverse = digits::shift(&q_inverse, DIGIT_BITS * len, &p.modulus.digits);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, n, exponent: public.exponent(), p, q, q_inverse })
+    }
+}
+
+impl Modulus {
+    fn new(number: Digits) -> Result<Self, KeyError> {
+        if number[0] & 1 == 0 {
+            return Err(KeyError::Inconsistent("a prime or the modulus is even"));
+        }
+        let k0 = digits::negative_inverse(number[0]);
+        let r2 = digits::power_of_two(2 * DIGIT_BITS * number.len(), &number);
+        Ok(Self { digits: number, k0, r2 })
+    }
+}
+
+impl Prime {
+    /// A prime whose top bit is set: half of the modulus exactly, so that 2 p is above q.
+    fn new(prime: &[u8], exponent: &[u8], len: usize) -> Result<Self, KeyError> {
+        if prime[0] >> 7 == 0 {
+            return Err(KeyError::Inconsistent("the primes are not of half the modulus' length"));
+        }
+        let modulus = Modulus::new(digits::from_bytes(prime, len))?;
+        let r3 = digits::shift(&modulus.r2, DIGIT_BITS * len, &modulus.digits);
+        let windows = exponent.iter().flat_map(|byte| [byte >> 4, byte & 15]).collect();
+        Ok(Self { modulus, r3, windows: Zeroizing::new(windows) })
+    }
+}
