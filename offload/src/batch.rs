@@ -1,10 +1,13 @@
 //! Gathers the requests of one kernel and dispatches them together.
 //!
-//! Nothing waits for company: a batch goes as soon as the one before it is finished, and takes
+//! But for signatures, nothing waits for company: a batch goes as soon as the one before it is finished, and takes
 //! all that gathered meanwhile. Light load makes batches of one, heavy load makes large ones.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
+use crate::rsa::Signer;
 use crate::stats::KernelStats;
 
 /// Index of a slot: ties a completion to its operation.
@@ -46,6 +49,68 @@ impl Batch {
     }
 }
 
+/// Signatures that wait for company: four fill the lanes of a vector.
+#[derive(Debug)]
+pub(crate) struct Gathering {
+    waiting: VecDeque<Token>,
+    /// When the oldest was first seen by a turn.
+    since: Cell<Option<Instant>>,
+    /// They need not wait any longer.
+    flushed: bool,
+}
+
+impl Gathering {
+    /// The longest that a signature waits for others while its core is busy.
+    const AGE: Duration = Duration::from_micros(100);
+
+    /// Room for `depth` requests, so that gathering never allocates.
+    pub(crate) fn new(depth: usize) -> Self {
+        Self { waiting: VecDeque::with_capacity(depth), since: Cell::new(None), flushed: false }
+    }
+
+    pub(crate) fn gather(&mut self, token: Token) {
+        self.waiting.push_back(token);
+    }
+
+    /// No more will come for now.
+    pub(crate) fn flush(&mut self) {
+        self.flushed = !self.waiting.is_empty();
+    }
+
+    /// Whether it is time to start; by age too, if it is said what time it is.
+    pub(crate) fn is_due(&self, now: Option<Instant>) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let old = now.is_some_and(|now| {
+            let since = self.since.get().unwrap_or(now);
+            self.since.set(Some(since));
+            now.saturating_duration_since(since) >= Self::AGE
+        });
+        self.flushed || self.waiting.len() >= Signer::TOGETHER || old
+    }
+
+    /// Takes the oldest and those after it that `fits` says go with it, in order.
+    pub(crate) fn take(&mut self, mut fits: impl FnMut(Token) -> bool) -> Vec<Token> {
+        let mut taken = Vec::with_capacity(Signer::TOGETHER);
+        self.waiting.retain(|token| {
+            let goes = taken.len() < Signer::TOGETHER && fits(*token);
+            if goes {
+                taken.push(*token);
+            }
+            !goes
+        });
+        self.since.set(None);
+        self.flushed = false;
+        taken
+    }
+
+    /// Takes the oldest.
+    pub(crate) fn pop(&mut self) -> Option<Token> {
+        self.waiting.pop_front()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +132,27 @@ mod tests {
         assert_eq!(batch.next(&mut stats), None);
         assert!(batch.is_empty());
         assert_eq!((stats.batches, stats.requests, stats.batch_len_max), (3, 5, 3));
+    }
+
+    #[test]
+    fn signatures_go_by_number_by_age_or_when_nothing_else_comes() {
+        let started = Instant::now();
+        let after = |micros| Some(started + Duration::from_micros(micros));
+        let mut gathering = Gathering::new(8);
+        assert!(!gathering.is_due(after(0)));
+        (0..3).for_each(|token| gathering.gather(token));
+        assert!(!gathering.is_due(after(0)) && !gathering.is_due(after(99)));
+        assert!(gathering.is_due(after(100)));
+        assert_eq!(gathering.take(|token| token != 1), [0, 2]);
+        // The clock starts anew for who was left.
+        assert!(!gathering.is_due(after(101)));
+        gathering.flush();
+        assert!(gathering.is_due(None));
+        assert_eq!(gathering.take(|_| true), [1]);
+        (3..8).for_each(|token| gathering.gather(token));
+        assert!(gathering.is_due(None));
+        assert_eq!(gathering.take(|_| true), [3, 4, 5, 6]);
+        assert!(!gathering.is_due(None));
+        assert_eq!((gathering.pop(), gathering.pop()), (Some(7), None));
     }
 }

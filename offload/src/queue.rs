@@ -22,13 +22,14 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Devices, Ended, Software, Submitted};
-use crate::batch::{Batch, Token};
+use crate::batch::{Batch, Gathering, Token};
 use crate::error::Error;
 use crate::fork::Generation;
 use crate::keep::Keep;
 use crate::op::Op;
 use crate::request::{Ending, Request, Work};
-use crate::stats::{Kernel, Stats};
+use crate::rsa::{Running, Signer};
+use crate::stats::{Kernel, KernelStats, Stats};
 use rustix::event::epoll;
 
 /// One core's accelerator queue.
@@ -104,6 +105,8 @@ impl Queue {
                     free: (0..tokens).rev().collect(),
                     arrived: VecDeque::with_capacity(depth),
                     batches: Kernel::ALL.map(|_| Batch::new(depth)),
+                    gathering: Gathering::new(depth),
+                    in_lanes: false,
                     kernel_next: 0,
                     waiters: VecDeque::new(),
                     ticket_next: 0,
@@ -114,6 +117,7 @@ impl Queue {
                 ended: RefCell::new(Vec::with_capacity(depth)),
                 epoll,
                 software: RefCell::new(Software::new()),
+                lanes: RefCell::new(None),
                 stats: RefCell::new(Stats::default()),
                 generation: Generation::current(),
             }),
@@ -145,7 +149,10 @@ impl Queue {
     /// Takes what devices have finished, hands them what was submitted, and runs software's work
     /// for about `slice`, at least one unit. Wakes who waits for any of it.
     ///
-    /// A unit is never interrupted: one chunk compressed, one signature.
+    /// A unit is never interrupted: one chunk compressed, or about 50 us of signatures that are
+    /// made together. Signatures wait for company until there are enough for all lanes, until the
+    /// oldest has waited for 100 us by `now`, or until the owner has nothing else to do
+    /// ([`flush`](Self::flush)).
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
         let mut units = 0;
         if self.shared.generation.is_past() {
@@ -156,19 +163,34 @@ impl Queue {
             units += self.shared.offer(now);
         }
         let mut started = None;
-        while let Some((token, work)) = self.shared.next_work() {
+        while let Some(unit) = self.shared.next_unit(now) {
             let started = (!slice.is_zero()).then(|| *started.get_or_insert_with(Instant::now));
-            // SAFETY: the slot's request owns what `work` names. It is Running now, so the
-            // request stays in its slot and nobody else reads or writes those bytes.
-            let result = unsafe { self.shared.software.borrow_mut().execute(&work) };
-            drop(work);
             units += 1;
-            self.shared.complete(token, Ending::Done(result));
+            match unit {
+                Unit::Lanes => self.shared.run_lanes(),
+                Unit::One(token, work) => {
+                    // SAFETY: the slot's request owns what `work` names. It is Running now, so the
+                    // request stays in its slot and nobody else reads or writes those bytes.
+                    let result = unsafe { self.shared.software.borrow_mut().execute(&work) };
+                    drop(work);
+                    self.shared.complete(token, Ending::Done(result));
+                }
+            }
             if started.is_none_or(|started| started.elapsed() >= slice) {
                 break;
             }
         }
         Turn { units, busy: self.is_busy() }
+    }
+
+    /// Nothing else will be submitted for now: what gathers need not wait for company. To be called
+    /// before spinning or sleeping. True: there is work.
+    pub fn flush(&self) -> bool {
+        if self.shared.generation.is_past() {
+            return false;
+        }
+        self.shared.slots.borrow_mut().gathering.flush();
+        self.is_busy()
     }
 
     /// A turn would find something to do right now: a cheap look, for who spins.
@@ -184,7 +206,7 @@ impl Queue {
         if self.shared.generation.is_past() {
             return Park::Sleep { deadline: None };
         }
-        if self.is_busy() {
+        if self.flush() {
             return Park::Busy;
         }
         if !self.shared.has_devices {
@@ -215,6 +237,8 @@ impl Queue {
         let slots = self.shared.slots.borrow();
         slots.arrived.iter().any(|(_, blocked)| !blocked)
             || !slots.batches.iter().all(Batch::is_empty)
+            || slots.in_lanes
+            || slots.gathering.is_due(None)
     }
 
     /// Number of slots.
@@ -241,10 +265,7 @@ impl Drop for Queue {
         } else {
             self.shared.close_devices();
         }
-        while let Some((token, work)) = self.shared.next_work() {
-            drop(work);
-            self.shared.complete(token, Ending::Done(Err(Error::Closed)));
-        }
+        self.shared.close_software();
         wakers.into_iter().for_each(Waker::wake);
     }
 }
@@ -285,6 +306,8 @@ pub(crate) struct Shared {
     /// Over the files of the devices' queues.
     epoll: Option<Rc<OwnedFd>>,
     software: RefCell<Software>,
+    /// The signatures that are being made together.
+    lanes: RefCell<Option<InLanes>>,
     stats: RefCell<Stats>,
     generation: Generation,
 }
@@ -297,6 +320,10 @@ struct Slots {
     arrived: VecDeque<(Token, bool)>,
     /// One per kernel, in the order of [`Kernel::ALL`].
     batches: [Batch; Kernel::ALL.len()],
+    /// Signatures that are made together.
+    gathering: Gathering,
+    /// Some are being made.
+    in_lanes: bool,
     /// Where the next search for work starts, so that kernels take turns unit by unit.
     kernel_next: usize,
     /// Operations without a slot, in order of arrival: ticket and whom to wake.
@@ -353,6 +380,26 @@ enum State {
     Submitted,
 }
 
+/// Work for a turn.
+enum Unit {
+    /// Some of the signatures that are made together.
+    Lanes,
+    /// A request, from start to end.
+    One(Token, Work),
+}
+
+enum Next {
+    Lanes,
+    One(Token),
+}
+
+/// Signatures that are being made together. Their slots are Running.
+struct InLanes {
+    tokens: Vec<Token>,
+    works: Vec<Work>,
+    running: Running,
+}
+
 /// Where an operation stands that has no result yet.
 pub(crate) enum Waiting {
     /// The queue is gone.
@@ -386,7 +433,7 @@ impl Shared {
         if self.has_devices {
             slots.arrived.push_back((token, false));
         } else {
-            slots.batches[kernel as usize].gather(token);
+            slots.gather(token);
         }
         drop(slots);
         self.count(|stats| stats.submitted += 1);
@@ -423,7 +470,7 @@ impl Shared {
                 }
                 Offered::Full => slots.arrived.push_back((token, true)),
                 Offered::Software { spilled } => {
-                    slots.batches[kernel].gather(token);
+                    slots.gather(token);
                     self.count(|stats| stats.kernels[kernel].spilled += u64::from(spilled));
                 }
                 Offered::Taken => taken[kernel] += 1,
@@ -492,7 +539,7 @@ impl Shared {
             }
             Ended::Redo if over => Ending::Done(Err(Error::Closed)),
             Ended::Redo if Software::takes(&self.describe(token, slot)) => {
-                slots.batches[kernel].gather(token);
+                slots.gather(token);
                 return self.count(|stats| stats.kernels[kernel].redone += 1);
             }
             Ended::Redo => Ending::Done(Err(Error::DeviceLost)),
@@ -520,17 +567,42 @@ impl Shared {
         }
     }
 
-    /// The next unit of work: its slot is Running from here on, until [`Shared::complete`].
-    fn next_work(&self) -> Option<(Token, Work)> {
+    /// Ends what software had, and what it was to do.
+    fn close_software(&self) {
+        if let Some(InLanes { tokens, works, running }) = self.lanes.take() {
+            drop((works, running));
+            self.slots.borrow_mut().in_lanes = false;
+            for token in tokens {
+                self.complete(token, Ending::Done(Err(Error::Closed)));
+            }
+        }
+        loop {
+            let token = {
+                let mut slots = self.slots.borrow_mut();
+                let mut stats = KernelStats::default();
+                let Slots { batches, gathering, .. } = &mut *slots;
+                batches
+                    .iter_mut()
+                    .find_map(|batch| batch.next(&mut stats))
+                    .or_else(|| gathering.pop())
+            };
+            let Some(token) = token else { return };
+            self.complete(token, Ending::Done(Err(Error::Closed)));
+        }
+    }
+
+    /// The next unit of work. That of one slot is Running from here on, until [`Shared::complete`].
+    fn next_unit(&self, now: Instant) -> Option<Unit> {
         loop {
             let mut slots = self.slots.borrow_mut();
-            let (kernel, token) = self.next_token(&mut slots)?;
+            let (kernel, next) = self.next_kernel(&mut slots, now)?;
             slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
+            let Next::One(token) = next else { return Some(Unit::Lanes) };
             let slot = &mut slots.entries[token as usize];
             if !slot.orphan {
                 let work = self.describe(token, slot);
                 slot.state = State::Running;
-                return Some((token, work));
+                return Some(Unit::One(token, work));
             }
             // Nobody waits for it any more: do not start it.
             drop(slots);
@@ -538,13 +610,88 @@ impl Shared {
         }
     }
 
-    fn next_token(&self, slots: &mut Slots) -> Option<(usize, Token)> {
+    fn next_kernel(&self, slots: &mut Slots, now: Instant) -> Option<(usize, Next)> {
         let mut stats = self.stats.borrow_mut();
         (0..Kernel::ALL.len()).find_map(|step| {
             let kernel = (slots.kernel_next + step) % Kernel::ALL.len();
+            let lanes = kernel == Kernel::Sign as usize
+                && (slots.in_lanes || slots.gathering.is_due(Some(now)));
+            if lanes {
+                return Some((kernel, Next::Lanes));
+            }
             let token = slots.batches[kernel].next(&mut stats.kernels[kernel])?;
-            Some((kernel, token))
+            Some((kernel, Next::One(token)))
         })
+    }
+
+    /// A unit of the signatures that are made together; starts on the next if there are none.
+    fn run_lanes(&self) {
+        let current = self.lanes.borrow_mut().take();
+        let Some(mut current) = current.or_else(|| self.start_lanes()) else { return };
+        if !current.running.step() {
+            *self.lanes.borrow_mut() = Some(current);
+            return;
+        }
+        self.slots.borrow_mut().in_lanes = false;
+        let InLanes { tokens, works, running } = current;
+        // SAFETY: the slots' requests own what the works name. They are Running, so the requests
+        // stay in their slots and nobody else reads or writes those bytes.
+        let results = unsafe { self.software.borrow_mut().finish(running, &works) };
+        drop(works);
+        for (token, result) in tokens.into_iter().zip(results) {
+            self.complete(token, Ending::Done(result));
+        }
+    }
+
+    /// Starts on signatures that have gathered.
+    fn start_lanes(&self) -> Option<InLanes> {
+        let (mut tokens, mut works) = (Vec::new(), Vec::new());
+        let mut slots = self.slots.borrow_mut();
+        let Slots { entries, gathering, .. } = &mut *slots;
+        let mut size = None;
+        let taken = gathering.take(|token| {
+            let slot = &entries[token as usize];
+            // One that nobody waits for goes with any.
+            slot.orphan || {
+                let len = self.describe(token, slot).modulus_len_bytes();
+                *size.get_or_insert(len) == len
+            }
+        });
+        for token in taken {
+            let slot = &mut slots.entries[token as usize];
+            if slot.orphan {
+                drop(slots);
+                self.complete(token, Ending::Done(Err(Error::Closed)));
+                slots = self.slots.borrow_mut();
+                continue;
+            }
+            works.push(self.describe(token, slot));
+            slot.state = State::Running;
+            tokens.push(token);
+        }
+        slots.in_lanes = !tokens.is_empty();
+        drop(slots);
+        if tokens.is_empty() {
+            return None;
+        }
+        self.count(|stats| stats.kernels[Kernel::Sign as usize].count_batch(tokens.len() as u64));
+        // SAFETY: the slots' requests own what the works name, and they are Running.
+        let started = unsafe { self.software.borrow_mut().start(&works) };
+        match started {
+            Ok(running) => Some(InLanes { tokens, works, running }),
+            Err(_) => {
+                self.slots.borrow_mut().in_lanes = false;
+                // One of them cannot be encoded, or no blinding can be drawn: each for itself, by
+                // the other way, which says so.
+                for (token, work) in tokens.into_iter().zip(works) {
+                    // SAFETY: as above.
+                    let result = unsafe { self.software.borrow_mut().sign_one(&work) };
+                    drop(work);
+                    self.complete(token, Ending::Done(result));
+                }
+                None
+            }
+        }
     }
 
     /// Ends the work of a slot, which nobody works on any more, and wakes its operation.
@@ -721,6 +868,18 @@ enum Offered {
         spilled: bool,
     },
     Taken,
+}
+
+impl Slots {
+    /// Hands a request to software.
+    fn gather(&mut self, token: Token) {
+        let kernel = self.entries[token as usize].kernel;
+        if kernel == Kernel::Sign && Signer::has_lanes() {
+            self.gathering.gather(token);
+        } else {
+            self.batches[kernel as usize].gather(token);
+        }
+    }
 }
 
 impl Slot {

@@ -362,3 +362,13 @@ impl StreamSpan {
         unsafe { &mut *self.0.as_ptr() }
     }
 }
+
+impl Work {
+    /// Length of the modulus of a signature's key.
+    pub(crate) fn modulus_len_bytes(&self) -> usize {
+        match self {
+            Self::Sign { key, .. } => key.modulus_len_bytes(),
+            _ => 0,
+        }
+    }
+}

@@ -207,12 +207,9 @@ fn signatures_equal_openssls() {
         assert_eq!(BigUint::from_bytes_be(&done.target), power(d), "RSA-{bits}");
         // The short key has no padding long enough for this one.
         if bits == "1024" {
-            let sign = Sign::new(Arc::clone(&key), Scheme::PssSha512, message.clone());
+            let sign = Sign::new(key, Scheme::PssSha512, message.clone());
             let result = queue.run(queue.submit(sign)).result.map(drop);
             assert_eq!(result, Err(Error::KeyTooShort { modulus_bits: 1024 }));
-            let sign = Sign::new(key, Scheme::PssSha256, message.clone());
-            let software = Queue::new(1);
-            assert_eq!(software.run(software.submit(sign)).result.map(drop), Err(Error::NoDevice));
         }
     }
     let stats = queue.stats();

@@ -60,8 +60,8 @@ fn every_size_and_scheme_verifies() {
                 .unwrap_or_else(|_| panic!("RSA-{bits} {scheme:?} does not verify"));
         }
     }
-    // Six were submitted before the first ran.
-    assert_eq!(queue.stats().kernel(Kernel::Sign).batch_len_max, 6);
+    // Six were submitted before the first ran: they go by fours where there are lanes.
+    assert!(queue.stats().kernel(Kernel::Sign).batch_len_max >= 4);
 }
 
 #[test]

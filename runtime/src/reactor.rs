@@ -30,7 +30,7 @@ pub(crate) fn run(shard: &Rc<Shard>, done: impl Fn() -> bool) {
         // One unit a turn: completions of I/O never wait for more than that.
         let offload = shard.queue.turn(Instant::now(), Duration::ZERO);
         fire_timers(shard);
-        if !offload.busy && is_idle(shard) {
+        if !offload.busy && is_idle(shard) && !shard.queue.flush() {
             if !spin(shard)
                 && let Park::Sleep { deadline } = shard.queue.prepare_park(Instant::now())
                 && shard.remote.mailbox.prepare_park()

@@ -293,7 +293,7 @@ macro_rules! conformance {
             }
 
             #[test]
-            fn raw_rsa_is_its_own_inverse_or_has_no_device() {
+            fn raw_rsa_is_its_own_inverse() {
                 let queue = $queue;
                 let key = key();
                 let mut source = vec![0x5a; 256];
@@ -301,7 +301,8 @@ macro_rules! conformance {
                 let target = vec![0; 256];
                 let private = RsaPrivate { key: Arc::clone(&key), source: source.clone(), target };
                 let done = queue.run(queue.submit(private));
-                if queue.fd().is_none() {
+                if queue.fd().is_none() && key.lanes().is_none() {
+                    // Without lanes, software does not do it.
                     assert_eq!(done.result, Err(Error::NoDevice));
                     return;
                 }

@@ -22,9 +22,9 @@ impl Blinding {
         Self { pairs, next: 0, uses_left: USES_MAX * u32::try_from(PAIRS).expect("few") }
     }
 
-    /// Whether so many signatures can be blinded.
-    pub(crate) fn is_good_for(&self, signatures: usize) -> bool {
-        self.uses_left as usize >= signatures
+    /// Whether so many signatures can be blinded before it is time for other pairs.
+    pub(crate) fn is_good_for(&self, signatures: u32) -> bool {
+        self.uses_left >= signatures
     }
 
     /// The next pair, which is to be replaced by its squares before it comes again.

@@ -3,6 +3,8 @@
 use ring::digest::{Algorithm, Digest, SHA256, SHA384, SHA512, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 
+use zeroize::{Zeroize, Zeroizing};
+
 use super::Scheme;
 use crate::error::Error;
 
@@ -45,13 +47,22 @@ impl Salts {
         Self { random: SystemRandom::new(), pool: [0; 1024], left: 0 }
     }
 
+    /// A random number of `len_bytes`, big-endian.
+    pub(crate) fn number(&mut self, len_bytes: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let mut bytes = Zeroizing::new(vec![0; len_bytes]);
+        self.draw(&mut bytes)?;
+        Ok(bytes)
+    }
+
     fn draw(&mut self, salt: &mut [u8]) -> Result<(), Error> {
         if self.left < salt.len() {
             self.random.fill(&mut self.pool).map_err(|_| Error::Sign)?;
             self.left = self.pool.len();
         }
         let start = self.pool.len() - self.left;
-        salt.copy_from_slice(&self.pool[start..start + salt.len()]);
+        let drawn = &mut self.pool[start..start + salt.len()];
+        salt.copy_from_slice(drawn);
+        drawn.zeroize();
         self.left -= salt.len();
         Ok(())
     }

@@ -45,7 +45,7 @@ const ROWS: usize = 5;
 /// [`lanes::are_here`](super::lanes::are_here); each pointer is to `L` vectors; `L` is a multiple of
 /// five and at least ten; digits are below 2^52; `n` is odd in each lane and `k0` its
 /// [`negative_inverse`](super::digits::negative_inverse).
-#[target_feature(enable = "avx512f,avx512vl,avx512ifma")]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
@@ -70,7 +70,7 @@ pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
 /// # Safety
 ///
 /// As [`multiply`]; `room` is of 2 L vectors.
-#[target_feature(enable = "avx512f,avx512vl,avx512ifma")]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn square<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
@@ -100,18 +100,24 @@ pub(crate) const TABLE_LEN: usize = 16;
 ///
 /// # Safety
 ///
-/// As [`multiply`]; `table` is of 16 numbers, one after the other; an index is below 16.
-#[target_feature(enable = "avx512f,avx512vl,avx512ifma")]
-pub(crate) unsafe fn select<V: Lanes, const L: usize>(target: *mut V, table: *const V, index: V) {
-    // SAFETY: as the caller promises; places are below 16 L.
+/// As [`multiply`], for each entry of the table; an index is below 16.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+pub(crate) unsafe fn select<V: Lanes, const L: usize>(
+    target: *mut V,
+    table: &[*const V; TABLE_LEN],
+    index: V,
+) {
+    // SAFETY: as the caller promises; every place is below L.
     unsafe {
         let bits: [V::Mask; 4] = std::array::from_fn(|bit| index.test(V::splat(1 << bit)));
-        for digit in 0..L {
-            let entry = |at: usize| *table.add(at * L + digit);
-            let pair = |at: usize| V::select(bits[0], entry(at), entry(at + 1));
-            let four = |at: usize| V::select(bits[1], pair(at), pair(at + 2));
-            let eight = |at: usize| V::select(bits[2], four(at), four(at + 4));
-            *target.add(digit) = V::select(bits[3], eight(0), eight(8));
+        let mut digit = 0;
+        while digit < L {
+            let e: [V; TABLE_LEN] = std::array::from_fn(|at| *table[at].add(digit));
+            let e: [V; 8] = std::array::from_fn(|at| V::select(bits[0], e[2 * at], e[2 * at + 1]));
+            let e: [V; 4] = std::array::from_fn(|at| V::select(bits[1], e[2 * at], e[2 * at + 1]));
+            let e: [V; 2] = std::array::from_fn(|at| V::select(bits[2], e[2 * at], e[2 * at + 1]));
+            *target.add(digit) = V::select(bits[3], e[0], e[1]);
+            digit += 1;
         }
     }
 }
@@ -121,7 +127,7 @@ pub(crate) unsafe fn select<V: Lanes, const L: usize>(target: *mut V, table: *co
 /// # Safety
 ///
 /// As [`multiply`].
-#[target_feature(enable = "avx512f,avx512vl,avx512ifma")]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn add<V: Lanes, const L: usize>(target: *mut V, a: *const V, b: *const V) {
     // SAFETY: as the caller promises; every index is below L.
     unsafe {

@@ -9,7 +9,8 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Scheme, Signature, Signer};
+use super::lane_key::LaneKey;
+use super::{Scheme, Signature, Signer, lanes};
 use crate::error::{Error, KeyError};
 
 /// Sizes of a modulus that we work with.
@@ -52,6 +53,12 @@ impl PublicKey {
         &self.der
     }
 
+    /// The exponent; it has 33 bits at most.
+    pub(crate) fn exponent(&self) -> u64 {
+        let (exponent, _) = self.numbers.split_at(self.modulus_len_bytes());
+        exponent.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    }
+
     /// Exponent, then modulus.
     pub(crate) fn numbers(&self) -> &[u8] {
         &self.numbers
@@ -64,10 +71,14 @@ impl PublicKey {
 
     /// Whether `input` to the public exponent is `output`. Both are public.
     pub(crate) fn maps(&self, input: &[u8], output: &[u8]) -> bool {
+        self.raise(input) == Some(BigUint::from_bytes_be(output))
+    }
+
+    /// `input` to the public exponent; none if it is not below the modulus. Both are public.
+    pub(crate) fn raise(&self, input: &[u8]) -> Option<BigUint> {
         let (exponent, modulus) = self.numbers.split_at(self.modulus_len_bytes());
-        let [input, exponent, modulus, output] =
-            [input, exponent, modulus, output].map(BigUint::from_bytes_be);
-        input < modulus && input.modpow(&exponent, &modulus) == output
+        let [input, exponent, modulus] = [input, exponent, modulus].map(BigUint::from_bytes_be);
+        (input < modulus).then(|| input.modpow(&exponent, &modulus))
     }
 }
 
@@ -80,12 +91,15 @@ impl fmt::Debug for PublicKey {
 /// An RSA private key of 1024, 2048, 3072 or 4096 bits, checked when it was read. Wiped when it is
 /// dropped.
 ///
-/// Software signs with keys of 2048 bits and more whose primes are known. The others need a device.
+/// Software signs with keys whose primes are known: in lanes, where the processor has them, else
+/// with 2048 bits and more. The others need a device.
 pub struct PrivateKey {
     public: PublicKey,
     /// What software signs with.
     pair: Option<KeyPair>,
     numbers: Numbers,
+    /// Where this processor computes in lanes and the primes are known.
+    lanes: Option<LaneKey>,
 }
 
 /// The private numbers as a device reads them: big-endian, each padded to its full length.
@@ -144,7 +158,7 @@ impl PrivateKey {
         let mut numbers = Zeroizing::new(Vec::with_capacity(2 * k));
         put(&mut numbers, trim(private_exponent), k)?;
         numbers.extend_from_slice(public.modulus());
-        Ok(Self { public, pair: None, numbers: Numbers::Plain(numbers) })
+        Ok(Self { public, pair: None, numbers: Numbers::Plain(numbers), lanes: None })
     }
 
     fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
@@ -166,7 +180,8 @@ impl PrivateKey {
         for number in [key.exponent2, key.exponent1, key.prime2, key.prime1, key.coefficient] {
             put(&mut numbers, trim(number.as_bytes()), h)?;
         }
-        Ok(Self { public, pair, numbers: Numbers::Crt(numbers) })
+        let lanes = lanes::are_here().then(|| LaneKey::new(&public, &numbers)).transpose()?;
+        Ok(Self { public, pair, numbers: Numbers::Crt(numbers), lanes })
     }
 
     /// Length of the modulus and so of a signature, in bytes.
@@ -183,7 +198,7 @@ impl PrivateKey {
     pub fn sign(&self, scheme: Scheme, message: &[u8]) -> Result<Signature, Error> {
         let mut signature = Signature::empty();
         let target = signature.room(self.modulus_len_bytes());
-        Signer::new().sign(self, scheme, message, target)?;
+        Signer::new().sign_alone(self, scheme, message, target)?;
         Ok(signature)
     }
 
@@ -193,6 +208,10 @@ impl PrivateKey {
 
     pub(crate) fn numbers(&self) -> &Numbers {
         &self.numbers
+    }
+
+    pub(crate) fn lanes(&self) -> Option<&LaneKey> {
+        self.lanes.as_ref()
     }
 }
 

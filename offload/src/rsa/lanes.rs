@@ -3,21 +3,18 @@
 //! A lane holds a digit of one number, and lanes never meet: eight numbers are computed with at
 //! once. The methods are inlined into kernels that are compiled for the vector's instructions.
 
-use std::arch::x86_64::{
-    __m256i, __m512i, __mmask8, _mm256_add_epi64, _mm256_and_si256, _mm256_madd52hi_epu64,
-    _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_set1_epi64x, _mm256_srli_epi64, _mm256_test_epi64_mask, _mm512_add_epi64,
-    _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_blend_epi64,
-    _mm512_set1_epi64, _mm512_srli_epi64,
-    _mm512_test_epi64_mask,
-};
-
-use super::digits::DIGIT_BITS;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{X4, X8};
 
 /// Whether this processor has what the kernels are compiled for.
 pub(crate) fn are_here() -> bool {
-    is_x86_feature_detected!("avx512f")
+    #[cfg(target_arch = "x86_64")]
+    let here = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512ifma")
+        && is_x86_feature_detected!("avx512ifma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let here = false;
+    here
 }
 
 /// A vector of lanes of 64 bits.
@@ -50,86 +47,99 @@ pub(crate) unsafe trait Lanes: Copy + 'static {
     unsafe fn select(mask: Self::Mask, zero: Self, one: Self) -> Self;
 }
 
-/// Eight lanes.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(crate) struct X8(__m512i);
-
-/// Four lanes.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(crate) struct X4(__m256i);
-
-macro_rules! lanes {
-    (
-        $name:ident, $count:literal, $splat:ident, $mul_lo:ident, $mul_hi:ident, $add:ident,
-        $and:ident, $shift:ident, $test:ident, $select:ident
-    ) => {
-        // SAFETY: a vector of integers.
-        unsafe impl Lanes for $name {
-            const COUNT: usize = $count;
-            type Mask = __mmask8;
-
-            #[inline(always)]
-            unsafe fn splat(value: u64) -> Self {
-                // SAFETY: here and below, the instructions are there (the trait's condition).
-                unsafe { Self($splat(value.cast_signed())) }
-            }
-
-            #[inline(always)]
-            unsafe fn mul_lo(self, a: Self, b: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($mul_lo(self.0, a.0, b.0)) }
-            }
-
-            #[inline(always)]
-            unsafe fn mul_hi(self, a: Self, b: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($mul_hi(self.0, a.0, b.0)) }
-            }
-
-            #[inline(always)]
-            unsafe fn add(self, other: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($add(self.0, other.0)) }
-            }
-
-
-            #[inline(always)]
-            unsafe fn and(self, other: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($and(self.0, other.0)) }
-            }
-
-            #[inline(always)]
-            unsafe fn carry(self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($shift::<52>(self.0)) }
-            }
-
-
-            #[inline(always)]
-            unsafe fn test(self, bits: Self) -> Self::Mask {
-                // SAFETY: as above.
-                unsafe { $test(self.0, bits.0) }
-            }
-
-            #[inline(always)]
-            unsafe fn select(mask: Self::Mask, zero: Self, one: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($select(mask, zero.0, one.0)) }
-            }
-        }
+/// AVX-512 with multiply-adds of 52 bits.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m256i, __m512i, __mmask8, _mm256_add_epi64, _mm256_and_si256, _mm256_madd52hi_epu64,
+        _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_set1_epi64x, _mm256_srli_epi64,
+        _mm256_test_epi64_mask, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64,
+        _mm512_madd52lo_epu64, _mm512_mask_blend_epi64, _mm512_set1_epi64, _mm512_srli_epi64,
+        _mm512_test_epi64_mask,
     };
-}
 
-const _: () = assert!(DIGIT_BITS == 52, "the shifts say so themselves: their types differ");
+    use super::Lanes;
+    use crate::rsa::digits::DIGIT_BITS;
 
-lanes! {
-    X8, 8, _mm512_set1_epi64, _mm512_madd52lo_epu64, _mm512_madd52hi_epu64, _mm512_add_epi64,
-    _mm512_and_si512, _mm512_srli_epi64, _mm512_test_epi64_mask, _mm512_mask_blend_epi64
-}
-lanes! {
-    X4, 4, _mm256_set1_epi64x, _mm256_madd52lo_epu64, _mm256_madd52hi_epu64, _mm256_add_epi64,
-    _mm256_and_si256, _mm256_srli_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
+    /// Eight lanes.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub(crate) struct X8(__m512i);
+
+    /// Four lanes.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub(crate) struct X4(__m256i);
+
+    macro_rules! lanes {
+        (
+            $name:ident, $count:literal, $splat:ident, $mul_lo:ident, $mul_hi:ident, $add:ident,
+            $and:ident, $shift:ident, $test:ident, $select:ident
+        ) => {
+            // SAFETY: a vector of integers.
+            unsafe impl Lanes for $name {
+                const COUNT: usize = $count;
+                type Mask = __mmask8;
+
+                #[inline(always)]
+                unsafe fn splat(value: u64) -> Self {
+                    // SAFETY: here and below, the instructions are there (the trait's condition).
+                    unsafe { Self($splat(value.cast_signed())) }
+                }
+
+                #[inline(always)]
+                unsafe fn mul_lo(self, a: Self, b: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($mul_lo(self.0, a.0, b.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn mul_hi(self, a: Self, b: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($mul_hi(self.0, a.0, b.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($add(self.0, other.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn and(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($and(self.0, other.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn carry(self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($shift::<52>(self.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn test(self, bits: Self) -> Self::Mask {
+                    // SAFETY: as above.
+                    unsafe { $test(self.0, bits.0) }
+                }
+
+                #[inline(always)]
+                unsafe fn select(mask: Self::Mask, zero: Self, one: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($select(mask, zero.0, one.0)) }
+                }
+            }
+        };
+    }
+
+    const _: () = assert!(DIGIT_BITS == 52, "the shifts say so themselves: their types differ");
+
+    lanes! {
+        X8, 8, _mm512_set1_epi64, _mm512_madd52lo_epu64, _mm512_madd52hi_epu64, _mm512_add_epi64,
+        _mm512_and_si512, _mm512_srli_epi64, _mm512_test_epi64_mask, _mm512_mask_blend_epi64
+    }
+    lanes! {
+        X4, 4, _mm256_set1_epi64x, _mm256_madd52lo_epu64, _mm256_madd52hi_epu64, _mm256_add_epi64,
+        _mm256_and_si256, _mm256_srli_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
+    }
 }

@@ -1,20 +1,26 @@
 //! RSA signatures.
 
+mod blinding;
+mod digits;
 mod encode;
+mod ifma;
 mod key;
+mod lane_key;
+mod lanes;
+mod private;
+mod signer;
 
 use std::fmt;
 
-use ring::rand::SystemRandom;
 use ring::signature::{self, RsaEncoding};
 
-use crate::error::Error;
 pub(crate) use encode::{Salts, encode};
 pub(crate) use key::Numbers;
 pub use key::{PrivateKey, PublicKey};
+pub(crate) use signer::{Running, Signer};
 
 /// The longest signature: RSA-4096.
-const SIGNATURE_LEN_BYTES_MAX: usize = 4096 / 8;
+pub(crate) const SIGNATURE_LEN_BYTES_MAX: usize = 4096 / 8;
 
 /// Padding and hash of a signature (RFC 8017).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,30 +99,5 @@ impl AsRef<[u8]> for Signature {
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Signature({} bytes)", self.len_bytes)
-    }
-}
-
-/// Makes signatures, one at a time, by `ring`: constant time, and each is verified with the public
-/// key before it is handed out (ring's `rsa/keypair.rs`).
-pub(crate) struct Signer {
-    random: SystemRandom,
-}
-
-impl Signer {
-    pub(crate) fn new() -> Self {
-        Self { random: SystemRandom::new() }
-    }
-
-    /// Writes a signature as long as the key's modulus to `target`, which has just that length.
-    pub(crate) fn sign(
-        &self,
-        key: &PrivateKey,
-        scheme: Scheme,
-        message: &[u8],
-        target: &mut [u8],
-    ) -> Result<usize, Error> {
-        let pair = key.pair().ok_or(Error::NoDevice)?;
-        let made = pair.sign(scheme.encoding(), &self.random, message, target);
-        made.map(|()| target.len()).map_err(|_| Error::Sign)
     }
 }

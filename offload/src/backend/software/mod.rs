@@ -7,7 +7,7 @@ use crate::backend::{Device, State};
 use crate::codec::{Codec, Coders};
 use crate::error::Error;
 use crate::request::Work;
-use crate::rsa::{Scheme, Signer};
+use crate::rsa::{PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
 
 /// The contexts of one queue.
 pub(crate) struct Software {
@@ -32,8 +32,9 @@ impl Software {
     pub(crate) fn takes(work: &Work) -> bool {
         match work {
             Work::Compress { .. } | Work::Decompress { .. } | Work::Feed { .. } => true,
-            Work::RsaPrivate { .. } | Work::RsaPublic { .. } => false,
-            Work::Sign { key, .. } => key.pair().is_some(),
+            Work::RsaPrivate { key, .. } => key.lanes().is_some(),
+            Work::RsaPublic { .. } => true,
+            Work::Sign { key, .. } => key.pair().is_some() || key.lanes().is_some(),
         }
     }
 
@@ -49,8 +50,9 @@ impl Software {
             Work::Compress { source, target, .. }
             | Work::Decompress { source, target, .. }
             | Work::Feed { source, target, .. }
+            | Work::RsaPrivate { source, target, .. }
+            | Work::RsaPublic { source, target, .. }
             | Work::Sign { message: source, target, .. } => (source, target),
-            Work::RsaPrivate { .. } | Work::RsaPublic { .. } => return Err(Error::NoDevice),
         };
         // SAFETY: passed on from the caller.
         let source = unsafe { source.as_slice(gathered) };
@@ -62,21 +64,117 @@ impl Software {
                 }
                 Work::Decompress { codec, .. } => coders.of(*codec).decompress(source, target),
                 Work::Feed { stream, end, .. } => stream.as_state().run(source, target, *end),
-                Work::Sign { key, scheme, .. } => signer.sign(key, *scheme, source, target),
-                Work::RsaPrivate { .. } | Work::RsaPublic { .. } => Err(Error::NoDevice),
+                Work::RsaPrivate { key, .. } => signer.private(key, source, target),
+                Work::RsaPublic { key, .. } => raise(key, source, target),
+                Work::Sign { key, scheme, .. } => signer.sign_alone(key, *scheme, source, target),
             })
         }
     }
 }
 
+impl Software {
+    /// Starts on signatures that go together in lanes; their keys are of one size.
+    ///
+    /// # Safety
+    ///
+    /// The bytes that each of `works` names are alive, and nobody writes the messages.
+    pub(crate) unsafe fn start(&mut self, works: &[Work]) -> Result<Running, Error> {
+        let mut encoded = Vec::with_capacity(works.len());
+        for work in works {
+            let Work::Sign { key, scheme, message, .. } = work else {
+                unreachable!("only signatures gather")
+            };
+            // SAFETY: passed on from the caller.
+            let message = unsafe { message.as_slice(&mut self.gathered) };
+            encoded.push(self.signer.encode(key, *scheme, message)?);
+        }
+        self.signer.start(encoded)
+    }
+
+    /// Makes a signature that could not start with others.
+    ///
+    /// # Safety
+    ///
+    /// As [`execute`](Self::execute).
+    pub(crate) unsafe fn sign_one(&mut self, work: &Work) -> Result<usize, Error> {
+        // SAFETY: passed on from the caller.
+        let mut running = unsafe { self.start(std::slice::from_ref(work))? };
+        while !running.step() {}
+        // SAFETY: passed on from the caller.
+        let [result, ..] = unsafe { self.finish(running, std::slice::from_ref(work)) };
+        result
+    }
+
+    /// Ends what [`start`](Self::start) began, with the same works. A signature that came out wrong
+    /// is made once more, alone.
+    ///
+    /// # Safety
+    ///
+    /// The bytes that each of `works` names are alive, nobody writes the messages, and nobody else
+    /// touches the targets.
+    pub(crate) unsafe fn finish(
+        &mut self,
+        running: Running,
+        works: &[Work],
+    ) -> [Result<usize, Error>; Signer::TOGETHER] {
+        let mut rooms = [const { [0; SIGNATURE_LEN_BYTES_MAX] }; Signer::TOGETHER];
+        let mut targets: Vec<&mut [u8]> = Vec::with_capacity(works.len());
+        for (room, work) in rooms.iter_mut().zip(works) {
+            let Work::Sign { key, .. } = work else { unreachable!("only signatures gather") };
+            targets.push(&mut room[..key.modulus_len_bytes()]);
+        }
+        let ends = self.signer.finish(running, &mut targets);
+        let mut results = [const { Err(Error::Sign) }; Signer::TOGETHER];
+        for ((work, room), (end, result)) in
+            works.iter().zip(&rooms).zip(ends.into_iter().zip(&mut results))
+        {
+            let Work::Sign { key, target, .. } = work else { continue };
+            let len = key.modulus_len_bytes();
+            *result = match end {
+                // SAFETY: passed on from the caller.
+                Ok(()) => unsafe {
+                    target.fill(&mut self.scattered, |target| {
+                        target[..len].copy_from_slice(&room[..len]);
+                        Ok(len)
+                    })
+                },
+                Err(error) => {
+                    tracing::error!("a signature came out wrong and was withheld: {key:?}");
+                    // SAFETY: passed on from the caller.
+                    if key.pair().is_some() { unsafe { self.execute(work) } } else { Err(error) }
+                }
+            };
+        }
+        results
+    }
+}
+
+/// The public operation; all of it is public.
+fn raise(key: &PublicKey, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
+    let k = key.modulus_len_bytes();
+    let power = if source.len() == k { key.raise(source) } else { None };
+    let bytes = power.ok_or(Error::NotInRange)?.to_bytes_be();
+    let len_bytes = target.len();
+    let target = target.get_mut(..k).ok_or(Error::TargetTooSmall { len_bytes })?;
+    let (zeros, rest) = target.split_at_mut(k - bytes.len());
+    zeros.fill(0);
+    rest.copy_from_slice(&bytes);
+    Ok(k)
+}
+
 pub(super) fn device() -> Device {
     let codecs = Codec::ALL.map(Codec::name).join(", ");
     let schemes = Scheme::ALL.map(Scheme::name).join(", ");
+    let kernel = if Signer::has_lanes() {
+        "RSA-1024 to RSA-4096, up to four at a time in eight lanes of AVX-512 IFMA"
+    } else {
+        "RSA-2048 to RSA-4096, one at a time by ring (this processor has no AVX-512 IFMA)"
+    };
     Device {
         name: "software".into(),
         does: vec![
             format!("compress, decompress: {codecs}"),
-            format!("sign with RSA-2048, RSA-3072, RSA-4096, one at a time (ring): {schemes}"),
+            format!("sign with {kernel}: {schemes}"),
         ],
         state: State::Used,
     }

@@ -1,0 +1,486 @@
+//! Private operations of several keys at once: the two primes of a key are two lanes.
+//!
+//! ```text
+//!   full width, a lane a signature        half width, two lanes a signature
+//!
+//!   blind: m r^e mod n  ───────────────>  mod p, mod q; table of 16 powers
+//!                                         four squarings and a product for each window of
+//!                                         d mod (p-1), d mod (q-1)                  <- step
+//!   s' = s_q + q h  <───────────────────  h = (s_p - s_q) q^-1 mod p   (Garner)
+//!   unblind: s' r^-1 mod n
+//!   verify: s^e = m, before it leaves
+//! ```
+//!
+//! An exponentiation yields between windows: [`Batch::step`] does some, for about 50 us. Lanes without
+//! a signature compute with the modulus 1. Everything that depends on a key lies in the batch's room
+//! and is wiped when the batch ends.
+
+use std::sync::Arc;
+
+use num_bigint::BigUint;
+use zeroize::Zeroize;
+
+use super::blinding::{Blinding, PAIRS};
+use super::digits::{self, DIGIT_MAX, Digits};
+use super::encode::Salts;
+use super::ifma::{self, TABLE_LEN};
+use super::key::PrivateKey;
+use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len};
+use super::lanes::{self, Lanes, X4, X8};
+use crate::error::Error;
+
+/// The most signatures of a batch: the primes of four keys fill eight lanes.
+pub(crate) const SIGNATURES_MAX: usize = 4;
+
+/// A number to raise to a key's private exponent: below the modulus, big-endian, as long as it.
+pub(crate) struct Input<'a> {
+    pub(crate) key: Arc<PrivateKey>,
+    pub(crate) number: &'a [u8],
+}
+
+/// Lanes for keys of one size. Made once and used for batch after batch.
+pub(crate) trait Batch {
+    /// Starts with up to [`Batch::room`] numbers, each with its key's blinding.
+    fn start(&mut self, inputs: &[Input<'_>], blindings: &mut [Blinding], which: &[usize]);
+
+    /// Goes on for some windows. True: [`finish`](Self::finish) is next.
+    fn step(&mut self) -> bool;
+
+    /// Writes results, as long as their moduli. A result that is wrong is not written, and says so.
+    fn finish(&mut self, results: &mut [&mut [u8]]) -> [Result<(), Error>; SIGNATURES_MAX];
+
+    /// The most signatures at a time.
+    fn room(&self) -> usize;
+
+    /// Pairs of `key`, drawn anew.
+    fn draw_blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error>;
+}
+
+/// A batch for keys of `modulus_len_bytes`; `wide`: of four signatures, else of two. Only where
+/// [`lanes::are_here`](super::lanes::are_here).
+pub(crate) fn batch(modulus_len_bytes: usize, wide: bool) -> Option<Box<dyn Batch>> {
+    if !lanes::are_here() {
+        return None;
+    }
+    Some(match (modulus_len_bytes, wide) {
+        (128, false) => Box::new(Private::<X4, 10, 20>::new()),
+        (128, true) => Box::new(Private::<X8, 10, 20>::new()),
+        (256, false) => Box::new(Private::<X4, 20, 40>::new()),
+        (256, true) => Box::new(Private::<X8, 20, 40>::new()),
+        (384, false) => Box::new(Private::<X4, 30, 60>::new()),
+        (384, true) => Box::new(Private::<X8, 30, 60>::new()),
+        (512, false) => Box::new(Private::<X4, 40, 80>::new()),
+        (512, true) => Box::new(Private::<X8, 40, 80>::new()),
+        _ => return None,
+    })
+}
+
+/// `V` holds the halves of `L` digits; four lanes the whole numbers of `M` = 2 `L`.
+struct Private<V: Lanes, const L: usize, const M: usize> {
+    keys: [Option<Arc<PrivateKey>>; SIGNATURES_MAX],
+    half: Ring<V, L>,
+    full: Ring<X4, M>,
+    /// R^3 of the primes; q^-1 R.
+    r3: Number<V, L>,
+    q_inverse: Number<V, L>,
+    table: Box<[Number<V, L>; TABLE_LEN]>,
+    power: Number<V, L>,
+    factor: Number<V, L>,
+    /// A digit of the exponent for each window, the highest first.
+    windows: Vec<V>,
+    /// The next window.
+    window: usize,
+    /// What must come out of the public operation.
+    expected: Number<X4, M>,
+    /// The inverse factors of the blinding, for afterwards.
+    inverse: Number<X4, M>,
+    whole: Number<X4, M>,
+    base: Number<X4, M>,
+}
+
+/// A number in each lane. Wiped when it is dropped.
+#[derive(Clone)]
+struct Number<V: Lanes, const L: usize>(Box<[V; L]>);
+
+/// Arithmetic modulo a number in each lane.
+struct Ring<V: Lanes, const L: usize> {
+    n: Number<V, L>,
+    k0: V,
+    r2: Number<V, L>,
+    one: Number<V, L>,
+    /// Room for squares.
+    room: Vec<V>,
+}
+
+impl<V: Lanes, const L: usize> Number<V, L> {
+    fn zero() -> Self {
+        // SAFETY: lanes are plain integers (`Lanes`): all zeros is a vector of zeros.
+        Self(vec![unsafe { std::mem::zeroed::<V>() }; L].try_into().ok().expect("L vectors"))
+    }
+
+    fn lanes(&self) -> &[u64] {
+        // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`).
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), L * V::COUNT) }
+    }
+
+    fn lanes_mut(&mut self) -> &mut [u64] {
+        lanes_mut(self.0.as_mut_slice())
+    }
+
+    fn put(&mut self, lane: usize, digits: &[u64]) {
+        for (place, digit) in self.lanes_mut()[lane..].iter_mut().step_by(V::COUNT).zip(digits) {
+            *place = *digit;
+        }
+    }
+
+    fn get(&self, lane: usize) -> Digits {
+        Digits::new(self.lanes()[lane..].iter().step_by(V::COUNT).copied().collect())
+    }
+
+    fn ptr(&self) -> *const V {
+        self.0.as_ptr()
+    }
+}
+
+impl<V: Lanes, const L: usize> Drop for Number<V, L> {
+    fn drop(&mut self) {
+        self.lanes_mut().zeroize();
+    }
+}
+
+fn lanes_mut<V: Lanes>(vectors: &mut [V]) -> &mut [u64] {
+    // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`), and any bits are a vector.
+    unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len() * V::COUNT) }
+}
+
+impl<V: Lanes, const L: usize> Ring<V, L> {
+    fn new() -> Self {
+        let zero = Number::<V, L>::zero();
+        let mut one = zero.clone();
+        one.lanes_mut()[..V::COUNT].fill(1);
+        let mut ring = Self { n: zero.clone(), k0: zero.0[0], r2: zero, one, room: Vec::new() };
+        ring.room = vec![ring.k0; 2 * L];
+        ring.clear();
+        ring
+    }
+
+    /// Each lane has the modulus 1.
+    fn clear(&mut self) {
+        self.n.0.copy_from_slice(&*self.one.0);
+        lanes_mut(std::slice::from_mut(&mut self.k0)).fill(DIGIT_MAX);
+        self.r2.lanes_mut().zeroize();
+        lanes_mut(&mut self.room).zeroize();
+    }
+
+    fn set(&mut self, lane: usize, modulus: &Modulus) {
+        self.n.put(lane, &modulus.digits);
+        self.r2.put(lane, &modulus.r2);
+        lanes_mut(std::slice::from_mut(&mut self.k0))[lane] = modulus.k0;
+    }
+
+    /// `target` = `a` `b` / R.
+    fn multiply(&self, target: &mut Number<V, L>, a: &Number<V, L>, b: &Number<V, L>) {
+        // SAFETY: only made where the lanes are (`batch`); numbers have L vectors, with digits below
+        // 2^52: they come from `put` and from the kernels; moduli are odd, with their inverse
+        // beside them.
+        unsafe {
+            ifma::multiply::<V, L>(target.0.as_mut_ptr(), a.ptr(), b.ptr(), self.n.ptr(), self.k0);
+        }
+    }
+
+    /// `number` = `number` `b` / R.
+    fn multiply_by(&self, number: &mut Number<V, L>, b: &Number<V, L>) {
+        let target = number.0.as_mut_ptr();
+        // SAFETY: as above; the target may be a factor.
+        unsafe { ifma::multiply::<V, L>(target, target, b.ptr(), self.n.ptr(), self.k0) };
+    }
+
+    /// `number` = `number`^2 / R.
+    fn square(&mut self, number: &mut Number<V, L>) {
+        let (target, room) = (number.0.as_mut_ptr(), self.room.as_mut_ptr());
+        // SAFETY: as above; the room is of 2 L.
+        unsafe { ifma::square::<V, L>(target, target, self.n.ptr(), self.k0, room) };
+    }
+
+    /// Digits of a lane, below its modulus; the number was below twice as much.
+    fn reduced(&self, number: &Number<V, L>, lane: usize) -> Digits {
+        let mut digits = number.get(lane);
+        digits::subtract_once(&mut digits, &self.n.get(lane));
+        digits
+    }
+
+    /// `number` = `number`^exponent R, for exponents that are public; from the number itself.
+    fn public_power(&mut self, number: &mut Number<V, L>, exponents: &[u64]) {
+        self.multiply_by(number, &self.r2);
+        let base = number.clone();
+        let mut one = self.one.clone();
+        self.multiply_by(&mut one, &self.r2);
+        let bits = |bit: u32| exponents.iter().map(move |exponent| exponent >> bit & 1 == 1);
+        let top = exponents.iter().fold(1, |all, exponent| all | exponent).ilog2();
+        // Lanes whose exponent is shorter start at 1.
+        let mut factor = one.clone();
+        for (lane, set) in bits(top).enumerate() {
+            number.put(lane, &if set { base.get(lane) } else { one.get(lane) });
+        }
+        for bit in (0..top).rev() {
+            self.square(number);
+            if bits(bit).any(|set| set) {
+                for (lane, set) in bits(bit).enumerate() {
+                    factor.put(lane, &if set { base.get(lane) } else { one.get(lane) });
+                }
+                self.multiply_by(number, &factor);
+            }
+        }
+    }
+}
+
+impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
+    /// Windows in a step: about 50 us, by the square of the length.
+    const STEP: usize = 24 * 400 / (L * L);
+    /// Half of the modulus' bits; ten digits for each 512.
+    const WINDOWS: usize = L / 10 * 512 / WINDOW_BITS;
+
+    fn new() -> Self {
+        const { assert!(M == 2 * L && V::COUNT <= 2 * SIGNATURES_MAX, "two halves are a whole") };
+        let (half, full) = (Number::<V, L>::zero(), Number::<X4, M>::zero());
+        Self {
+            keys: Default::default(),
+            half: Ring::new(),
+            full: Ring::new(),
+            r3: half.clone(),
+            q_inverse: half.clone(),
+            table: Box::new(std::array::from_fn(|_| half.clone())),
+            power: half.clone(),
+            factor: half.clone(),
+            windows: vec![half.0[0]; Self::WINDOWS],
+            window: 0,
+            expected: full.clone(),
+            inverse: full.clone(),
+            whole: full.clone(),
+            base: full,
+        }
+    }
+
+    fn lane_key(&self, signature: usize) -> Option<&LaneKey> {
+        self.keys[signature].as_ref().and_then(|key| key.lanes())
+    }
+
+    fn exponents(&self) -> [u64; SIGNATURES_MAX] {
+        std::array::from_fn(|signature| self.lane_key(signature).map_or(1, |key| key.exponent))
+    }
+
+    /// Wipes what depends on keys.
+    fn clear(&mut self) {
+        self.keys = Default::default();
+        self.half.clear();
+        self.full.clear();
+        self.table.iter_mut().for_each(|entry| entry.lanes_mut().zeroize());
+        for number in [&mut self.r3, &mut self.q_inverse, &mut self.power, &mut self.factor] {
+            number.lanes_mut().zeroize();
+        }
+        for number in [&mut self.expected, &mut self.inverse, &mut self.whole, &mut self.base] {
+            number.lanes_mut().zeroize();
+        }
+        lanes_mut(&mut self.windows).zeroize();
+    }
+}
+
+impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
+    fn start(&mut self, inputs: &[Input<'_>], blindings: &mut [Blinding], which: &[usize]) {
+        assert!(inputs.len() <= self.room(), "more signatures than lanes");
+        let mut pairs = [0; SIGNATURES_MAX];
+        let mut factor = Number::<X4, M>::zero();
+        for (index, input) in inputs.iter().enumerate() {
+            self.keys[index] = Some(Arc::clone(&input.key));
+            let key = input.key.lanes().expect("the caller asks only with keys for lanes");
+            assert_eq!(half_len(input.key.modulus_len_bytes()), L, "keys of one size");
+            self.full.set(index, &key.n);
+            for (lane, prime) in [(2 * index, &key.p), (2 * index + 1, &key.q)] {
+                self.half.set(lane, &prime.modulus);
+                self.r3.put(lane, &prime.r3);
+                let windows = lanes_mut(&mut self.windows);
+                for (place, window) in
+                    windows[lane..].iter_mut().step_by(V::COUNT).zip(prime.windows.iter())
+                {
+                    *place = (*window).into();
+                }
+            }
+            self.q_inverse.put(2 * index, &key.q_inverse);
+            let mut digits = Digits::new(vec![0; M]);
+            digits::read(input.number, &mut digits);
+            self.expected.put(index, &digits);
+            let (pair, (power, inverse)) = blindings[which[index]].take();
+            pairs[index] = pair;
+            factor.put(index, power);
+            self.inverse.put(index, inverse);
+        }
+        self.full.multiply(&mut self.whole, &self.expected, &factor);
+        // The next use has the squares.
+        let mut inverse = self.inverse.clone();
+        self.full.square(&mut factor);
+        self.full.square(&mut inverse);
+        for index in 0..inputs.len() {
+            let pair = blindings[which[index]].replace(pairs[index]);
+            *pair = (factor.get(index), inverse.get(index));
+        }
+
+        // x = low + high R: its residue times R is low R^2 / R + high R^3 / R.
+        for index in 0..inputs.len() {
+            let digits = self.whole.get(index);
+            for lane in [2 * index, 2 * index + 1] {
+                self.power.put(lane, &digits[..L]);
+                self.factor.put(lane, &digits[L..]);
+            }
+        }
+        self.half.multiply_by(&mut self.power, &self.half.r2);
+        self.half.multiply_by(&mut self.factor, &self.r3);
+        let (sum, high) = (self.power.0.as_mut_ptr(), self.factor.ptr());
+        // SAFETY: as in `Ring::multiply`; four times the modulus fits L digits.
+        unsafe { ifma::add::<V, L>(sum, sum, high) };
+        self.half.multiply(&mut self.table[0], &self.half.one, &self.half.r2);
+        self.table[1] = self.power.clone();
+        for entry in 2..TABLE_LEN {
+            let (lower, higher) = self.table.split_at_mut(entry);
+            if entry.is_multiple_of(2) {
+                higher[0].0.copy_from_slice(&*lower[entry / 2].0);
+                self.half.square(&mut higher[0]);
+            } else {
+                self.half.multiply(&mut higher[0], &lower[entry - 1], &lower[1]);
+            }
+        }
+        self.power = self.table[0].clone();
+        self.window = 0;
+    }
+
+    fn step(&mut self) -> bool {
+        let end = (self.window + Self::STEP.max(1)).min(Self::WINDOWS);
+        while self.window < end {
+            if self.window > 0 {
+                (0..WINDOW_BITS).for_each(|_| self.half.square(&mut self.power));
+            }
+            self.select(self.window);
+            self.half.multiply_by(&mut self.power, &self.factor);
+            self.window += 1;
+        }
+        end == Self::WINDOWS
+    }
+
+    fn finish(&mut self, results: &mut [&mut [u8]]) -> [Result<(), Error>; SIGNATURES_MAX] {
+        self.half.multiply_by(&mut self.power, &self.half.one);
+        let count = results.len();
+        self.factor.lanes_mut().zeroize();
+        let mut residues = Vec::with_capacity(count);
+        for index in 0..count {
+            let of_p = self.half.reduced(&self.power, 2 * index);
+            let of_q = self.half.reduced(&self.power, 2 * index + 1);
+            // s_p - s_q + 2 p is above 0 and below 4 p, with digits that may borrow.
+            let mut difference = Digits::new(vec![0; L]);
+            let p = self.half.n.get(2 * index);
+            let mut carry = 0_i64;
+            for digit in 0..L {
+                let sum = carry + of_p[digit].cast_signed() - of_q[digit].cast_signed()
+                    + 2 * p[digit].cast_signed();
+                difference[digit] = sum.cast_unsigned() & DIGIT_MAX;
+                carry = sum >> digits::DIGIT_BITS;
+            }
+            self.factor.put(2 * index, &difference);
+            residues.push(of_q);
+        }
+        self.half.multiply_by(&mut self.factor, &self.q_inverse);
+        let mut whole = Digits::new(vec![0; M]);
+        for (index, of_q) in residues.iter().enumerate() {
+            let h = self.half.reduced(&self.factor, 2 * index);
+            digits::multiply_add(&self.half.n.get(2 * index + 1), &h, of_q, &mut whole);
+            self.whole.put(index, &whole);
+        }
+        self.full.multiply_by(&mut self.whole, &self.inverse);
+        for index in 0..count {
+            let reduced = self.full.reduced(&self.whole, index);
+            self.whole.put(index, &reduced);
+        }
+        self.base = self.whole.clone();
+        let exponents = self.exponents();
+        self.full.public_power(&mut self.base, &exponents);
+        self.full.multiply_by(&mut self.base, &self.full.one);
+        let mut ends = [const { Err(Error::Sign) }; SIGNATURES_MAX];
+        for (index, result) in results.iter_mut().enumerate() {
+            if self.full.reduced(&self.base, index) == self.expected.get(index) {
+                digits::write(&self.whole.get(index), result);
+                ends[index] = Ok(());
+            }
+        }
+        self.clear();
+        ends
+    }
+
+    fn room(&self) -> usize {
+        V::COUNT / 2
+    }
+
+    fn draw_blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error> {
+        let blinding = self.blinding(key, salts);
+        self.full.clear();
+        blinding
+    }
+}
+
+impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
+    /// The factor of a window: the entry of the table that its digit of the exponent names.
+    fn select(&mut self, window: usize) {
+        let table = self.table.each_ref().map(Number::ptr);
+        // SAFETY: as in `Ring::multiply`; sixteen entries of L, and indices are half bytes.
+        unsafe {
+            ifma::select::<V, L>(self.factor.0.as_mut_ptr(), &table, self.windows[window]);
+        }
+    }
+
+    fn blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error> {
+        let len_bytes = M / 20 * 128;
+        self.full.clear();
+        // r^e in one lane, r^-1 in another.
+        (0..2).for_each(|lane| self.full.set(lane, &key.n));
+        let n = BigUint::from_bytes_be(&bytes_of(&key.n.digits, len_bytes));
+        for _ in 0..16 {
+            let [r, z] = [salts.number(len_bytes)?, salts.number(len_bytes)?]
+                .map(|bytes| digits::from_bytes(&bytes, M));
+            let mut number = Number::zero();
+            let mut mask = Number::zero();
+            number.put(0, &r);
+            mask.put(0, &z);
+            // r z modulo n is as random as z is: what the inversion's time tells is nothing of r.
+            self.full.multiply_by(&mut number, &self.full.r2);
+            self.full.multiply_by(&mut number, &mask);
+            let product = self.full.reduced(&number, 0);
+            let product = BigUint::from_bytes_be(&bytes_of(&product, len_bytes));
+            let Some(inverse) = product.modinv(&n) else { continue };
+            // r^-1 = (r z)^-1 z.
+            number.lanes_mut().zeroize();
+            number.put(1, &digits::from_bytes(&inverse.to_bytes_be(), M));
+            self.full.multiply_by(&mut number, &self.full.r2);
+            mask.lanes_mut().zeroize();
+            mask.put(1, &z);
+            self.full.multiply_by(&mut number, &mask);
+            let inverse = number.get(1);
+            // Lane 0 is raised to e, lane 1 to 1: both times R by that.
+            number.put(0, &r);
+            number.put(1, &inverse);
+            self.full.public_power(&mut number, &[key.exponent, 1]);
+            // Odd powers: no square of one is a square of another.
+            let mut squared = number.clone();
+            self.full.square(&mut squared);
+            let pairs: [(Digits, Digits); PAIRS] = std::array::from_fn(|_| {
+                let pair = (number.get(0), number.get(1));
+                self.full.multiply_by(&mut number, &squared);
+                pair
+            });
+            return Ok(Blinding::new(pairs));
+        }
+        Err(Error::Sign)
+    }
+}
+
+fn bytes_of(digits: &[u64], len_bytes: usize) -> zeroize::Zeroizing<Vec<u8>> {
+    let mut bytes = zeroize::Zeroizing::new(vec![0; len_bytes]);
+    digits::write(digits, &mut bytes);
+    bytes
+}

@@ -1,0 +1,173 @@
+//! Makes signatures: in lanes, several at a time, where the processor has them, else by `ring`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ring::rand::SystemRandom;
+use zeroize::Zeroizing;
+
+use super::blinding::Blinding;
+use super::encode::{Salts, encode};
+use super::key::PrivateKey;
+use super::private::{self, Batch, Input, SIGNATURES_MAX};
+use super::{Scheme, lanes};
+use crate::error::Error;
+
+/// Keys whose blinding is kept. Who uses more pays for drawing it anew.
+const BLINDINGS_MAX: usize = 1024;
+
+/// What one core needs to sign.
+pub(crate) struct Signer {
+    random: SystemRandom,
+    salts: Salts,
+    /// Batches that nobody uses right now, by the length of the modulus and width.
+    idle: Vec<(usize, bool, Box<dyn Batch>)>,
+    /// By key.
+    blindings: HashMap<u64, Blinding>,
+}
+
+/// A signature to be made in lanes.
+pub(crate) struct Encoded {
+    pub(crate) key: Arc<PrivateKey>,
+    /// The encoded message, as long as the modulus.
+    pub(crate) number: Vec<u8>,
+}
+
+/// A batch in hand.
+pub(crate) struct Running {
+    signatures: Vec<Encoded>,
+    wide: bool,
+    batch: Box<dyn Batch>,
+}
+
+impl Signer {
+    /// The most signatures that go together.
+    pub(crate) const TOGETHER: usize = SIGNATURES_MAX;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            random: SystemRandom::new(),
+            salts: Salts::new(),
+            idle: Vec::new(),
+            blindings: HashMap::new(),
+        }
+    }
+
+    /// Whether signatures gather for lanes on this processor.
+    pub(crate) fn has_lanes() -> bool {
+        lanes::are_here()
+    }
+
+    /// Encodes a message for [`start`](Self::start).
+    pub(crate) fn encode(
+        &mut self,
+        key: &Arc<PrivateKey>,
+        scheme: Scheme,
+        message: &[u8],
+    ) -> Result<Encoded, Error> {
+        let mut number = vec![0; key.modulus_len_bytes()];
+        encode(scheme, message, &mut self.salts, &mut number)?;
+        Ok(Encoded { key: Arc::clone(key), number })
+    }
+
+    /// Starts on signatures with keys of one size, four at most.
+    pub(crate) fn start(&mut self, signatures: Vec<Encoded>) -> Result<Running, Error> {
+        let k = signatures[0].key.modulus_len_bytes();
+        let wide = signatures.len() > SIGNATURES_MAX / 2;
+        let place = self.idle.iter().position(|(len, width, _)| (*len, *width) == (k, wide));
+        let mut batch = match place {
+            Some(place) => self.idle.swap_remove(place).2,
+            None => private::batch(k, wide).ok_or(Error::NoDevice)?,
+        };
+        // Those of the keys in this batch, each once.
+        let mut ids: Vec<u64> = Vec::with_capacity(SIGNATURES_MAX);
+        let mut blindings = Vec::with_capacity(SIGNATURES_MAX);
+        let mut which = Vec::with_capacity(SIGNATURES_MAX);
+        for signature in &signatures {
+            let key = signature.key.lanes().ok_or(Error::NoDevice)?;
+            let known = ids.iter().position(|id| *id == key.id);
+            which.push(known.unwrap_or(ids.len()));
+            if known.is_none() {
+                ids.push(key.id);
+                let kept = self.blindings.remove(&key.id);
+                // Enough for the whole batch, should all be of this key.
+                let good = kept.filter(|blinding| blinding.is_good_for(4));
+                blindings.push(match good {
+                    Some(blinding) => blinding,
+                    None => batch.draw_blinding(key, &mut self.salts)?,
+                });
+            }
+        }
+        let inputs: Vec<_> = signatures
+            .iter()
+            .map(|signature| Input { key: Arc::clone(&signature.key), number: &signature.number })
+            .collect();
+        batch.start(&inputs, &mut blindings, &which);
+        if self.blindings.len() + ids.len() > BLINDINGS_MAX {
+            self.blindings.clear();
+        }
+        self.blindings.extend(ids.into_iter().zip(blindings));
+        Ok(Running { signatures, wide, batch })
+    }
+
+    /// Writes the signatures, verified. One that came out wrong is made once more by `ring`, which
+    /// verifies for itself.
+    pub(crate) fn finish(
+        &mut self,
+        mut running: Running,
+        targets: &mut [&mut [u8]],
+    ) -> [Result<(), Error>; SIGNATURES_MAX] {
+        let ends = running.batch.finish(targets);
+        let k = running.signatures[0].key.modulus_len_bytes();
+        self.idle.push((k, running.wide, running.batch));
+        ends
+    }
+
+    /// Makes one signature by `ring`: constant time, and verified with the public key before it is
+    /// handed out (ring's `rsa/keypair.rs`).
+    pub(crate) fn sign_alone(
+        &self,
+        key: &PrivateKey,
+        scheme: Scheme,
+        message: &[u8],
+        target: &mut [u8],
+    ) -> Result<usize, Error> {
+        let pair = key.pair().ok_or(Error::NoDevice)?;
+        let made = pair.sign(scheme.encoding(), &self.random, message, target);
+        made.map(|()| target.len()).map_err(|_| Error::Sign)
+    }
+
+    /// Raises one number to a private exponent, from start to end.
+    pub(crate) fn private(
+        &mut self,
+        key: &Arc<PrivateKey>,
+        number: &[u8],
+        target: &mut [u8],
+    ) -> Result<usize, Error> {
+        let k = key.modulus_len_bytes();
+        if number.len() != k || number >= key.public().modulus() {
+            return Err(Error::NotInRange);
+        }
+        let len_bytes = target.len();
+        let target = target.get_mut(..k).ok_or(Error::TargetTooSmall { len_bytes })?;
+        let signature = Encoded { key: Arc::clone(key), number: number.to_vec() };
+        let mut running = self.start(vec![signature])?;
+        while !running.step() {}
+        let [end, ..] = self.finish(running, &mut [target]);
+        end.map(|()| k)
+    }
+}
+
+impl Running {
+    /// Goes on for a unit, about 50 us. True: it is to be finished.
+    pub(crate) fn step(&mut self) -> bool {
+        self.batch.step()
+    }
+}
+
+/// Wiped: they are messages of others, and with PSS have secret salts.
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        drop(Zeroizing::new(std::mem::take(&mut self.number)));
+    }
+}
