@@ -42,12 +42,15 @@ struct Row {
 pub(crate) enum Unit {
     /// Nanoseconds: less is better.
     Ns,
+    /// Microseconds: less is better.
+    Us,
 }
 
 impl Unit {
     fn name(self) -> &'static str {
         match self {
             Self::Ns => "ns",
+            Self::Us => "us",
         }
     }
 }

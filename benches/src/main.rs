@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
-//!   queue.rs     and one file for each question
+//!   queue.rs, rsa.rs: one file for each question
 //! ```
 
 mod harness;
 mod queue;
 #[cfg(feature = "rivals")]
 mod rivals;
+mod rsa;
 
 use std::process::ExitCode;
 
@@ -36,17 +37,19 @@ struct Arguments {
 enum Name {
     /// What the queue itself costs: of a device, and of software beside other ways to hand work over
     Queue,
+    /// RSA signatures, complete: blinded and verified
+    Rsa,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
-    let mut bench = match arguments.name {
-        Name::Queue => Bench::new("queue", effort),
+    let (name, run): (_, fn(&mut Bench) -> Result<(), String>) = match arguments.name {
+        Name::Queue => ("queue", queue::run),
+        Name::Rsa => ("rsa", rsa::run),
     };
-    let ran = match arguments.name {
-        Name::Queue => queue::run(&mut bench),
-    };
+    let mut bench = Bench::new(name, effort);
+    let ran = run(&mut bench);
     if let Err(error) = ran {
         eprintln!("warpcore-bench: {error}");
         return ExitCode::FAILURE;

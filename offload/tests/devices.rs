@@ -157,8 +157,8 @@ fn openssl(arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// PKCS#1 v1.5 has no randomness: the device's signatures are OpenSSL's bit for bit, of every size,
-/// by the primes and without them.
+/// PKCS#1 v1.5 has no randomness: the device's signatures, and software's, are OpenSSL's bit for
+/// bit, of every size, by the primes and without them.
 #[test]
 fn signatures_equal_openssls() {
     if !need(&[Need::Tool("openssl", "openssl")]) {
@@ -169,6 +169,7 @@ fn signatures_equal_openssls() {
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let model = Model::new(ModelKind::Hpre).start();
     let queue = Queue::with_devices(4, &Devices::models([&model])).expect("a queue");
+    let software = Queue::new(4);
     let message = b"what is signed".to_vec();
     std::fs::write(path("message"), &message).expect("written");
     for bits in ["1024", "2048", "3072", "4096"] {
@@ -187,6 +188,12 @@ fn signatures_equal_openssls() {
             let sign = Sign::new(Arc::clone(key), Scheme::Pkcs1Sha256, message.clone());
             let signature = queue.run(queue.submit(sign)).result.expect("signs");
             assert_eq!(signature.as_ref(), expected, "RSA-{bits}");
+            // Software's too, where it has the primes.
+            let sign = Sign::new(Arc::clone(key), Scheme::Pkcs1Sha256, message.clone());
+            match software.run(software.submit(sign)).result {
+                Ok(signature) => assert_eq!(signature.as_ref(), expected, "RSA-{bits}"),
+                Err(error) => assert_eq!(error, Error::NoDevice),
+            }
         }
         // Raw, against num-bigint.
         let k = key.modulus_len_bytes();

@@ -2,10 +2,11 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
 use warpcore_need::{Need, need};
-use warpcore_offload::{Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
+use warpcore_offload::{Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
 
 const OPENSSL: [Need; 1] = [Need::Tool("openssl", "openssl")];
 
@@ -62,6 +63,61 @@ fn every_size_and_scheme_verifies() {
     }
     // Six were submitted before the first ran: they go by fours where there are lanes.
     assert!(queue.stats().kernel(Kernel::Sign).batch_len_max >= 4);
+}
+
+/// Only keys of one size go together; each signature is of its own key all the same.
+#[test]
+fn keys_of_all_sizes_at_once() {
+    if !need(&OPENSSL) {
+        return;
+    }
+    let keys: Vec<_> = ["2048", "3072", "2048", "4096", "2048"]
+        .map(|bits| Arc::new(PrivateKey::from_pem(&generate(bits)).expect("a good key")))
+        .into();
+    let queue = Queue::new(64);
+    for count in [1, 2, 3, 5, 64] {
+        let scheme = Scheme::PssSha256;
+        let ops: Vec<_> = (0..count)
+            .map(|n| {
+                let key = &keys[n * 7 % keys.len()];
+                (key, queue.submit(Sign::new(Arc::clone(key), scheme, n.to_le_bytes().to_vec())))
+            })
+            .collect();
+        for (n, (key, op)) in ops.into_iter().enumerate() {
+            // Some are not waited for.
+            if n % 6 == 5 {
+                drop(op);
+                continue;
+            }
+            let signed = queue.run(op);
+            let signature = signed.result.expect("signs");
+            UnparsedPublicKey::new(parameters(scheme), key.public().der())
+                .verify(&signed.message, signature.as_ref())
+                .expect("verifies");
+        }
+    }
+    while queue.flush() {
+        queue.turn(Instant::now(), Duration::ZERO);
+    }
+    assert_eq!(queue.stats().in_flight(), 0);
+}
+
+#[test]
+fn a_queue_that_is_dropped_ends_the_signatures_in_hand() {
+    if !need(&OPENSSL) {
+        return;
+    }
+    let key = Arc::new(PrivateKey::from_pem(&generate("4096")).expect("a good key"));
+    let queue = Queue::new(8);
+    let sign = |n: u8| Sign::new(Arc::clone(&key), Scheme::Pkcs1Sha256, vec![n]);
+    let ops: Vec<_> = (0..6).map(|n| queue.submit(sign(n))).collect();
+    // Four have begun, two wait.
+    assert!(queue.turn(Instant::now(), Duration::ZERO).busy);
+    drop(queue);
+    let other = Queue::new(1);
+    for op in ops {
+        assert_eq!(other.run(op).result.map(drop), Err(Error::Closed));
+    }
 }
 
 #[test]

@@ -484,3 +484,93 @@ fn bytes_of(digits: &[u64], len_bytes: usize) -> zeroize::Zeroizing<Vec<u8>> {
     digits::write(digits, &mut bytes);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+    use crate::rsa::lanes;
+
+    fn key() -> Arc<PrivateKey> {
+        let der = include_bytes!("../backend/conformance_key.der").as_slice();
+        Arc::new(PrivateKey::from_der(&PrivatePkcs8KeyDer::from(der).into()).expect("a good key"))
+    }
+
+    /// Numbers at both ends of what there is, and some between.
+    fn numbers(key: &PrivateKey) -> Vec<Vec<u8>> {
+        let modulus = BigUint::from_bytes_be(key.public().modulus());
+        let some = BigUint::from_bytes_be(&[0x5a; 255]);
+        [BigUint::from(0_u8), BigUint::from(1_u8), &modulus - 1_u8, some]
+            .iter()
+            .map(|number| {
+                let bytes = number.to_bytes_be();
+                [vec![0; 256 - bytes.len()], bytes].concat()
+            })
+            .collect()
+    }
+
+    /// Starts `count` of the numbers, lets `meddle` with the batch, and returns how they end.
+    fn run<V: Lanes>(
+        count: usize,
+        meddle: impl FnOnce(&mut Private<V, 20, 40>),
+    ) -> Vec<(Result<(), Error>, Vec<u8>)> {
+        let key = key();
+        let numbers = numbers(&key);
+        let mut batch = Private::<V, 20, 40>::new();
+        let lanes = key.lanes().expect("a key for lanes");
+        let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
+        let inputs: Vec<_> =
+            numbers[..count].iter().map(|number| Input { key: Arc::clone(&key), number }).collect();
+        batch.start(&inputs, &mut [blinding], &vec![0; count]);
+        meddle(&mut batch);
+        while !batch.step() {}
+        let mut results = vec![vec![0; 256]; count];
+        let mut targets: Vec<_> = results.iter_mut().map(Vec::as_mut_slice).collect();
+        let ends = batch.finish(&mut targets);
+        assert!(batch.power.lanes().iter().all(|digit| *digit == 0), "wiped");
+        ends.into_iter().zip(results).collect()
+    }
+
+    #[test]
+    fn powers_are_those_of_the_reference() {
+        if !lanes::are_here() {
+            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            return;
+        }
+        let key = key();
+        for ((end, result), number) in run::<X8>(4, |_| {}).into_iter().zip(numbers(&key)) {
+            assert_eq!(end, Ok(()));
+            assert!(key.public().maps(&result, &number));
+        }
+        for count in [1, 2] {
+            for ((end, result), number) in run::<X4>(count, |_| {}).into_iter().zip(numbers(&key)) {
+                assert_eq!(end, Ok(()));
+                assert!(key.public().maps(&result, &number));
+            }
+        }
+    }
+
+    /// One wrong bit in the power modulo one prime would give the key away (Boneh, DeMillo, Lipton,
+    /// 1997): it is withheld, and the others are not touched by it.
+    #[test]
+    fn what_came_out_wrong_is_withheld() {
+        if !lanes::are_here() {
+            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            return;
+        }
+        let ends = run::<X8>(4, |batch| {
+            assert!(!batch.step());
+            // The prime q of the third.
+            batch.power.lanes_mut()[5] ^= 1;
+        });
+        let key = key();
+        for (index, ((end, result), number)) in ends.into_iter().zip(numbers(&key)).enumerate() {
+            if index == 2 {
+                assert_eq!((end, result), (Err(Error::Sign), vec![0; 256]));
+            } else {
+                assert!(end == Ok(()) && key.public().maps(&result, &number), "{index}");
+            }
+        }
+    }
+}
