@@ -78,16 +78,69 @@ pub(crate) unsafe fn square<V: Lanes, const L: usize>(
     k0: V,
     room: *mut V,
 ) {
+    // SAFETY: passed on from the caller.
+    unsafe { square_and::<V, L>(target, a, n, k0, room, || ()) };
+}
+
+/// As [`square`], and on the way a quarter of a [`Selection`]: `which` of four. The multiply-adds
+/// keep one half of the vector units busy, and hardly load; selecting does nothing but load.
+///
+/// # Safety
+///
+/// As [`square`] and [`Selection`].
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
+    target: *mut V,
+    a: *const V,
+    n: *const V,
+    k0: V,
+    room: *mut V,
+    selection: &Selection<'_, V>,
+    which: usize,
+) {
+    // SAFETY: passed on from the caller; digits are below L. There are 2 L / 5 groups of rows, and
+    // L / 4 digits, rounded up, in a quarter.
+    unsafe {
+        let bits = selection.bits();
+        let end = (L * (which + 1)).div_ceil(4);
+        let mut digit = (L * which).div_ceil(4);
+        square_and::<V, L>(target, a, n, k0, room, || {
+            if digit < end {
+                selection.select(&bits, digit);
+                digit += 1;
+            }
+        });
+    }
+}
+
+/// A square, with something else done after each group of rows.
+///
+/// # Safety
+///
+/// As [`square`].
+#[inline(always)]
+unsafe fn square_and<V: Lanes, const L: usize>(
+    target: *mut V,
+    a: *const V,
+    n: *const V,
+    k0: V,
+    room: *mut V,
+    mut aside: impl FnMut(),
+) {
     const { assert!(L.is_multiple_of(ROWS) && L >= 2 * ROWS, "rows come in fives") };
     // SAFETY: as the caller promises; every index is below L, in `room` below 2 L.
     unsafe {
         square_rows::<V, L, FIRST>(room, a, 0);
+        aside();
         for group in (ROWS..L - ROWS).step_by(ROWS) {
             square_rows::<V, L, MIDDLE>(room, a, group);
+            aside();
         }
         square_rows::<V, L, LAST>(room, a, L - ROWS);
+        aside();
         for group in (0..L).step_by(ROWS) {
             reduce_rows::<V, L>(room.add(group), n, k0);
+            aside();
         }
         normalize::<V, L>(target, room.add(L));
     }
@@ -96,28 +149,59 @@ pub(crate) unsafe fn square<V: Lanes, const L: usize>(
 /// Entries of a table of powers.
 pub(crate) const TABLE_LEN: usize = 16;
 
-/// `target` = the entry of `table` that each lane of `index` names. Every entry is read.
-///
-/// # Safety
-///
-/// As [`multiply`], for each entry of the table; an index is below 16.
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
-pub(crate) unsafe fn select<V: Lanes, const L: usize>(
-    target: *mut V,
-    table: &[*const V; TABLE_LEN],
-    index: V,
-) {
-    // SAFETY: as the caller promises; every place is below L.
-    unsafe {
-        let bits: [V::Mask; 4] = std::array::from_fn(|bit| index.test(V::splat(1 << bit)));
-        let mut digit = 0;
-        while digit < L {
-            let e: [V; TABLE_LEN] = std::array::from_fn(|at| *table[at].add(digit));
-            let e: [V; 8] = std::array::from_fn(|at| V::select(bits[0], e[2 * at], e[2 * at + 1]));
-            let e: [V; 4] = std::array::from_fn(|at| V::select(bits[1], e[2 * at], e[2 * at + 1]));
-            let e: [V; 2] = std::array::from_fn(|at| V::select(bits[2], e[2 * at], e[2 * at + 1]));
-            *target.add(digit) = V::select(bits[3], e[0], e[1]);
-            digit += 1;
+/// The entry of a table that each lane names, to be read without telling which: every entry is read,
+/// whatever is chosen.
+pub(crate) struct Selection<'a, V> {
+    pub(crate) target: *mut V,
+    pub(crate) table: &'a [*const V; TABLE_LEN],
+    /// Below 16 in each lane.
+    pub(crate) index: V,
+}
+
+impl<V: Lanes> Selection<'_, V> {
+    /// # Safety
+    ///
+    /// [`lanes::are_here`](super::lanes::are_here).
+    #[inline(always)]
+    unsafe fn bits(&self) -> [V::Mask; 4] {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            [
+                self.index.test(V::splat(1)),
+                self.index.test(V::splat(2)),
+                self.index.test(V::splat(4)),
+                self.index.test(V::splat(8)),
+            ]
+        }
+    }
+
+    /// Selects one digit.
+    ///
+    /// # Safety
+    ///
+    /// As [`bits`](Self::bits); target and every entry of the table have the digit.
+    #[inline(always)]
+    unsafe fn select(&self, bits: &[V::Mask; 4], digit: usize) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            // A tree, written without closures: they would not be compiled for the vectors.
+            let mut entries = [self.index; TABLE_LEN];
+            let mut at = 0;
+            while at < TABLE_LEN {
+                entries[at] = *self.table[at].add(digit);
+                at += 1;
+            }
+            let (mut bit, mut len) = (0, TABLE_LEN / 2);
+            while len > 0 {
+                let mut at = 0;
+                while at < len {
+                    entries[at] = V::select(bits[bit], entries[2 * at], entries[2 * at + 1]);
+                    at += 1;
+                }
+                bit += 1;
+                len /= 2;
+            }
+            *self.target.add(digit) = entries[0];
         }
     }
 }

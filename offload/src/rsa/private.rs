@@ -23,7 +23,7 @@ use zeroize::Zeroize;
 use super::blinding::{Blinding, PAIRS};
 use super::digits::{self, DIGIT_MAX, Digits};
 use super::encode::Salts;
-use super::ifma::{self, TABLE_LEN};
+use super::ifma::{self, Selection, TABLE_LEN};
 use super::key::PrivateKey;
 use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len};
 use super::lanes::{self, Lanes, X4, X8};
@@ -355,10 +355,10 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
     fn step(&mut self) -> bool {
         let end = (self.window + Self::STEP.max(1)).min(Self::WINDOWS);
         while self.window < end {
-            if self.window > 0 {
-                (0..WINDOW_BITS).for_each(|_| self.half.square(&mut self.power));
+            // From 1, the first time: as every other.
+            for quarter in 0..WINDOW_BITS {
+                self.square_and_select(quarter);
             }
-            self.select(self.window);
             self.half.multiply_by(&mut self.power, &self.factor);
             self.window += 1;
         }
@@ -425,13 +425,16 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
 }
 
 impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
-    /// The factor of a window: the entry of the table that its digit of the exponent names.
-    fn select(&mut self, window: usize) {
+    /// Squares, and gets a quarter of the window's factor: the entry of the table that its digit of
+    /// the exponent names.
+    fn square_and_select(&mut self, quarter: usize) {
         let table = self.table.each_ref().map(Number::ptr);
-        // SAFETY: as in `Ring::multiply`; sixteen entries of L, and indices are half bytes.
-        unsafe {
-            ifma::select::<V, L>(self.factor.0.as_mut_ptr(), &table, self.windows[window]);
-        }
+        let (target, index) = (self.factor.0.as_mut_ptr(), self.windows[self.window]);
+        let selection = Selection { target, table: &table, index };
+        let (power, room) = (self.power.0.as_mut_ptr(), self.half.room.as_mut_ptr());
+        let (n, k0) = (self.half.n.ptr(), self.half.k0);
+        // SAFETY: as in `Ring::square`; sixteen entries of L digits, and indices are half bytes.
+        unsafe { ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, quarter) };
     }
 
     fn blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error> {
