@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
-//!   queue.rs, rsa.rs: one file for each question
+//!   kx.rs, queue.rs, rsa.rs: one file for each question
 //! ```
 
 mod harness;
+mod kx;
 mod queue;
 #[cfg(feature = "rivals")]
 mod rivals;
@@ -35,6 +36,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
+    /// X25519: a fresh key, and what it shares with a peer's
+    Kx,
     /// What the queue itself costs: of a device, and of software beside other ways to hand work over
     Queue,
     /// RSA signatures, complete: blinded and verified
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
     let (name, run): (_, fn(&mut Bench) -> Result<(), String>) = match arguments.name {
+        Name::Kx => ("kx", kx::run),
         Name::Queue => ("queue", queue::run),
         Name::Rsa => ("rsa", rsa::run),
     };

@@ -1,13 +1,12 @@
 //! Gathers the requests of one kernel and dispatches them together.
 //!
-//! But for signatures, nothing waits for company: a batch goes as soon as the one before it is finished, and takes
+//! But for what is computed in lanes, nothing waits for company: a batch goes as soon as the one before it is finished, and takes
 //! all that gathered meanwhile. Light load makes batches of one, heavy load makes large ones.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::rsa::Signer;
 use crate::stats::KernelStats;
 
 /// Index of a slot: ties a completion to its operation.
@@ -49,10 +48,14 @@ impl Batch {
     }
 }
 
-/// Signatures that wait for company: four fill the lanes of a vector.
+/// Requests that wait for company: a few of them fill the lanes of a vector.
 #[derive(Debug)]
 pub(crate) struct Gathering {
     waiting: VecDeque<Token>,
+    /// So many go together.
+    together: usize,
+    /// The longest that one waits for others while its core is busy: about what it costs alone.
+    age: Duration,
     /// When the oldest was first seen by a turn.
     since: Cell<Option<Instant>>,
     /// They need not wait any longer.
@@ -60,12 +63,10 @@ pub(crate) struct Gathering {
 }
 
 impl Gathering {
-    /// The longest that a signature waits for others while its core is busy.
-    const AGE: Duration = Duration::from_micros(100);
-
     /// Room for `depth` requests, so that gathering never allocates.
-    pub(crate) fn new(depth: usize) -> Self {
-        Self { waiting: VecDeque::with_capacity(depth), since: Cell::new(None), flushed: false }
+    pub(crate) fn new(depth: usize, together: usize, age: Duration) -> Self {
+        let waiting = VecDeque::with_capacity(depth);
+        Self { waiting, together, age, since: Cell::new(None), flushed: false }
     }
 
     pub(crate) fn gather(&mut self, token: Token) {
@@ -85,16 +86,16 @@ impl Gathering {
         let old = now.is_some_and(|now| {
             let since = self.since.get().unwrap_or(now);
             self.since.set(Some(since));
-            now.saturating_duration_since(since) >= Self::AGE
+            now.saturating_duration_since(since) >= self.age
         });
-        self.flushed || self.waiting.len() >= Signer::TOGETHER || old
+        self.flushed || self.waiting.len() >= self.together || old
     }
 
     /// Takes the oldest and those after it that `fits` says go with it, in order.
     pub(crate) fn take(&mut self, mut fits: impl FnMut(Token) -> bool) -> Vec<Token> {
-        let mut taken = Vec::with_capacity(Signer::TOGETHER);
+        let mut taken = Vec::with_capacity(self.together);
         self.waiting.retain(|token| {
-            let goes = taken.len() < Signer::TOGETHER && fits(*token);
+            let goes = taken.len() < self.together && fits(*token);
             if goes {
                 taken.push(*token);
             }
@@ -135,10 +136,10 @@ mod tests {
     }
 
     #[test]
-    fn signatures_go_by_number_by_age_or_when_nothing_else_comes() {
+    fn those_for_lanes_go_by_number_by_age_or_when_nothing_else_comes() {
         let started = Instant::now();
         let after = |micros| Some(started + Duration::from_micros(micros));
-        let mut gathering = Gathering::new(8);
+        let mut gathering = Gathering::new(8, 4, Duration::from_micros(100));
         assert!(!gathering.is_due(after(0)));
         (0..3).for_each(|token| gathering.gather(token));
         assert!(!gathering.is_due(after(0)) && !gathering.is_due(after(99)));

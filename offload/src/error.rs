@@ -46,6 +46,10 @@ pub enum Error {
         /// The codec asked.
         codec: Codec,
     },
+    /// The peer's public key is one of the few that make every shared secret the same.
+    PeerKey,
+    /// The kernel gave no random numbers.
+    Random,
     /// The private key could not sign. The signature, if any, was not released.
     Sign,
     /// The caller's target cannot hold the result.
@@ -81,6 +85,8 @@ impl fmt::Display for Error {
             ),
             Self::NoStream { codec } => write!(f, "{codec} cannot be used piece by piece"),
             Self::Level { codec, level } => write!(f, "{codec} has no compression level {level}"),
+            Self::PeerKey => f.write_str("the peer's public key is of small order"),
+            Self::Random => f.write_str("the kernel gave no random numbers"),
             Self::Sign => f.write_str("the private key could not make a correct signature"),
             Self::TargetTooSmall { len_bytes } => {
                 write!(f, "the result does not fit the target of {len_bytes} bytes")

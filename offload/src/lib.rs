@@ -38,6 +38,7 @@ mod error;
 mod fork;
 mod host;
 mod keep;
+mod kx;
 mod op;
 mod queue;
 mod region;
@@ -52,10 +53,12 @@ pub use backend::{
 pub use buffer::{Parts, Source, Target};
 pub use codec::Codec;
 pub use error::{Error, KeyError};
+pub use kx::SharedSecret;
 pub use op::Op;
 pub use queue::{Full, Park, Queue, Turn};
 pub use request::{
-    Compress, Decompress, Done, Fed, Feed, Request, RsaPrivate, RsaPublic, Sign, Signed,
+    Compress, Decompress, Done, Exchanged, Fed, Feed, KeyExchange, Request, RsaPrivate, RsaPublic,
+    Sign, Signed,
 };
 pub use rsa::{PrivateKey, PublicKey, Scheme, Signature};
 pub use stats::{Kernel, KernelStats, Stats};

@@ -26,11 +26,17 @@ use crate::batch::{Batch, Gathering, Token};
 use crate::error::Error;
 use crate::fork::Generation;
 use crate::keep::Keep;
+use crate::kx::Exchanger;
 use crate::op::Op;
 use crate::request::{Ending, Request, Work};
 use crate::rsa::{Running, Signer};
 use crate::stats::{Kernel, KernelStats, Stats};
 use rustix::event::epoll;
+
+/// The longest that a signature, and a key exchange, waits for others while its core is busy: about
+/// what it would cost alone, and for signatures not more than anybody notices.
+const SIGN_AGE: Duration = Duration::from_micros(100);
+const EXCHANGE_AGE: Duration = Duration::from_micros(35);
 
 /// One core's accelerator queue.
 ///
@@ -105,7 +111,8 @@ impl Queue {
                     free: (0..tokens).rev().collect(),
                     arrived: VecDeque::with_capacity(depth),
                     batches: Kernel::ALL.map(|_| Batch::new(depth)),
-                    gathering: Gathering::new(depth),
+                    gathering: Gathering::new(depth, Signer::TOGETHER, SIGN_AGE),
+                    exchanging: Gathering::new(depth, Exchanger::TOGETHER, EXCHANGE_AGE),
                     in_lanes: false,
                     kernel_next: 0,
                     waiters: VecDeque::new(),
@@ -150,8 +157,8 @@ impl Queue {
     /// for about `slice`, at least one unit. Wakes who waits for any of it.
     ///
     /// A unit is never interrupted: one chunk compressed, or about 50 us of signatures that are
-    /// made together. Signatures wait for company until there are enough for all lanes, until the
-    /// oldest has waited for 100 us by `now`, or until the owner has nothing else to do
+    /// made together. Signatures and key exchanges wait for company until there are enough for all
+    /// lanes, until the oldest has waited for 100 and 35 us by `now`, or until the owner has nothing else to do
     /// ([`flush`](Self::flush)).
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
         let mut units = 0;
@@ -167,6 +174,7 @@ impl Queue {
             let started = (!slice.is_zero()).then(|| *started.get_or_insert_with(Instant::now));
             units += 1;
             match unit {
+                Unit::Exchanges => self.shared.run_exchanges(),
                 Unit::Lanes => self.shared.run_lanes(),
                 Unit::One(token, work) => {
                     // SAFETY: the slot's request owns what `work` names. It is Running now, so the
@@ -189,7 +197,11 @@ impl Queue {
         if self.shared.generation.is_past() {
             return false;
         }
-        self.shared.slots.borrow_mut().gathering.flush();
+        {
+            let mut slots = self.shared.slots.borrow_mut();
+            slots.gathering.flush();
+            slots.exchanging.flush();
+        }
         self.is_busy()
     }
 
@@ -239,6 +251,7 @@ impl Queue {
             || !slots.batches.iter().all(Batch::is_empty)
             || slots.in_lanes
             || slots.gathering.is_due(None)
+            || slots.exchanging.is_due(None)
     }
 
     /// Number of slots.
@@ -322,6 +335,8 @@ struct Slots {
     batches: [Batch; Kernel::ALL.len()],
     /// Signatures that are made together.
     gathering: Gathering,
+    /// Key exchanges that are made together.
+    exchanging: Gathering,
     /// Some are being made.
     in_lanes: bool,
     /// Where the next search for work starts, so that kernels take turns unit by unit.
@@ -382,13 +397,17 @@ enum State {
 
 /// Work for a turn.
 enum Unit {
+    /// Key exchanges that are made together.
+    Exchanges,
     /// Some of the signatures that are made together.
     Lanes,
     /// A request, from start to end.
     One(Token, Work),
 }
 
+/// What comes next.
 enum Next {
+    Exchanges,
     Lanes,
     One(Token),
 }
@@ -580,11 +599,12 @@ impl Shared {
             let token = {
                 let mut slots = self.slots.borrow_mut();
                 let mut stats = KernelStats::default();
-                let Slots { batches, gathering, .. } = &mut *slots;
+                let Slots { batches, gathering, exchanging, .. } = &mut *slots;
                 batches
                     .iter_mut()
                     .find_map(|batch| batch.next(&mut stats))
                     .or_else(|| gathering.pop())
+                    .or_else(|| exchanging.pop())
             };
             let Some(token) = token else { return };
             self.complete(token, Ending::Done(Err(Error::Closed)));
@@ -597,7 +617,11 @@ impl Shared {
             let mut slots = self.slots.borrow_mut();
             let (kernel, next) = self.next_kernel(&mut slots, now)?;
             slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
-            let Next::One(token) = next else { return Some(Unit::Lanes) };
+            let token = match next {
+                Next::Exchanges => return Some(Unit::Exchanges),
+                Next::Lanes => return Some(Unit::Lanes),
+                Next::One(token) => token,
+            };
             let slot = &mut slots.entries[token as usize];
             if !slot.orphan {
                 let work = self.describe(token, slot);
@@ -618,6 +642,9 @@ impl Shared {
                 && (slots.in_lanes || slots.gathering.is_due(Some(now)));
             if lanes {
                 return Some((kernel, Next::Lanes));
+            }
+            if kernel == Kernel::KeyExchange as usize && slots.exchanging.is_due(Some(now)) {
+                return Some((kernel, Next::Exchanges));
             }
             let token = slots.batches[kernel].next(&mut stats.kernels[kernel])?;
             Some((kernel, Next::One(token)))
@@ -643,20 +670,26 @@ impl Shared {
         }
     }
 
-    /// Starts on signatures that have gathered.
-    fn start_lanes(&self) -> Option<InLanes> {
+    /// Makes the key exchanges that have gathered: a unit.
+    fn run_exchanges(&self) {
+        let taken = self.slots.borrow_mut().exchanging.take(|_| true);
+        let (tokens, works) = self.claim(taken);
+        // SAFETY: the slots' requests own what the works name. They are Running, so the requests
+        // stay in their slots and nobody else touches those bytes.
+        let results = unsafe { self.software.borrow_mut().exchange(&works) };
+        drop(works);
+        let kernel = Kernel::KeyExchange as usize;
+        self.count(|stats| stats.kernels[kernel].count_batch(tokens.len() as u64));
+        for (token, result) in tokens.into_iter().zip(results) {
+            self.complete(token, Ending::Done(result));
+        }
+    }
+
+    /// Slots that are Running from here on, and their works; those that nobody waits for any more
+    /// are ended.
+    fn claim(&self, taken: Vec<Token>) -> (Vec<Token>, Vec<Work>) {
         let (mut tokens, mut works) = (Vec::new(), Vec::new());
         let mut slots = self.slots.borrow_mut();
-        let Slots { entries, gathering, .. } = &mut *slots;
-        let mut size = None;
-        let taken = gathering.take(|token| {
-            let slot = &entries[token as usize];
-            // One that nobody waits for goes with any.
-            slot.orphan || {
-                let len = self.describe(token, slot).modulus_len_bytes();
-                *size.get_or_insert(len) == len
-            }
-        });
         for token in taken {
             let slot = &mut slots.entries[token as usize];
             if slot.orphan {
@@ -669,8 +702,26 @@ impl Shared {
             slot.state = State::Running;
             tokens.push(token);
         }
-        slots.in_lanes = !tokens.is_empty();
-        drop(slots);
+        (tokens, works)
+    }
+
+    /// Starts on signatures that have gathered.
+    fn start_lanes(&self) -> Option<InLanes> {
+        let taken = {
+            let mut slots = self.slots.borrow_mut();
+            let Slots { entries, gathering, .. } = &mut *slots;
+            let mut size = None;
+            gathering.take(|token| {
+                let slot = &entries[token as usize];
+                // One that nobody waits for goes with any.
+                slot.orphan || {
+                    let len = self.describe(token, slot).modulus_len_bytes();
+                    *size.get_or_insert(len) == len
+                }
+            })
+        };
+        let (tokens, works) = self.claim(taken);
+        self.slots.borrow_mut().in_lanes = !tokens.is_empty();
         if tokens.is_empty() {
             return None;
         }
@@ -876,6 +927,8 @@ impl Slots {
         let kernel = self.entries[token as usize].kernel;
         if kernel == Kernel::Sign && Signer::has_lanes() {
             self.gathering.gather(token);
+        } else if kernel == Kernel::KeyExchange && Exchanger::has_lanes() {
+            self.exchanging.gather(token);
         } else {
             self.batches[kernel as usize].gather(token);
         }

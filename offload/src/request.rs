@@ -3,9 +3,12 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::buffer::{Source, SourceSpan, Target, TargetSpan};
 use crate::codec::Codec;
 use crate::error::Error;
+use crate::kx::{EXCHANGED_LEN_BYTES, SharedSecret};
 use crate::rsa::{PrivateKey, PublicKey, Scheme, Signature};
 use crate::stats::Kernel;
 use crate::stream::{Progress, State, Stream};
@@ -172,6 +175,30 @@ pub struct Signed<S> {
     pub message: S,
 }
 
+/// Make a fresh X25519 key, and what it shares with a peer's (RFC 7748).
+#[derive(Debug)]
+pub struct KeyExchange {
+    peer: [u8; 32],
+    /// On the heap: the slot that the request lies in is not wiped.
+    exchanged: Box<Zeroizing<[u8; EXCHANGED_LEN_BYTES]>>,
+}
+
+impl KeyExchange {
+    /// A request to exchange keys with whoever has the public key `peer`.
+    pub fn new(peer: [u8; 32]) -> Self {
+        Self { peer, exchanged: Box::new(Zeroizing::new([0; EXCHANGED_LEN_BYTES])) }
+    }
+}
+
+/// A finished [`KeyExchange`].
+#[derive(Debug)]
+pub struct Exchanged {
+    /// Our public key, for the peer.
+    pub public: [u8; 32],
+    /// What only both of us know.
+    pub shared: SharedSecret,
+}
+
 mod sealed {
     /// Only this module's types are requests: a backend knows each of them.
     pub trait Sealed {}
@@ -183,6 +210,7 @@ impl<S, T> sealed::Sealed for Feed<S, T> {}
 impl<S, T> sealed::Sealed for RsaPrivate<S, T> {}
 impl<S, T> sealed::Sealed for RsaPublic<S, T> {}
 impl<S> sealed::Sealed for Sign<S> {}
+impl sealed::Sealed for KeyExchange {}
 
 impl<S: Source, T: Target> Request for Compress<S, T> {
     type Output = Done<S, T>;
@@ -327,6 +355,30 @@ impl<S: Source> Request for Sign<S> {
     }
 }
 
+impl Request for KeyExchange {
+    type Output = Result<Exchanged, Error>;
+
+    fn kernel(&self) -> Kernel {
+        Kernel::KeyExchange
+    }
+
+    fn describe(&mut self) -> Work {
+        let target = TargetSpan::of_bytes(&mut self.exchanged[..]);
+        Work::KeyExchange { peer: self.peer, target }
+    }
+
+    fn finish(self, ending: Ending) -> Result<Exchanged, Error> {
+        match ending {
+            Ending::Done(result) => result?,
+            // No device does this.
+            Ending::Stranded => return Err(Error::DeviceLost),
+        };
+        let (public, shared) = self.exchanged.split_at(32);
+        let bytes = |half: &[u8]| half.try_into().expect("half of 64 bytes");
+        Ok(Exchanged { public: bytes(public), shared: SharedSecret::new(bytes(shared)) })
+    }
+}
+
 /// A request as a backend sees it: numbers and spans. The slot that holds the request owns what
 /// the spans name.
 #[derive(Debug)]
@@ -338,6 +390,8 @@ pub enum Work {
     Decompress { codec: Codec, source: SourceSpan, target: TargetSpan },
     /// See [`Feed`].
     Feed { stream: StreamSpan, source: SourceSpan, target: TargetSpan, end: bool },
+    /// See [`KeyExchange`].
+    KeyExchange { peer: [u8; 32], target: TargetSpan },
     /// See [`RsaPrivate`].
     RsaPrivate { key: Arc<PrivateKey>, source: SourceSpan, target: TargetSpan },
     /// See [`RsaPublic`].

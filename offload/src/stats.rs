@@ -8,6 +8,8 @@ pub enum Kernel {
     Compress,
     /// [`Decompress`](crate::Decompress), and a [`Feed`](crate::Feed) that decompresses.
     Decompress,
+    /// [`KeyExchange`](crate::KeyExchange).
+    KeyExchange,
     /// [`RsaPrivate`](crate::RsaPrivate) and [`RsaPublic`](crate::RsaPublic).
     Rsa,
     /// [`Sign`](crate::Sign).
@@ -16,13 +18,15 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order of [`Stats::kernels`].
-    pub const ALL: [Self; 4] = [Self::Compress, Self::Decompress, Self::Rsa, Self::Sign];
+    pub const ALL: [Self; 5] =
+        [Self::Compress, Self::Decompress, Self::KeyExchange, Self::Rsa, Self::Sign];
 
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Compress => "compress",
             Self::Decompress => "decompress",
+            Self::KeyExchange => "x25519",
             Self::Rsa => "rsa",
             Self::Sign => "sign",
         }

@@ -32,6 +32,18 @@ fn per_signature(count: usize, sign: &mut dyn FnMut(&[u8])) -> f64 {
     started.elapsed().as_secs_f64() * 1e6 / count as f64
 }
 
+/// Who else exchanges keys by X25519 with `peer`; a sample is of `count` exchanges.
+pub(crate) fn exchange(peer: [u8; 32], count: usize) -> Vec<System<'static>> {
+    let system = |name: &str, exchange: fn(&[u8; 32])| {
+        System::new(name, move || {
+            let started = Instant::now();
+            (0..count).for_each(|_| exchange(&peer));
+            started.elapsed().as_secs_f64() * 1e6 / count as f64
+        })
+    };
+    vec![system("aws-lc-rs", aws_lc::exchange), system("ring", ring::exchange)]
+}
+
 /// Ways to hand nothing at all to another thread and wait for it, `depth` at a time.
 pub(crate) fn hand_over(depth: usize) -> Result<Vec<System<'static>>, String> {
     let mut parking = crossbeam::Worker::start(crossbeam::Wait::Parking)?;

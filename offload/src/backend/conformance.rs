@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use ring::agreement::{
+    EphemeralPrivateKey, UnparsedPublicKey as UnparsedKey, X25519, agree_ephemeral,
+};
+use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 
 use super::model::{Model, ModelKind};
 use crate::{
-    Codec, Compress, Decompress, Devices, Error, Feed, Kernel, Parts, PrivateKey, Progress, Queue,
-    RsaPrivate, RsaPublic, Scheme, Sign, Stream,
+    Codec, Compress, Decompress, Devices, Error, Feed, Kernel, KeyExchange, Parts, PrivateKey,
+    Progress, Queue, RsaPrivate, RsaPublic, Scheme, Sign, Stream,
 };
 
 /// A throw-away key of 2048 bits, in PKCS#8 DER as OpenSSL wrote it.
@@ -291,6 +295,31 @@ macro_rules! conformance {
                     public.verify(&message, signature.as_ref()).expect("verifies");
                 }
                 assert!(all_on_device(&queue));
+            }
+
+            #[test]
+            fn keys_are_exchanged_with_others() {
+                let queue = $queue;
+                let random = SystemRandom::new();
+                let keys: Vec<_> = (0..9)
+                    .map(|_| EphemeralPrivateKey::generate(&X25519, &random).expect("a key"))
+                    .collect();
+                let ops: Vec<_> = keys
+                    .iter()
+                    .map(|key| {
+                        let public = key.compute_public_key().expect("a public key");
+                        let peer = public.as_ref().try_into().expect("32 bytes");
+                        queue.submit(KeyExchange::new(peer))
+                    })
+                    .collect();
+                for (op, key) in ops.into_iter().zip(keys) {
+                    let exchanged = queue.run(op).expect("a good key");
+                    let ours = UnparsedKey::new(&X25519, exchanged.public);
+                    let agreed = agree_ephemeral(key, &ours, |secret| secret.to_vec());
+                    assert_eq!(agreed.expect("a good key"), exchanged.shared.as_ref());
+                }
+                let refused = queue.run(queue.submit(KeyExchange::new([0; 32])));
+                assert_eq!(refused.map(drop), Err(Error::PeerKey));
             }
 
             #[test]

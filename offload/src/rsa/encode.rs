@@ -56,7 +56,7 @@ impl Salts {
 
     fn draw(&mut self, salt: &mut [u8]) -> Result<(), Error> {
         if self.left < salt.len() {
-            self.random.fill(&mut self.pool).map_err(|_| Error::Sign)?;
+            self.random.fill(&mut self.pool).map_err(|_| Error::Random)?;
             self.left = self.pool.len();
         }
         let start = self.pool.len() - self.left;

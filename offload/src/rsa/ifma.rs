@@ -45,7 +45,7 @@ const ROWS: usize = 5;
 /// [`lanes::are_here`](super::lanes::are_here); each pointer is to `L` vectors; `L` is a multiple of
 /// five and at least ten; digits are below 2^52; `n` is odd in each lane and `k0` its
 /// [`negative_inverse`](super::digits::negative_inverse).
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
@@ -70,7 +70,7 @@ pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
 /// # Safety
 ///
 /// As [`multiply`]; `room` is of 2 L vectors.
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn square<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
@@ -88,7 +88,7 @@ pub(crate) unsafe fn square<V: Lanes, const L: usize>(
 /// # Safety
 ///
 /// As [`square`] and [`Selection`].
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
@@ -211,7 +211,7 @@ impl<V: Lanes> Selection<'_, V> {
 /// # Safety
 ///
 /// As [`multiply`].
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl,avx512ifma"))]
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
 pub(crate) unsafe fn add<V: Lanes, const L: usize>(target: *mut V, a: *const V, b: *const V) {
     // SAFETY: as the caller promises; every index is below L.
     unsafe {
@@ -261,11 +261,13 @@ unsafe fn multiply_rows<V: Lanes, const L: usize>(
             (a_near[0], n_near[0]) = (*a.add(column), *n.add(column));
             // Four chains, so that the latency of one is hidden by the others.
             let (mut w, mut x, mut y, mut z) = (sum[column], zero, carry, zero);
-            for row in 0..ROWS {
+            let mut row = 0;
+            while row < ROWS {
                 w = w.mul_lo(a_near[row], b[row]);
                 x = x.mul_hi(a_near[row + 1], b[row]);
                 y = y.mul_lo(n_near[row], m[row]);
                 z = z.mul_hi(n_near[row + 1], m[row]);
+                row += 1;
             }
             sum[column - ROWS] = w.add(x).add(y.add(z));
             carry = zero;
@@ -406,9 +408,11 @@ unsafe fn square_rows<V: Lanes, const L: usize, const WHICH: u8>(
             near[0] = *a.add(column);
             let place = room.add(group + column);
             let (mut x, mut y) = (if WHICH == FIRST { zero } else { *place }, zero);
-            for row in 0..ROWS {
+            let mut row = 0;
+            while row < ROWS {
                 x = x.mul_lo(near[row], b[row]);
                 y = y.mul_hi(near[row + 1], b[row]);
+                row += 1;
             }
             *place = x.add(y);
             near = slide(zero, near);
@@ -448,9 +452,11 @@ unsafe fn reduce_rows<V: Lanes, const L: usize>(columns: *mut V, n: *const V, k0
         for column in ROWS..L {
             near[0] = *n.add(column);
             let (mut x, mut y) = (*columns.add(column), carry);
-            for row in 0..ROWS {
+            let mut row = 0;
+            while row < ROWS {
                 x = x.mul_lo(near[row], m[row]);
                 y = y.mul_hi(near[row + 1], m[row]);
+                row += 1;
             }
             *columns.add(column) = x.add(y);
             carry = zero;

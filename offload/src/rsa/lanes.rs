@@ -10,6 +10,7 @@ pub(crate) use x86::{X4, X8};
 pub(crate) fn are_here() -> bool {
     #[cfg(target_arch = "x86_64")]
     let here = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512ifma");
     #[cfg(not(target_arch = "x86_64"))]
@@ -38,9 +39,14 @@ pub(crate) unsafe trait Lanes: Copy + 'static {
     /// `self` plus the high 52 bits of them.
     unsafe fn mul_hi(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
     unsafe fn and(self, other: Self) -> Self;
     /// What lies above the digit.
     unsafe fn carry(self) -> Self;
+    /// What lies above the first 51 bits.
+    unsafe fn carry_51(self) -> Self;
+    /// The low 64 bits of the products.
+    unsafe fn mul(self, other: Self) -> Self;
     /// Lanes that have a bit in common with `bits`.
     unsafe fn test(self, bits: Self) -> Self::Mask;
     /// `one` where the mask is set, else `zero`.
@@ -52,9 +58,10 @@ pub(crate) unsafe trait Lanes: Copy + 'static {
 mod x86 {
     use std::arch::x86_64::{
         __m256i, __m512i, __mmask8, _mm256_add_epi64, _mm256_and_si256, _mm256_madd52hi_epu64,
-        _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_set1_epi64x, _mm256_srli_epi64,
-        _mm256_test_epi64_mask, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64,
-        _mm512_madd52lo_epu64, _mm512_mask_blend_epi64, _mm512_set1_epi64, _mm512_srli_epi64,
+        _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_mullo_epi64, _mm256_set1_epi64x,
+        _mm256_srli_epi64, _mm256_sub_epi64, _mm256_test_epi64_mask, _mm512_add_epi64,
+        _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_blend_epi64,
+        _mm512_mullo_epi64, _mm512_set1_epi64, _mm512_srli_epi64, _mm512_sub_epi64,
         _mm512_test_epi64_mask,
     };
 
@@ -74,7 +81,7 @@ mod x86 {
     macro_rules! lanes {
         (
             $name:ident, $count:literal, $splat:ident, $mul_lo:ident, $mul_hi:ident, $add:ident,
-            $and:ident, $shift:ident, $test:ident, $select:ident
+            $sub:ident, $and:ident, $right:ident, $mul:ident, $test:ident, $select:ident
         ) => {
             // SAFETY: a vector of integers.
             unsafe impl Lanes for $name {
@@ -106,6 +113,24 @@ mod x86 {
                 }
 
                 #[inline(always)]
+                unsafe fn sub(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($sub(self.0, other.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn carry_51(self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($right::<51>(self.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn mul(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($mul(self.0, other.0)) }
+                }
+
+                #[inline(always)]
                 unsafe fn and(self, other: Self) -> Self {
                     // SAFETY: as above.
                     unsafe { Self($and(self.0, other.0)) }
@@ -114,7 +139,7 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn carry(self) -> Self {
                     // SAFETY: as above.
-                    unsafe { Self($shift::<52>(self.0)) }
+                    unsafe { Self($right::<52>(self.0)) }
                 }
 
                 #[inline(always)]
@@ -136,10 +161,10 @@ mod x86 {
 
     lanes! {
         X8, 8, _mm512_set1_epi64, _mm512_madd52lo_epu64, _mm512_madd52hi_epu64, _mm512_add_epi64,
-        _mm512_and_si512, _mm512_srli_epi64, _mm512_test_epi64_mask, _mm512_mask_blend_epi64
+        _mm512_sub_epi64, _mm512_and_si512, _mm512_srli_epi64, _mm512_mullo_epi64, _mm512_test_epi64_mask, _mm512_mask_blend_epi64
     }
     lanes! {
         X4, 4, _mm256_set1_epi64x, _mm256_madd52lo_epu64, _mm256_madd52hi_epu64, _mm256_add_epi64,
-        _mm256_and_si256, _mm256_srli_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
+        _mm256_sub_epi64, _mm256_and_si256, _mm256_srli_epi64, _mm256_mullo_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
     }
 }

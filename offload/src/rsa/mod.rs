@@ -6,7 +6,7 @@ mod encode;
 mod ifma;
 mod key;
 mod lane_key;
-mod lanes;
+pub(crate) mod lanes;
 mod private;
 mod signer;
 

@@ -6,6 +6,7 @@
 use crate::backend::{Device, State};
 use crate::codec::{Codec, Coders};
 use crate::error::Error;
+use crate::kx::Exchanger;
 use crate::request::Work;
 use crate::rsa::{PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
 
@@ -13,6 +14,7 @@ use crate::rsa::{PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
 pub(crate) struct Software {
     coders: Coders,
     signer: Signer,
+    exchanger: Exchanger,
     /// Where scattered sources are gathered, and what goes to scattered targets.
     gathered: Vec<u8>,
     scattered: Vec<u8>,
@@ -23,6 +25,7 @@ impl Software {
         Self {
             coders: Coders::default(),
             signer: Signer::new(),
+            exchanger: Exchanger::new(),
             gathered: Vec::new(),
             scattered: Vec::new(),
         }
@@ -31,7 +34,10 @@ impl Software {
     /// Whether software does this kind of work at all.
     pub(crate) fn takes(work: &Work) -> bool {
         match work {
-            Work::Compress { .. } | Work::Decompress { .. } | Work::Feed { .. } => true,
+            Work::Compress { .. }
+            | Work::Decompress { .. }
+            | Work::Feed { .. }
+            | Work::KeyExchange { .. } => true,
             Work::RsaPrivate { key, .. } => key.lanes().is_some(),
             Work::RsaPublic { .. } => true,
             Work::Sign { key, .. } => key.pair().is_some() || key.lanes().is_some(),
@@ -45,8 +51,13 @@ impl Software {
     /// The bytes that `work` names are alive, and until this returns nobody writes its source or
     /// touches its target or its stream.
     pub(crate) unsafe fn execute(&mut self, work: &Work) -> Result<usize, Error> {
-        let Self { coders, signer, gathered, scattered } = self;
+        let Self { coders, signer, gathered, scattered, .. } = self;
         let (source, target) = match work {
+            Work::KeyExchange { .. } => {
+                // SAFETY: passed on from the caller.
+                let exchanged = unsafe { self.exchange(std::slice::from_ref(work)) };
+                return exchanged.into_iter().next().unwrap_or(Err(Error::Random));
+            }
             Work::Compress { source, target, .. }
             | Work::Decompress { source, target, .. }
             | Work::Feed { source, target, .. }
@@ -64,6 +75,7 @@ impl Software {
                 }
                 Work::Decompress { codec, .. } => coders.of(*codec).decompress(source, target),
                 Work::Feed { stream, end, .. } => stream.as_state().run(source, target, *end),
+                Work::KeyExchange { .. } => unreachable!("done above"),
                 Work::RsaPrivate { key, .. } => signer.private(key, source, target),
                 Work::RsaPublic { key, .. } => raise(key, source, target),
                 Work::Sign { key, scheme, .. } => signer.sign_alone(key, *scheme, source, target),
@@ -89,6 +101,39 @@ impl Software {
             encoded.push(self.signer.encode(key, *scheme, message)?);
         }
         self.signer.start(encoded)
+    }
+
+    /// Makes key exchanges that go together, four at most.
+    ///
+    /// # Safety
+    ///
+    /// The targets that `works` name are alive, and nobody else touches them.
+    pub(crate) unsafe fn exchange(&mut self, works: &[Work]) -> Vec<Result<usize, Error>> {
+        let peers: Vec<_> = works
+            .iter()
+            .map(|work| match work {
+                Work::KeyExchange { peer, .. } => *peer,
+                _ => unreachable!("only key exchanges go together"),
+            })
+            .collect();
+        let exchanged = self.exchanger.exchange(&peers);
+        works
+            .iter()
+            .zip(exchanged)
+            .map(|(work, exchanged)| {
+                let Work::KeyExchange { target, .. } = work else {
+                    unreachable!("looked at above")
+                };
+                let exchanged = exchanged?;
+                // SAFETY: passed on from the caller.
+                unsafe {
+                    target.fill(&mut self.scattered, |target| {
+                        target.copy_from_slice(&exchanged[..]);
+                        Ok(exchanged.len())
+                    })
+                }
+            })
+            .collect()
     }
 
     /// Makes a signature that could not start with others.
@@ -170,11 +215,16 @@ pub(super) fn device() -> Device {
     } else {
         "RSA-2048 to RSA-4096, one at a time by ring (this processor has no AVX-512 IFMA)"
     };
+    let exchanges = match Exchanger::has_lanes() {
+        true => "up to four at a time in eight lanes of AVX-512 IFMA",
+        false => "one at a time by ring (this processor has no AVX-512 IFMA)",
+    };
     Device {
         name: "software".into(),
         does: vec![
             format!("compress, decompress: {codecs}"),
             format!("sign with {kernel}: {schemes}"),
+            format!("exchange keys by X25519, {exchanges}"),
         ],
         state: State::Used,
     }

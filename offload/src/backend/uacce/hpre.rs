@@ -125,7 +125,10 @@ impl Engine for Hpre {
     fn kind(&self, work: &Work) -> Option<usize> {
         match work {
             Work::RsaPrivate { .. } | Work::RsaPublic { .. } | Work::Sign { .. } => Some(0),
-            Work::Compress { .. } | Work::Decompress { .. } | Work::Feed { .. } => None,
+            Work::Compress { .. }
+            | Work::Decompress { .. }
+            | Work::Feed { .. }
+            | Work::KeyExchange { .. } => None,
         }
     }
 

@@ -345,7 +345,10 @@ impl Engine for Zip {
                 };
                 ours.then_some(usize::from(!state.is_compression()))
             }
-            Work::RsaPrivate { .. } | Work::RsaPublic { .. } | Work::Sign { .. } => None,
+            Work::KeyExchange { .. }
+            | Work::RsaPrivate { .. }
+            | Work::RsaPublic { .. }
+            | Work::Sign { .. } => None,
         }
     }
 
