@@ -44,10 +44,13 @@ enum Name {
     Rsa,
 }
 
+/// Measures, and files what it found.
+type Run = fn(&mut Bench) -> Result<(), String>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
-    let (name, run): (_, fn(&mut Bench) -> Result<(), String>) = match arguments.name {
+    let (name, run): (_, Run) = match arguments.name {
         Name::Kx => ("kx", kx::run),
         Name::Queue => ("queue", queue::run),
         Name::Rsa => ("rsa", rsa::run),

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{InconsistentKeys, NamedGroup, ServerConfig};
 use warpcore_offload::{KeyError, PrivateKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::Error;
+use crate::key_exchange::OFFLOADED_X25519;
 use crate::signer::OffloadedKey;
 
 /// One listener, one certificate, one upstream.
@@ -88,13 +89,21 @@ impl Config {
             }
         }
         let resolver: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(certified));
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(&[&rustls::version::TLS12, &rustls::version::TLS13])
             .expect("ring has suites for both versions")
             .with_no_client_auth()
             .with_cert_resolver(resolver);
         Ok(Arc::new(config))
     }
+}
+
+/// ring's, with our X25519 first, as ring has it.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519);
+    provider.kx_groups.insert(0, &OFFLOADED_X25519);
+    provider
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

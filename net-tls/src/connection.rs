@@ -5,14 +5,15 @@ use std::net::Shutdown;
 
 use bytes::BytesMut;
 use rustls::ServerConnection;
-use warpcore_offload::Sign;
+use warpcore_offload::{KeyExchange, Sign};
 use warpcore_runtime::net::TcpStream;
 use warpcore_runtime::{Elapsed, queue, timeout};
 
 use crate::config::Signing;
-use crate::handshake::{Step, process};
+use crate::handshake::{Answer, Asked, Step, process};
 use crate::listener::Proxy;
 use crate::relay::relay;
+use crate::signer::SignRequest;
 use crate::stats::Counters;
 
 /// Room for one read of a socket: the largest TLS record and its header.
@@ -55,7 +56,8 @@ async fn shake_hands(
 ) -> Result<(Box<ServerConnection>, BytesMut), Cause> {
     let mut tls = Box::new(ServerConnection::new(proxy.tls())?);
     let mut received = BytesMut::with_capacity(RECEIVE_LEN_BYTES);
-    // One signature a handshake: what comes after it needs no coroutine.
+    // One signature a handshake, in the same call as the key exchange of TLS 1.3: what comes after
+    // needs no coroutine.
     let mut signing = proxy.signing;
     loop {
         send_records(&mut tls, client).await?;
@@ -76,9 +78,16 @@ async fn shake_hands(
                 match step {
                     Step::Pending(request, suspended) => {
                         signing = Signing::InPlace;
-                        let sign = Sign::new(request.key, request.scheme, request.message);
-                        let signed = queue().submit(sign).await;
-                        step = suspended.complete(signed.result);
+                        let answer = match request {
+                            Asked::Exchange(peer) => {
+                                Answer::Exchanged(queue().submit(KeyExchange::new(peer)).await)
+                            }
+                            Asked::Sign(SignRequest { key, scheme, message }) => {
+                                let signed = queue().submit(Sign::new(key, scheme, message)).await;
+                                Answer::Signed(signed.result)
+                            }
+                        };
+                        step = suspended.complete(answer);
                     }
                     Step::Processed(processed) => break processed,
                 }

@@ -1,7 +1,7 @@
-//! Runs the rustls calls that may sign, so that the signature can be awaited.
+//! Runs the rustls calls that may sign or exchange keys, so that either can be awaited.
 //!
-//! [`process`] calls `process_new_packets` on a pooled coroutine. When rustls signs, the signer
-//! [`suspend`]s, and the caller gets [`Step::Pending`] with the request; [`Suspended::complete`]
+//! [`process`] calls `process_new_packets` on a pooled coroutine. When rustls signs, or exchanges
+//! keys, our part of it [`suspend`]s, and the caller gets [`Step::Pending`] with the request; [`Suspended::complete`]
 //! goes on with the result. In place (the twin, and when no stack is left) the same call simply
 //! runs through. rustls plans a state machine that pauses by itself (rustls issue 850); `Step` is
 //! shaped so that it can take its place.
@@ -14,29 +14,46 @@
 //! # Nothing may be held across a suspension
 //!
 //! No `RefCell` borrow, lock or entered span: other handshakes run on this thread in between.
-//! rustls holds no lock while it signs; our signer holds nothing.
+//! rustls holds no lock while it signs or exchanges keys; our part holds nothing.
 
 use std::cell::Cell;
 use std::ptr;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use rustls::ServerConnection;
-use warpcore_offload::{Error, Signature};
+use warpcore_offload::{Error, Exchanged, Signature};
 
 use crate::config::Signing;
 use crate::signer::SignRequest;
 use crate::stack::Stack;
 
+/// What a suspended call asks for.
+pub(crate) enum Asked {
+    /// A fresh X25519 key, and what it shares with this one.
+    Exchange([u8; 32]),
+    /// A signature.
+    Sign(SignRequest),
+}
+
+/// What it is answered.
+#[allow(clippy::large_enum_variant, reason = "on its way from one stack to another")]
+pub(crate) enum Answer {
+    /// There will be none: it is to give up.
+    Closed,
+    Exchanged(Result<Exchanged, Error>),
+    Signed(Result<Signature, Error>),
+}
+
 /// What a coroutine is resumed with; the first time, nothing.
-type Resume = Option<Result<Signature, Error>>;
+type Resume = Option<Answer>;
 
 /// The connection and what rustls said.
 type Processed = (Box<ServerConnection>, Result<(), rustls::Error>);
 
 /// Where a call to rustls stands.
 pub(crate) enum Step {
-    /// It waits for this signature.
-    Pending(SignRequest, Suspended),
+    /// It waits for this.
+    Pending(Asked, Suspended),
     /// It has returned.
     Processed(Processed),
 }
@@ -44,7 +61,7 @@ pub(crate) enum Step {
 /// A call to rustls that waits.
 pub(crate) struct Suspended {
     /// None only while it is being resumed.
-    coroutine: Option<Coroutine<Resume, SignRequest, Processed, Stack>>,
+    coroutine: Option<Coroutine<Resume, Asked, Processed, Stack>>,
 }
 
 /// Lets rustls process what it has been given to read.
@@ -66,9 +83,9 @@ pub(crate) fn process(signing: Signing, mut connection: Box<ServerConnection>) -
 }
 
 impl Suspended {
-    /// Goes on with the signature, or with the reason why there is none.
-    pub(crate) fn complete(self, result: Result<Signature, Error>) -> Step {
-        self.resume(Some(result))
+    /// Goes on with what was asked for, or with the reason why there is none.
+    pub(crate) fn complete(self, answer: Answer) -> Step {
+        self.resume(Some(answer))
     }
 
     fn resume(mut self, with: Resume) -> Step {
@@ -93,7 +110,7 @@ impl Drop for Suspended {
         };
         let mut suspended = Self { coroutine: Some(coroutine) };
         // Each round ends in an error for rustls, which gives up at the first.
-        while let Step::Pending(_, again) = suspended.complete(Err(Error::Closed)) {
+        while let Step::Pending(_, again) = suspended.complete(Answer::Closed) {
             suspended = again;
         }
     }
@@ -101,14 +118,14 @@ impl Drop for Suspended {
 
 thread_local! {
     /// The coroutine that runs on this thread now; null outside of coroutines.
-    static RUNNING: Cell<*const Yielder<Resume, SignRequest>> = const { Cell::new(ptr::null()) };
+    static RUNNING: Cell<*const Yielder<Resume, Asked>> = const { Cell::new(ptr::null()) };
 }
 
 /// Publishes a coroutine's yielder while the coroutine runs; also withdraws it on a panic.
 struct Published;
 
 impl Published {
-    fn new(yielder: &Yielder<Resume, SignRequest>) -> Self {
+    fn new(yielder: &Yielder<Resume, Asked>) -> Self {
         debug_assert!(RUNNING.get().is_null(), "coroutines do not nest");
         RUNNING.set(yielder);
         Self
@@ -123,7 +140,7 @@ impl Drop for Published {
 
 /// Suspends the running coroutine with a request and returns what it is resumed with. None, and
 /// `request` is not called, outside of a coroutine.
-pub(crate) fn suspend(request: impl FnOnce() -> SignRequest) -> Option<Result<Signature, Error>> {
+pub(crate) fn suspend(request: impl FnOnce() -> Asked) -> Option<Answer> {
     let yielder = RUNNING.get();
     if yielder.is_null() {
         return None;
@@ -137,5 +154,5 @@ pub(crate) fn suspend(request: impl FnOnce() -> SignRequest) -> Option<Result<Si
     let resumed = unsafe { &*yielder }.suspend(request);
     debug_assert!(RUNNING.get().is_null(), "whoever ran in between has withdrawn");
     RUNNING.set(yielder);
-    Some(resumed.unwrap_or(Err(Error::Closed)))
+    Some(resumed.unwrap_or(Answer::Closed))
 }

@@ -1,10 +1,11 @@
-//! A TLS termination proxy whose RSA signatures go through the shard's offload queue.
+//! A TLS termination proxy whose RSA signatures and key exchanges go through the shard's offload
+//! queue.
 //!
 //! ```text
 //!   client ══TLS══> listener ─> handshake ─────> relay ──plain──> upstream
 //!                  (a socket     │      ▲        (both ways, one
 //!                   per shard)   ▼      │         record buffer each)
-//!                     rustls on a coroutine: the signer suspends,
+//!                     rustls on a coroutine: ours suspends,
 //!                     the request goes to the offload queue,
 //!                     the completion resumes
 //! ```
@@ -35,6 +36,7 @@ mod config;
 mod connection;
 mod error;
 mod handshake;
+mod key_exchange;
 mod listener;
 mod relay;
 mod signer;

@@ -115,6 +115,11 @@ impl Listener {
             let (cut_off, seconds) = (stats.cut_off, drain.as_secs_f64());
             tracing::warn!("{cut_off} connections were still open after {seconds} s; cut off");
         }
+        // What was cut off may still be worked on, for a fraction of a millisecond in software, for
+        // as long as its deadline on a device that does not answer.
+        while queue().stats().in_flight() > 0 {
+            sleep(Duration::from_micros(100)).await;
+        }
         stats.queue = queue().stats();
         stats
     }

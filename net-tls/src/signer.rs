@@ -12,7 +12,7 @@ use rustls::sign::{Signer, SigningKey, public_key_to_spki};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use warpcore_offload::{PrivateKey, Scheme};
 
-use crate::handshake::suspend;
+use crate::handshake::{Answer, Asked, suspend};
 
 /// What a suspended handshake asks for.
 #[derive(Debug, Clone)]
@@ -75,9 +75,12 @@ struct OffloadedSigner {
 impl Signer for OffloadedSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let (key, scheme) = (&self.key, self.scheme);
-        let result =
-            suspend(|| SignRequest { key: Arc::clone(key), scheme, message: message.to_vec() })
-                .unwrap_or_else(|| key.sign(scheme, message));
+        let request = || SignRequest { key: Arc::clone(key), scheme, message: message.to_vec() };
+        let result = match suspend(|| Asked::Sign(request())) {
+            None => key.sign(scheme, message),
+            Some(Answer::Signed(result)) => result,
+            Some(_) => Err(warpcore_offload::Error::Closed),
+        };
         match result {
             Ok(signature) => Ok(signature.as_ref().to_vec()),
             Err(error) => Err(rustls::Error::General(error.to_string())),

@@ -106,6 +106,12 @@ impl Gathering {
         taken
     }
 
+    /// Takes one out, if it is among them.
+    pub(crate) fn remove(&mut self, token: Token) -> bool {
+        let place = self.waiting.iter().position(|waiting| *waiting == token);
+        place.and_then(|place| self.waiting.remove(place)).is_some()
+    }
+
     /// Takes the oldest.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         self.waiting.pop_front()
@@ -150,10 +156,11 @@ mod tests {
         gathering.flush();
         assert!(gathering.is_due(None));
         assert_eq!(gathering.take(|_| true), [1]);
-        (3..8).for_each(|token| gathering.gather(token));
+        (3..9).for_each(|token| gathering.gather(token));
+        assert!(gathering.remove(5) && !gathering.remove(5));
         assert!(gathering.is_due(None));
-        assert_eq!(gathering.take(|_| true), [3, 4, 5, 6]);
+        assert_eq!(gathering.take(|_| true), [3, 4, 6, 7]);
         assert!(!gathering.is_due(None));
-        assert_eq!((gathering.pop(), gathering.pop()), (Some(7), None));
+        assert_eq!((gathering.pop(), gathering.pop()), (Some(8), None));
     }
 }

@@ -811,8 +811,13 @@ impl Shared {
             self.discard(token);
         } else {
             slot.orphan = true;
+            // One that waits for company is not kept for it.
+            let waited = slots.gathering.remove(token) || slots.exchanging.remove(token);
             drop((slots, waker));
             self.count(|stats| stats.dropped_in_flight += 1);
+            if waited {
+                self.complete(token, Ending::Done(Err(Error::Closed)));
+            }
         }
     }
 

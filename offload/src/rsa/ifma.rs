@@ -380,7 +380,8 @@ unsafe fn square_rows<V: Lanes, const L: usize, const WHICH: u8>(
             let empty = WHICH == FIRST || last && column >= ROWS;
             let place = room.add(2 * group + column);
             let (mut x, mut y) = (if empty { zero } else { *place }, zero);
-            for row in 0..ROWS {
+            let mut row = 0;
+            while row < ROWS {
                 // The other digit comes after this one, and in the last group is one of its own.
                 let other = |column: usize| {
                     column.checked_sub(row).filter(|at| *at > row && !(last && *at >= ROWS))
@@ -391,6 +392,7 @@ unsafe fn square_rows<V: Lanes, const L: usize, const WHICH: u8>(
                 if let Some(at) = column.checked_sub(1).and_then(other) {
                     y = y.mul_hi(a_low[at], b[row]);
                 }
+                row += 1;
             }
             let sum = x.add(y);
             let doubled = sum.add(sum);
