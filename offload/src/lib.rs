@@ -36,7 +36,7 @@ mod codec;
 mod doorbell;
 mod error;
 mod fork;
-mod host;
+pub mod host;
 mod keep;
 mod kx;
 mod op;
