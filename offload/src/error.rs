@@ -50,6 +50,8 @@ pub enum Error {
     PeerKey,
     /// The kernel gave no random numbers.
     Random,
+    /// The caller's own kernel panicked while it worked on this.
+    Panicked,
     /// The private key could not sign. The signature, if any, was not released.
     Sign,
     /// The caller's target cannot hold the result.
@@ -86,6 +88,7 @@ impl fmt::Display for Error {
             Self::NoStream { codec } => write!(f, "{codec} cannot be used piece by piece"),
             Self::Level { codec, level } => write!(f, "{codec} has no compression level {level}"),
             Self::PeerKey => f.write_str("the peer's public key is of small order"),
+            Self::Panicked => f.write_str("the kernel that worked on it panicked"),
             Self::Random => f.write_str("the kernel gave no random numbers"),
             Self::Sign => f.write_str("the private key could not make a correct signature"),
             Self::TargetTooSmall { len_bytes } => {

@@ -33,6 +33,7 @@ mod backend;
 mod batch;
 mod buffer;
 mod codec;
+mod custom;
 mod doorbell;
 mod error;
 mod fork;
@@ -52,6 +53,7 @@ pub use backend::{
 };
 pub use buffer::{Parts, Source, Target};
 pub use codec::Codec;
+pub use custom::{Call, Called, CustomKernel};
 pub use error::{Error, KeyError};
 pub use kx::SharedSecret;
 pub use op::Op;

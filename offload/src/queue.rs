@@ -17,12 +17,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Devices, Ended, Software, Submitted};
 use crate::batch::{Batch, Gathering, Token};
+use crate::custom::AnyKernel;
 use crate::error::Error;
 use crate::fork::Generation;
 use crate::keep::Keep;
@@ -114,6 +116,8 @@ impl Queue {
                     gathering: Gathering::new(depth, Signer::TOGETHER, SIGN_AGE),
                     exchanging: Gathering::new(depth, Exchanger::TOGETHER, EXCHANGE_AGE),
                     in_lanes: false,
+                    custom: Vec::new(),
+                    custom_next: 0,
                     kernel_next: 0,
                     waiters: VecDeque::new(),
                     ticket_next: 0,
@@ -174,6 +178,7 @@ impl Queue {
             let started = (!slice.is_zero()).then(|| *started.get_or_insert_with(Instant::now));
             units += 1;
             match unit {
+                Unit::Custom(index) => self.shared.run_custom(index),
                 Unit::Exchanges => self.shared.run_exchanges(),
                 Unit::Lanes => self.shared.run_lanes(),
                 Unit::One(token, work) => {
@@ -201,6 +206,7 @@ impl Queue {
             let mut slots = self.shared.slots.borrow_mut();
             slots.gathering.flush();
             slots.exchanging.flush();
+            slots.custom.iter_mut().for_each(|custom| custom.gathering.flush());
         }
         self.is_busy()
     }
@@ -252,11 +258,18 @@ impl Queue {
             || slots.in_lanes
             || slots.gathering.is_due(None)
             || slots.exchanging.is_due(None)
+            || slots.custom.iter().any(|custom| custom.gathering.is_due(None))
     }
 
     /// Number of slots.
     pub fn depth(&self) -> usize {
         self.shared.keeps.len()
+    }
+
+    /// The counters of each kernel of others that was used, by name.
+    pub fn custom_stats(&self) -> Vec<(&'static str, KernelStats)> {
+        let slots = self.shared.slots.borrow();
+        slots.custom.iter().map(|custom| (custom.kernel.name(), custom.stats)).collect()
     }
 
     /// The counters as they stand.
@@ -339,6 +352,9 @@ struct Slots {
     exchanging: Gathering,
     /// Some are being made.
     in_lanes: bool,
+    /// What waits for kernels of others, in the order of their first use.
+    custom: Vec<Custom>,
+    custom_next: usize,
     /// Where the next search for work starts, so that kernels take turns unit by unit.
     kernel_next: usize,
     /// Operations without a slot, in order of arrival: ticket and whom to wake.
@@ -397,6 +413,8 @@ enum State {
 
 /// Work for a turn.
 enum Unit {
+    /// Items of this kernel of others.
+    Custom(usize),
     /// Key exchanges that are made together.
     Exchanges,
     /// Some of the signatures that are made together.
@@ -407,6 +425,7 @@ enum Unit {
 
 /// What comes next.
 enum Next {
+    Custom(usize),
     Exchanges,
     Lanes,
     One(Token),
@@ -417,6 +436,13 @@ struct InLanes {
     tokens: Vec<Token>,
     works: Vec<Work>,
     running: Running,
+}
+
+/// A kernel that somebody else has brought, and what waits for it.
+struct Custom {
+    kernel: &'static dyn AnyKernel,
+    gathering: Gathering,
+    stats: KernelStats,
 }
 
 /// Where an operation stands that has no result yet.
@@ -449,7 +475,12 @@ impl Shared {
             waker: None,
             vtable: const { &Vtable::of::<R>() },
         };
-        if self.has_devices {
+        if kernel == Kernel::Custom {
+            let Work::Call(call) = self.describe(token, &slots.entries[token as usize]) else {
+                unreachable!("of such a kernel")
+            };
+            slots.gather_custom(token, call.kernel, self.keeps.len());
+        } else if self.has_devices {
             slots.arrived.push_back((token, false));
         } else {
             slots.gather(token);
@@ -599,12 +630,13 @@ impl Shared {
             let token = {
                 let mut slots = self.slots.borrow_mut();
                 let mut stats = KernelStats::default();
-                let Slots { batches, gathering, exchanging, .. } = &mut *slots;
+                let Slots { batches, gathering, exchanging, custom, .. } = &mut *slots;
                 batches
                     .iter_mut()
                     .find_map(|batch| batch.next(&mut stats))
                     .or_else(|| gathering.pop())
                     .or_else(|| exchanging.pop())
+                    .or_else(|| custom.iter_mut().find_map(|custom| custom.gathering.pop()))
             };
             let Some(token) = token else { return };
             self.complete(token, Ending::Done(Err(Error::Closed)));
@@ -618,6 +650,7 @@ impl Shared {
             let (kernel, next) = self.next_kernel(&mut slots, now)?;
             slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
             let token = match next {
+                Next::Custom(index) => return Some(Unit::Custom(index)),
                 Next::Exchanges => return Some(Unit::Exchanges),
                 Next::Lanes => return Some(Unit::Lanes),
                 Next::One(token) => token,
@@ -643,6 +676,10 @@ impl Shared {
             if lanes {
                 return Some((kernel, Next::Lanes));
             }
+            if kernel == Kernel::Custom as usize {
+                let index = slots.next_custom(now)?;
+                return Some((kernel, Next::Custom(index)));
+            }
             if kernel == Kernel::KeyExchange as usize && slots.exchanging.is_due(Some(now)) {
                 return Some((kernel, Next::Exchanges));
             }
@@ -666,6 +703,33 @@ impl Shared {
         let results = unsafe { self.software.borrow_mut().finish(running, &works) };
         drop(works);
         for (token, result) in tokens.into_iter().zip(results) {
+            self.complete(token, Ending::Done(result));
+        }
+    }
+
+    /// Lets a kernel of others work on what has gathered for it: a unit.
+    fn run_custom(&self, index: usize) {
+        let (kernel, taken) = {
+            let custom = &mut self.slots.borrow_mut().custom[index];
+            (custom.kernel, custom.gathering.take(|_| true))
+        };
+        let (tokens, works) = self.claim(taken);
+        let count = tokens.len() as u64;
+        self.count(|stats| stats.kernels[Kernel::Custom as usize].count_batch(count));
+        self.slots.borrow_mut().custom[index].stats.count_batch(count);
+        let items = works.iter().map(|work| match work {
+            Work::Call(call) => call.item,
+            _ => unreachable!("only calls gather here"),
+        });
+        let mut items: Vec<_> = items.collect();
+        if items.is_empty() {
+            return;
+        }
+        // SAFETY: they are this kernel's, as gathered; the slots are Running, so that the requests
+        // that own the items stay there, and nobody else touches them.
+        let ran = catch_unwind(AssertUnwindSafe(|| unsafe { kernel.run_erased(&mut items) }));
+        for token in tokens {
+            let result = if ran.is_ok() { Ok(0) } else { Err(Error::Panicked) };
             self.complete(token, Ending::Done(result));
         }
     }
@@ -812,7 +876,9 @@ impl Shared {
         } else {
             slot.orphan = true;
             // One that waits for company is not kept for it.
-            let waited = slots.gathering.remove(token) || slots.exchanging.remove(token);
+            let waited = slots.gathering.remove(token)
+                || slots.exchanging.remove(token)
+                || slots.custom.iter_mut().any(|custom| custom.gathering.remove(token));
             drop((slots, waker));
             self.count(|stats| stats.dropped_in_flight += 1);
             if waited {
@@ -927,6 +993,29 @@ enum Offered {
 }
 
 impl Slots {
+    /// Hands an item to a kernel of others; `depth`: the queue's.
+    fn gather_custom(&mut self, token: Token, kernel: &'static dyn AnyKernel, depth: usize) {
+        let same = |custom: &Custom| {
+            std::ptr::addr_eq(custom.kernel, kernel) && custom.kernel.type_id() == kernel.type_id()
+        };
+        let index = self.custom.iter().position(same).unwrap_or_else(|| {
+            let gathering = Gathering::new(depth, kernel.width(), kernel.patience());
+            self.custom.push(Custom { kernel, gathering, stats: KernelStats::default() });
+            self.custom.len() - 1
+        });
+        self.custom[index].gathering.gather(token);
+    }
+
+    /// The next kernel of others that has something to do, in turn.
+    fn next_custom(&mut self, now: Instant) -> Option<usize> {
+        let count = self.custom.len();
+        let index = (0..count)
+            .map(|step| (self.custom_next + step) % count)
+            .find(|index| self.custom[*index].gathering.is_due(Some(now)))?;
+        self.custom_next = index + 1;
+        Some(index)
+    }
+
     /// Hands a request to software.
     fn gather(&mut self, token: Token) {
         let kernel = self.entries[token as usize].kernel;

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::buffer::{Source, SourceSpan, Target, TargetSpan};
 use crate::codec::Codec;
+use crate::custom::CallSpan;
 use crate::error::Error;
 use crate::kx::{EXCHANGED_LEN_BYTES, SharedSecret};
 use crate::rsa::{PrivateKey, PublicKey, Scheme, Signature};
@@ -14,7 +15,7 @@ use crate::stats::Kernel;
 use crate::stream::{Progress, State, Stream};
 
 /// Something the queue can do. Implemented by the types of this module only.
-pub trait Request: sealed::Sealed + Send + Sized + 'static {
+pub trait Request: Sealed + Send + Sized + 'static {
     /// What the caller gets, its buffers included.
     type Output;
 
@@ -199,18 +200,20 @@ pub struct Exchanged {
     pub shared: SharedSecret,
 }
 
+pub(crate) use sealed::Sealed;
+
 mod sealed {
     /// Only this module's types are requests: a backend knows each of them.
     pub trait Sealed {}
 }
 
-impl<S, T> sealed::Sealed for Compress<S, T> {}
-impl<S, T> sealed::Sealed for Decompress<S, T> {}
-impl<S, T> sealed::Sealed for Feed<S, T> {}
-impl<S, T> sealed::Sealed for RsaPrivate<S, T> {}
-impl<S, T> sealed::Sealed for RsaPublic<S, T> {}
-impl<S> sealed::Sealed for Sign<S> {}
-impl sealed::Sealed for KeyExchange {}
+impl<S, T> Sealed for Compress<S, T> {}
+impl<S, T> Sealed for Decompress<S, T> {}
+impl<S, T> Sealed for Feed<S, T> {}
+impl<S, T> Sealed for RsaPrivate<S, T> {}
+impl<S, T> Sealed for RsaPublic<S, T> {}
+impl<S> Sealed for Sign<S> {}
+impl Sealed for KeyExchange {}
 
 impl<S: Source, T: Target> Request for Compress<S, T> {
     type Output = Done<S, T>;
@@ -384,6 +387,8 @@ impl Request for KeyExchange {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are those of the request")]
 pub enum Work {
+    /// See [`Call`](crate::Call).
+    Call(CallSpan),
     /// See [`Compress`].
     Compress { codec: Codec, level: i32, source: SourceSpan, target: TargetSpan },
     /// See [`Decompress`].

@@ -6,6 +6,8 @@
 pub enum Kernel {
     /// [`Compress`](crate::Compress), and a [`Feed`](crate::Feed) that compresses.
     Compress,
+    /// [`Call`](crate::Call), of any kernel.
+    Custom,
     /// [`Decompress`](crate::Decompress), and a [`Feed`](crate::Feed) that decompresses.
     Decompress,
     /// [`KeyExchange`](crate::KeyExchange).
@@ -18,13 +20,14 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order of [`Stats::kernels`].
-    pub const ALL: [Self; 5] =
-        [Self::Compress, Self::Decompress, Self::KeyExchange, Self::Rsa, Self::Sign];
+    pub const ALL: [Self; 6] =
+        [Self::Compress, Self::Custom, Self::Decompress, Self::KeyExchange, Self::Rsa, Self::Sign];
 
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Compress => "compress",
+            Self::Custom => "custom",
             Self::Decompress => "decompress",
             Self::KeyExchange => "x25519",
             Self::Rsa => "rsa",

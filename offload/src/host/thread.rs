@@ -35,7 +35,10 @@ impl Queue {
             {
                 return output;
             }
-            self.turn(Instant::now(), Duration::ZERO);
+            let turn = self.turn(Instant::now(), Duration::ZERO);
+            if turn.units > 0 || turn.busy {
+                continue;
+            }
             if let Park::Sleep { deadline } = self.prepare_park(Instant::now())
                 && !bell.rung.load(Ordering::Relaxed)
             {

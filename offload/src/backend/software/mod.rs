@@ -34,7 +34,8 @@ impl Software {
     /// Whether software does this kind of work at all.
     pub(crate) fn takes(work: &Work) -> bool {
         match work {
-            Work::Compress { .. }
+            Work::Call(_)
+            | Work::Compress { .. }
             | Work::Decompress { .. }
             | Work::Feed { .. }
             | Work::KeyExchange { .. } => true,
@@ -53,6 +54,8 @@ impl Software {
     pub(crate) unsafe fn execute(&mut self, work: &Work) -> Result<usize, Error> {
         let Self { coders, signer, gathered, scattered, .. } = self;
         let (source, target) = match work {
+            // The queue runs them.
+            Work::Call(_) => return Err(Error::NoDevice),
             Work::KeyExchange { .. } => {
                 // SAFETY: passed on from the caller.
                 let exchanged = unsafe { self.exchange(std::slice::from_ref(work)) };
@@ -75,7 +78,7 @@ impl Software {
                 }
                 Work::Decompress { codec, .. } => coders.of(*codec).decompress(source, target),
                 Work::Feed { stream, end, .. } => stream.as_state().run(source, target, *end),
-                Work::KeyExchange { .. } => unreachable!("done above"),
+                Work::Call(_) | Work::KeyExchange { .. } => unreachable!("done above"),
                 Work::RsaPrivate { key, .. } => signer.private(key, source, target),
                 Work::RsaPublic { key, .. } => raise(key, source, target),
                 Work::Sign { key, scheme, .. } => signer.sign_alone(key, *scheme, source, target),

@@ -125,7 +125,8 @@ impl Engine for Hpre {
     fn kind(&self, work: &Work) -> Option<usize> {
         match work {
             Work::RsaPrivate { .. } | Work::RsaPublic { .. } | Work::Sign { .. } => Some(0),
-            Work::Compress { .. }
+            Work::Call(_)
+            | Work::Compress { .. }
             | Work::Decompress { .. }
             | Work::Feed { .. }
             | Work::KeyExchange { .. } => None,

@@ -345,7 +345,8 @@ impl Engine for Zip {
                 };
                 ours.then_some(usize::from(!state.is_compression()))
             }
-            Work::KeyExchange { .. }
+            Work::Call(_)
+            | Work::KeyExchange { .. }
             | Work::RsaPrivate { .. }
             | Work::RsaPublic { .. }
             | Work::Sign { .. } => None,
