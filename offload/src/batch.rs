@@ -56,7 +56,8 @@ pub(crate) struct Gathering {
     together: usize,
     /// The longest that one waits for others while its core is busy: about what it costs alone.
     age: Duration,
-    /// When the oldest was first seen by a turn.
+    /// When the oldest was first seen by a turn. It starts anew for those who are left behind
+    /// because they do not fit.
     since: Cell<Option<Instant>>,
     /// They need not wait any longer.
     flushed: bool,
@@ -91,9 +92,9 @@ impl Gathering {
         self.flushed || self.waiting.len() >= self.together || old
     }
 
-    /// Takes the oldest and those after it that `fits` says go with it, in order.
-    pub(crate) fn take(&mut self, mut fits: impl FnMut(Token) -> bool) -> Vec<Token> {
-        let mut taken = Vec::with_capacity(self.together);
+    /// Takes the oldest and those after it that `fits` says go with it, in order, into `taken`,
+    /// which is empty.
+    pub(crate) fn take(&mut self, taken: &mut Vec<Token>, mut fits: impl FnMut(Token) -> bool) {
         self.waiting.retain(|token| {
             let goes = taken.len() < self.together && fits(*token);
             if goes {
@@ -103,13 +104,20 @@ impl Gathering {
         });
         self.since.set(None);
         self.flushed = false;
-        taken
     }
 
     /// Takes one out, if it is among them.
     pub(crate) fn remove(&mut self, token: Token) -> bool {
-        let place = self.waiting.iter().position(|waiting| *waiting == token);
-        place.and_then(|place| self.waiting.remove(place)).is_some()
+        let Some(place) = self.waiting.iter().position(|waiting| *waiting == token) else {
+            return false;
+        };
+        self.waiting.remove(place);
+        if place == 0 {
+            // The next one's clock starts anew.
+            self.since.set(None);
+        }
+        self.flushed &= !self.waiting.is_empty();
+        true
     }
 
     /// Takes the oldest.
@@ -150,16 +158,21 @@ mod tests {
         (0..3).for_each(|token| gathering.gather(token));
         assert!(!gathering.is_due(after(0)) && !gathering.is_due(after(99)));
         assert!(gathering.is_due(after(100)));
-        assert_eq!(gathering.take(|token| token != 1), [0, 2]);
+        let take = |gathering: &mut Gathering, fits: fn(Token) -> bool| {
+            let mut taken = Vec::new();
+            gathering.take(&mut taken, fits);
+            taken
+        };
+        assert_eq!(take(&mut gathering, |token| token != 1), [0, 2]);
         // The clock starts anew for who was left.
         assert!(!gathering.is_due(after(101)));
         gathering.flush();
         assert!(gathering.is_due(None));
-        assert_eq!(gathering.take(|_| true), [1]);
+        assert_eq!(take(&mut gathering, |_| true), [1]);
         (3..9).for_each(|token| gathering.gather(token));
         assert!(gathering.remove(5) && !gathering.remove(5));
         assert!(gathering.is_due(None));
-        assert_eq!(gathering.take(|_| true), [3, 4, 6, 7]);
+        assert_eq!(take(&mut gathering, |_| true), [3, 4, 6, 7]);
         assert!(!gathering.is_due(None));
         assert_eq!((gathering.pop(), gathering.pop()), (Some(8), None));
     }

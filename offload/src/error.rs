@@ -138,7 +138,7 @@ impl fmt::Display for KeyError {
                 write!(
                     f,
                     "the RSA modulus has {modulus_bits} bits; \
-                     1024 (with a device only), 2048, 3072 and 4096 are supported"
+                     1024, 2048, 3072 and 4096 are supported"
                 )
             }
         }

@@ -13,12 +13,14 @@
 //! An operation that is dropped leaves its slot an *orphan*: the request stays where it is until
 //! the backend is finished with it, and is then dropped by the queue.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,7 @@ use crate::batch::{Batch, Gathering, Token};
 use crate::custom::AnyKernel;
 use crate::error::Error;
 use crate::fork::Generation;
+use crate::host::Bell;
 use crate::keep::Keep;
 use crate::kx::Exchanger;
 use crate::op::Op;
@@ -45,7 +48,7 @@ const EXCHANGE_AGE: Duration = Duration::from_micros(35);
 /// It is neither `Send` nor `Sync`: its owner submits, turns and reaps without a lock, an atomic
 /// or a system call. Dropping it ends every operation that still waits in [`Error::Closed`].
 pub struct Queue {
-    shared: Rc<Shared>,
+    pub(crate) shared: Rc<Shared>,
 }
 
 /// What [`Queue::turn`] did.
@@ -129,6 +132,8 @@ impl Queue {
                 epoll,
                 software: RefCell::new(Software::new()),
                 lanes: RefCell::new(None),
+                group: RefCell::default(),
+                bell: OnceCell::new(),
                 stats: RefCell::new(Stats::default()),
                 generation: Generation::current(),
             }),
@@ -160,8 +165,8 @@ impl Queue {
     /// Takes what devices have finished, hands them what was submitted, and runs software's work
     /// for about `slice`, at least one unit. Wakes who waits for any of it.
     ///
-    /// A unit is never interrupted: one chunk compressed, or about 50 us of signatures that are
-    /// made together. Signatures and key exchanges wait for company until there are enough for all
+    /// A unit is never interrupted: one chunk compressed, a raw private operation, or about 50 us of
+    /// signatures that are made together (at the first use of a key and every 256th, up to 1 ms). Signatures and key exchanges wait for company until there are enough for all
     /// lanes, until the oldest has waited for 100 and 35 us by `now`, or until the owner has nothing else to do
     /// ([`flush`](Self::flush)).
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
@@ -334,6 +339,10 @@ pub(crate) struct Shared {
     software: RefCell<Software>,
     /// The signatures that are being made together.
     lanes: RefCell<Option<InLanes>>,
+    /// Room for what is worked on together.
+    group: RefCell<Group>,
+    /// Of [`Queue::run`].
+    pub(crate) bell: OnceCell<Arc<Bell>>,
     stats: RefCell<Stats>,
     generation: Generation,
 }
@@ -436,6 +445,17 @@ struct InLanes {
     tokens: Vec<Token>,
     works: Vec<Work>,
     running: Running,
+}
+
+/// Requests that are worked on together, and room for them.
+#[derive(Default)]
+struct Group {
+    /// As gathered.
+    taken: Vec<Token>,
+    /// Those that somebody waits for, and what they ask for.
+    tokens: Vec<Token>,
+    works: Vec<Work>,
+    items: Vec<NonNull<()>>,
 }
 
 /// A kernel that somebody else has brought, and what waits for it.
@@ -692,12 +712,20 @@ impl Shared {
     fn run_lanes(&self) {
         let current = self.lanes.borrow_mut().take();
         let Some(mut current) = current.or_else(|| self.start_lanes()) else { return };
-        if !current.running.step() {
+        let stepped = self.software.borrow_mut().step(&mut current.running);
+        if stepped == Ok(false) {
             *self.lanes.borrow_mut() = Some(current);
             return;
         }
         self.slots.borrow_mut().in_lanes = false;
         let InLanes { tokens, works, running } = current;
+        if let Err(error) = stepped {
+            drop((works, running));
+            for token in tokens {
+                self.complete(token, Ending::Done(Err(error.clone())));
+            }
+            return;
+        }
         // SAFETY: the slots' requests own what the works name. They are Running, so the requests
         // stay in their slots and nobody else reads or writes those bytes.
         let results = unsafe { self.software.borrow_mut().finish(running, &works) };
@@ -709,52 +737,55 @@ impl Shared {
 
     /// Lets a kernel of others work on what has gathered for it: a unit.
     fn run_custom(&self, index: usize) {
-        let (kernel, taken) = {
+        let mut group = self.group.take();
+        let kernel = {
             let custom = &mut self.slots.borrow_mut().custom[index];
-            (custom.kernel, custom.gathering.take(|_| true))
+            custom.gathering.take(&mut group.taken, |_| true);
+            custom.kernel
         };
-        let (tokens, works) = self.claim(taken);
-        let count = tokens.len() as u64;
+        self.claim(&mut group);
+        let count = group.tokens.len() as u64;
         self.count(|stats| stats.kernels[Kernel::Custom as usize].count_batch(count));
         self.slots.borrow_mut().custom[index].stats.count_batch(count);
-        let items = works.iter().map(|work| match work {
+        group.items.extend(group.works.drain(..).map(|work| match work {
             Work::Call(call) => call.item,
             _ => unreachable!("only calls gather here"),
-        });
-        let mut items: Vec<_> = items.collect();
-        if items.is_empty() {
-            return;
-        }
-        // SAFETY: they are this kernel's, as gathered; the slots are Running, so that the requests
-        // that own the items stay there, and nobody else touches them.
-        let ran = catch_unwind(AssertUnwindSafe(|| unsafe { kernel.run_erased(&mut items) }));
-        for token in tokens {
-            let result = if ran.is_ok() { Ok(0) } else { Err(Error::Panicked) };
+        }));
+        let ran = group.items.is_empty()
+            // SAFETY: they are this kernel's, as gathered; the slots are Running, so that the
+            // requests that own the items stay there, and nobody else touches them.
+            || catch_unwind(AssertUnwindSafe(|| unsafe { kernel.run_erased(&mut group.items) }))
+                .is_ok();
+        group.items.clear();
+        for token in group.tokens.drain(..) {
+            let result = if ran { Ok(0) } else { Err(Error::Panicked) };
             self.complete(token, Ending::Done(result));
         }
+        self.group.replace(group);
     }
 
     /// Makes the key exchanges that have gathered: a unit.
     fn run_exchanges(&self) {
-        let taken = self.slots.borrow_mut().exchanging.take(|_| true);
-        let (tokens, works) = self.claim(taken);
+        let mut group = self.group.take();
+        self.slots.borrow_mut().exchanging.take(&mut group.taken, |_| true);
+        self.claim(&mut group);
         // SAFETY: the slots' requests own what the works name. They are Running, so the requests
         // stay in their slots and nobody else touches those bytes.
-        let results = unsafe { self.software.borrow_mut().exchange(&works) };
-        drop(works);
+        let results = unsafe { self.software.borrow_mut().exchange(&group.works) };
+        group.works.clear();
         let kernel = Kernel::KeyExchange as usize;
-        self.count(|stats| stats.kernels[kernel].count_batch(tokens.len() as u64));
-        for (token, result) in tokens.into_iter().zip(results) {
+        self.count(|stats| stats.kernels[kernel].count_batch(group.tokens.len() as u64));
+        for (token, result) in group.tokens.drain(..).zip(results) {
             self.complete(token, Ending::Done(result));
         }
+        self.group.replace(group);
     }
 
-    /// Slots that are Running from here on, and their works; those that nobody waits for any more
-    /// are ended.
-    fn claim(&self, taken: Vec<Token>) -> (Vec<Token>, Vec<Work>) {
-        let (mut tokens, mut works) = (Vec::new(), Vec::new());
+    /// Describes what was taken. Its slots are Running from here on; those that nobody waits for
+    /// any more are ended.
+    fn claim(&self, group: &mut Group) {
         let mut slots = self.slots.borrow_mut();
-        for token in taken {
+        for token in group.taken.drain(..) {
             let slot = &mut slots.entries[token as usize];
             if slot.orphan {
                 drop(slots);
@@ -762,47 +793,56 @@ impl Shared {
                 slots = self.slots.borrow_mut();
                 continue;
             }
-            works.push(self.describe(token, slot));
+            group.works.push(self.describe(token, slot));
             slot.state = State::Running;
-            tokens.push(token);
+            group.tokens.push(token);
         }
-        (tokens, works)
     }
 
     /// Starts on signatures that have gathered.
     fn start_lanes(&self) -> Option<InLanes> {
-        let taken = {
+        // Its own: it is kept until the signatures are made.
+        let mut group = Group::default();
+        {
             let mut slots = self.slots.borrow_mut();
             let Slots { entries, gathering, .. } = &mut *slots;
             let mut size = None;
-            gathering.take(|token| {
+            gathering.take(&mut group.taken, |token| {
                 let slot = &entries[token as usize];
                 // One that nobody waits for goes with any.
                 slot.orphan || {
                     let len = self.describe(token, slot).modulus_len_bytes();
                     *size.get_or_insert(len) == len
                 }
-            })
-        };
-        let (tokens, works) = self.claim(taken);
-        self.slots.borrow_mut().in_lanes = !tokens.is_empty();
+            });
+        }
+        self.claim(&mut group);
+        // Each that cannot be encoded ends by itself; the others go on without it.
+        let (mut tokens, mut works, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
+        for (token, work) in group.tokens.into_iter().zip(group.works) {
+            // SAFETY: the slot's request owns what the work names, and the slot is Running.
+            match unsafe { self.software.borrow_mut().encode(&work) } {
+                Ok(number) => {
+                    tokens.push(token);
+                    works.push(work);
+                    encoded.push(number);
+                }
+                Err(error) => self.complete(token, Ending::Done(Err(error))),
+            }
+        }
         if tokens.is_empty() {
             return None;
         }
         self.count(|stats| stats.kernels[Kernel::Sign as usize].count_batch(tokens.len() as u64));
-        // SAFETY: the slots' requests own what the works name, and they are Running.
-        let started = unsafe { self.software.borrow_mut().start(&works) };
+        let started = self.software.borrow_mut().start(encoded);
         match started {
-            Ok(running) => Some(InLanes { tokens, works, running }),
-            Err(_) => {
-                self.slots.borrow_mut().in_lanes = false;
-                // One of them cannot be encoded, or no blinding can be drawn: each for itself, by
-                // the other way, which says so.
-                for (token, work) in tokens.into_iter().zip(works) {
-                    // SAFETY: as above.
-                    let result = unsafe { self.software.borrow_mut().sign_one(&work) };
-                    drop(work);
-                    self.complete(token, Ending::Done(result));
+            Ok(running) => {
+                self.slots.borrow_mut().in_lanes = true;
+                Some(InLanes { tokens, works, running })
+            }
+            Err(error) => {
+                for token in tokens {
+                    self.complete(token, Ending::Done(Err(error.clone())));
                 }
                 None
             }

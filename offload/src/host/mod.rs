@@ -17,4 +17,6 @@ mod thread;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 
+pub(crate) use thread::Bell;
+
 pub use local::{Driver, Local, Submitted, Turned};

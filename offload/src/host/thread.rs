@@ -21,18 +21,18 @@ impl Queue {
     /// If the queue has devices and the process has no file descriptor left to be woken by.
     pub fn run<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
-        let event = self.fd().map(|_| {
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                .expect("a file descriptor is left")
-        });
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), thread: thread::current(), event });
-        let waker = Waker::from(Arc::clone(&bell));
+        let bell = self.shared.bell.get_or_init(|| Bell::of(self));
+        bell.rung.store(true, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(bell));
         let mut cx = Context::from_waker(&waker);
         loop {
             // Acquire: what the waking thread wrote before it rang is seen by the poll.
             if bell.rung.swap(false, Ordering::Acquire)
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
             {
+                // Should another `run` be in a future of this one: what woke it may have been
+                // taken for ours.
+                bell.rung.store(true, Ordering::Relaxed);
                 return output;
             }
             let turn = self.turn(Instant::now(), Duration::ZERO);
@@ -48,7 +48,8 @@ impl Queue {
     }
 }
 
-struct Bell {
+/// Wakes the thread of [`Queue::run`].
+pub(crate) struct Bell {
     rung: AtomicBool,
     thread: Thread,
     /// Rung too if the thread sleeps on files.
@@ -56,6 +57,14 @@ struct Bell {
 }
 
 impl Bell {
+    fn of(queue: &Queue) -> Arc<Self> {
+        let event = queue.fd().map(|_| {
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .expect("a file descriptor is left")
+        });
+        Arc::new(Self { rung: AtomicBool::new(true), thread: thread::current(), event })
+    }
+
     /// Sleeps until it rings or a device has finished something. May return early.
     fn wait(&self, queue: &Queue, deadline: Option<Instant>) {
         let (Some(event), Some(devices)) = (&self.event, queue.fd()) else {

@@ -10,31 +10,27 @@ use std::fmt;
 
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::rand::SystemRandom;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::rsa::Salts;
 use crate::rsa::lanes::{self, X4, X8};
 
-/// What two parties share after a key exchange. Wiped when it is dropped, never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SharedSecret([u8; 32]);
+/// What two parties share after a key exchange. Wiped when it is dropped, never printed. On the
+/// heap, so that it leaves no copies where it was moved.
+#[derive(Clone)]
+pub struct SharedSecret(Box<Zeroizing<[u8; EXCHANGED_LEN_BYTES]>>);
 
 impl SharedSecret {
-    pub(crate) fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    /// The second half of what was exchanged.
+    pub(crate) fn new(exchanged: Box<Zeroizing<[u8; EXCHANGED_LEN_BYTES]>>) -> Self {
+        Self(exchanged)
     }
 }
 
 impl AsRef<[u8]> for SharedSecret {
     fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for SharedSecret {
-    fn drop(&mut self) {
-        self.0.zeroize();
+        &self.0[32..]
     }
 }
 

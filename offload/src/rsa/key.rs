@@ -195,6 +195,7 @@ impl PrivateKey {
     }
 
     /// Signs `message` here and now, without a queue: for whoever has nothing else to do meanwhile.
+    /// By `ring`, so with keys of 2048 bits and more.
     pub fn sign(&self, scheme: Scheme, message: &[u8]) -> Result<Signature, Error> {
         let mut signature = Signature::empty();
         let target = signature.room(self.modulus_len_bytes());

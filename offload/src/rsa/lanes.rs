@@ -3,6 +3,8 @@
 //! A lane holds a digit of one number, and lanes never meet: eight numbers are computed with at
 //! once. The methods are inlined into kernels that are compiled for the vector's instructions.
 
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use portable::{X4, X8};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{X4, X8};
 
@@ -166,5 +168,90 @@ mod x86 {
     lanes! {
         X4, 4, _mm256_set1_epi64x, _mm256_madd52lo_epu64, _mm256_madd52hi_epu64, _mm256_add_epi64,
         _mm256_sub_epi64, _mm256_and_si256, _mm256_srli_epi64, _mm256_mullo_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
+    }
+}
+
+/// The same in plain arithmetic: for other processors, on which nobody calls it, and as the
+/// reference of the tests.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+pub(crate) mod portable {
+    use super::Lanes;
+    use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
+
+    /// Eight lanes.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) type X8 = Portable<8>;
+    /// Four lanes.
+    pub(crate) type X4 = Portable<4>;
+
+    /// Lanes side by side.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub(crate) struct Portable<const N: usize>([u64; N]);
+
+    impl<const N: usize> Portable<N> {
+        fn with(self, other: Self, work: impl Fn(u64, u64) -> u64) -> Self {
+            Self(std::array::from_fn(|lane| work(self.0[lane], other.0[lane])))
+        }
+
+        fn product(a: u64, b: u64) -> u128 {
+            u128::from(a & DIGIT_MAX) * u128::from(b & DIGIT_MAX)
+        }
+    }
+
+    // SAFETY: an array of integers; the methods ask for nothing.
+    unsafe impl<const N: usize> Lanes for Portable<N> {
+        const COUNT: usize = N;
+        type Mask = [bool; N];
+
+        unsafe fn splat(value: u64) -> Self {
+            Self([value; N])
+        }
+
+        unsafe fn mul_lo(self, a: Self, b: Self) -> Self {
+            let low = |a, b| {
+                let bits = Self::product(a, b) & u128::from(DIGIT_MAX);
+                u64::try_from(bits).expect("masked to 52 bits")
+            };
+            self.with(a.with(b, low), u64::wrapping_add)
+        }
+
+        unsafe fn mul_hi(self, a: Self, b: Self) -> Self {
+            let high =
+                |a, b| u64::try_from(Self::product(a, b) >> DIGIT_BITS).expect("52 bits are left");
+            self.with(a.with(b, high), u64::wrapping_add)
+        }
+
+        unsafe fn add(self, other: Self) -> Self {
+            self.with(other, u64::wrapping_add)
+        }
+
+        unsafe fn sub(self, other: Self) -> Self {
+            self.with(other, u64::wrapping_sub)
+        }
+
+        unsafe fn and(self, other: Self) -> Self {
+            self.with(other, |a, b| a & b)
+        }
+
+        unsafe fn mul(self, other: Self) -> Self {
+            self.with(other, u64::wrapping_mul)
+        }
+
+        unsafe fn carry(self) -> Self {
+            self.with(self, |a, _| a >> DIGIT_BITS)
+        }
+
+        unsafe fn carry_51(self) -> Self {
+            self.with(self, |a, _| a >> 51)
+        }
+
+        unsafe fn test(self, bits: Self) -> Self::Mask {
+            std::array::from_fn(|lane| self.0[lane] & bits.0[lane] != 0)
+        }
+
+        unsafe fn select(mask: Self::Mask, zero: Self, one: Self) -> Self {
+            Self(std::array::from_fn(|lane| if mask[lane] { one.0[lane] } else { zero.0[lane] }))
+        }
     }
 }

@@ -17,7 +17,7 @@ use ring::signature::{self, RsaEncoding};
 pub(crate) use encode::{Salts, encode};
 pub(crate) use key::Numbers;
 pub use key::{PrivateKey, PublicKey};
-pub(crate) use signer::{Running, Signer};
+pub(crate) use signer::{Encoded, Running, Signer};
 
 /// The longest signature: RSA-4096.
 pub(crate) const SIGNATURE_LEN_BYTES_MAX: usize = 4096 / 8;

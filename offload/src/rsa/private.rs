@@ -285,6 +285,13 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
     }
 }
 
+impl<V: Lanes, const L: usize, const M: usize> Drop for Private<V, L, M> {
+    /// A batch may end without its signatures.
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
     fn start(&mut self, inputs: &[Input<'_>], blindings: &mut [Blinding], which: &[usize]) {
         assert!(inputs.len() <= self.room(), "more signatures than lanes");
@@ -493,7 +500,7 @@ mod tests {
     use rustls_pki_types::PrivatePkcs8KeyDer;
 
     use super::*;
-    use crate::rsa::lanes;
+    use crate::rsa::lanes::{self, portable};
 
     fn key() -> Arc<PrivateKey> {
         let der = include_bytes!("../backend/conformance_key.der").as_slice();
@@ -546,11 +553,18 @@ mod tests {
             assert_eq!(end, Ok(()));
             assert!(key.public().maps(&result, &number));
         }
-        for count in [1, 2] {
-            for ((end, result), number) in run::<X4>(count, |_| {}).into_iter().zip(numbers(&key)) {
+        for (count, ends) in [(1, run::<X4>(1, |_| {})), (2, run::<X4>(2, |_| {}))] {
+            assert_eq!(ends.len(), count);
+            for ((end, result), number) in ends.into_iter().zip(numbers(&key)) {
                 assert_eq!(end, Ok(()));
                 assert!(key.public().maps(&result, &number));
             }
+        }
+        // What other processors would do.
+        for ((end, result), number) in run::<portable::X4>(2, |_| {}).into_iter().zip(numbers(&key))
+        {
+            assert_eq!(end, Ok(()));
+            assert!(key.public().maps(&result, &number));
         }
     }
 

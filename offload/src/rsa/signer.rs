@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::blinding::Blinding;
 use super::encode::{Salts, encode};
 use super::key::PrivateKey;
+use super::lane_key::LaneKey;
 use super::private::{self, Batch, Input, SIGNATURES_MAX};
 use super::{Scheme, lanes};
 use crate::error::Error;
@@ -38,6 +39,8 @@ pub(crate) struct Running {
     signatures: Vec<Encoded>,
     wide: bool,
     batch: Box<dyn Batch>,
+    /// Blinding is drawn, and the batch has started.
+    started: bool,
 }
 
 impl Signer {
@@ -58,66 +61,98 @@ impl Signer {
         lanes::are_here()
     }
 
-    /// Encodes a message for [`start`](Self::start).
+    /// Encodes a message for [`start`](Self::start); fails for a key that has no lanes.
     pub(crate) fn encode(
         &mut self,
         key: &Arc<PrivateKey>,
         scheme: Scheme,
         message: &[u8],
     ) -> Result<Encoded, Error> {
+        if key.lanes().is_none() {
+            return Err(Error::NoDevice);
+        }
         let mut number = vec![0; key.modulus_len_bytes()];
         encode(scheme, message, &mut self.salts, &mut number)?;
         Ok(Encoded { key: Arc::clone(key), number })
     }
 
-    /// Starts on signatures with keys of one size, four at most.
+    /// Takes up signatures with keys of one size, four at most.
     pub(crate) fn start(&mut self, signatures: Vec<Encoded>) -> Result<Running, Error> {
         let k = signatures[0].key.modulus_len_bytes();
         let wide = signatures.len() > SIGNATURES_MAX / 2;
         let place = self.idle.iter().position(|(len, width, _)| (*len, *width) == (k, wide));
-        let mut batch = match place {
+        let batch = match place {
             Some(place) => self.idle.swap_remove(place).2,
             None => private::batch(k, wide).ok_or(Error::NoDevice)?,
         };
+        Ok(Running { signatures, wide, batch, started: false })
+    }
+
+    /// Goes on for a unit: about 50 us, or the drawing of one key's blinding, which takes one
+    /// inversion modulo n (0.2 ms for 1024 bits, 1 ms for 4096) and comes at a key's first use and
+    /// every 256th. True: it is to be finished.
+    pub(crate) fn step(&mut self, running: &mut Running) -> Result<bool, Error> {
+        if running.started {
+            return Ok(running.batch.step());
+        }
+        for signature in &running.signatures {
+            let key = lanes_of(&signature.key);
+            // Enough for the whole batch, should all be of this key.
+            let good = |blinding: &Blinding| blinding.is_good_for(4);
+            if !self.blindings.get(&key.id).is_some_and(good) {
+                let drawn = running.batch.draw_blinding(key, &mut self.salts)?;
+                self.keep(key.id, drawn);
+                return Ok(false);
+            }
+        }
         // Those of the keys in this batch, each once.
         let mut ids: Vec<u64> = Vec::with_capacity(SIGNATURES_MAX);
         let mut blindings = Vec::with_capacity(SIGNATURES_MAX);
         let mut which = Vec::with_capacity(SIGNATURES_MAX);
-        for signature in &signatures {
-            let key = signature.key.lanes().ok_or(Error::NoDevice)?;
-            let known = ids.iter().position(|id| *id == key.id);
+        for signature in &running.signatures {
+            let id = lanes_of(&signature.key).id;
+            let known = ids.iter().position(|other| *other == id);
             which.push(known.unwrap_or(ids.len()));
             if known.is_none() {
-                ids.push(key.id);
-                let kept = self.blindings.remove(&key.id);
-                // Enough for the whole batch, should all be of this key.
-                let good = kept.filter(|blinding| blinding.is_good_for(4));
-                blindings.push(match good {
-                    Some(blinding) => blinding,
-                    None => batch.draw_blinding(key, &mut self.salts)?,
-                });
+                ids.push(id);
+                // Another key's may have pushed it out just now: only with very many keys.
+                let Some(kept) = self.blindings.remove(&id) else { return Err(Error::Sign) };
+                blindings.push(kept);
             }
         }
-        let inputs: Vec<_> = signatures
+        let inputs: Vec<_> = running
+            .signatures
             .iter()
             .map(|signature| Input { key: Arc::clone(&signature.key), number: &signature.number })
             .collect();
-        batch.start(&inputs, &mut blindings, &which);
-        if self.blindings.len() + ids.len() > BLINDINGS_MAX {
-            self.blindings.clear();
-        }
-        self.blindings.extend(ids.into_iter().zip(blindings));
-        Ok(Running { signatures, wide, batch })
+        running.batch.start(&inputs, &mut blindings, &which);
+        running.started = true;
+        ids.into_iter().zip(blindings).for_each(|(id, blinding)| self.keep(id, blinding));
+        Ok(false)
     }
 
-    /// Writes the signatures, verified. One that came out wrong is made once more by `ring`, which
-    /// verifies for itself.
+    fn keep(&mut self, id: u64, blinding: Blinding) {
+        if self.blindings.len() >= BLINDINGS_MAX
+            && let Some(other) = self.blindings.keys().next().copied()
+        {
+            self.blindings.remove(&other);
+        }
+        self.blindings.insert(id, blinding);
+    }
+
+    /// Writes the signatures, verified. One that came out wrong is not written, and its key's
+    /// blinding is drawn anew.
     pub(crate) fn finish(
         &mut self,
         mut running: Running,
         targets: &mut [&mut [u8]],
     ) -> [Result<(), Error>; SIGNATURES_MAX] {
         let ends = running.batch.finish(targets);
+        for (signature, end) in running.signatures.iter().zip(&ends) {
+            if end.is_err() {
+                self.blindings.remove(&lanes_of(&signature.key).id);
+            }
+        }
         let k = running.signatures[0].key.modulus_len_bytes();
         self.idle.push((k, running.wide, running.batch));
         ends
@@ -150,19 +185,26 @@ impl Signer {
         }
         let len_bytes = target.len();
         let target = target.get_mut(..k).ok_or(Error::TargetTooSmall { len_bytes })?;
+        if key.lanes().is_none() {
+            return Err(Error::NoDevice);
+        }
         let signature = Encoded { key: Arc::clone(key), number: number.to_vec() };
+        self.alone(signature, target)
+    }
+
+    /// Makes one signature from start to end, in lanes.
+    pub(crate) fn alone(&mut self, signature: Encoded, target: &mut [u8]) -> Result<usize, Error> {
+        let len = target.len();
         let mut running = self.start(vec![signature])?;
-        while !running.step() {}
+        while !self.step(&mut running)? {}
         let [end, ..] = self.finish(running, &mut [target]);
-        end.map(|()| k)
+        end.map(|()| len)
     }
 }
 
-impl Running {
-    /// Goes on for a unit, about 50 us. True: it is to be finished.
-    pub(crate) fn step(&mut self) -> bool {
-        self.batch.step()
-    }
+/// A key's form for lanes.
+fn lanes_of(key: &PrivateKey) -> &LaneKey {
+    key.lanes().expect("only keys for lanes are encoded")
 }
 
 /// Wiped: they are messages of others, and with PSS have secret salts.

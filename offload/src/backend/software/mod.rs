@@ -8,7 +8,7 @@ use crate::codec::{Codec, Coders};
 use crate::error::Error;
 use crate::kx::Exchanger;
 use crate::request::Work;
-use crate::rsa::{PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
+use crate::rsa::{Encoded, PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
 
 /// The contexts of one queue.
 pub(crate) struct Software {
@@ -88,22 +88,28 @@ impl Software {
 }
 
 impl Software {
-    /// Starts on signatures that go together in lanes; their keys are of one size.
+    /// Encodes the message of a signature that is to go with others in lanes.
     ///
     /// # Safety
     ///
-    /// The bytes that each of `works` names are alive, and nobody writes the messages.
-    pub(crate) unsafe fn start(&mut self, works: &[Work]) -> Result<Running, Error> {
-        let mut encoded = Vec::with_capacity(works.len());
-        for work in works {
-            let Work::Sign { key, scheme, message, .. } = work else {
-                unreachable!("only signatures gather")
-            };
-            // SAFETY: passed on from the caller.
-            let message = unsafe { message.as_slice(&mut self.gathered) };
-            encoded.push(self.signer.encode(key, *scheme, message)?);
-        }
-        self.signer.start(encoded)
+    /// The bytes that `work` names are alive, and nobody writes the message.
+    pub(crate) unsafe fn encode(&mut self, work: &Work) -> Result<Encoded, Error> {
+        let Work::Sign { key, scheme, message, .. } = work else {
+            unreachable!("only signatures gather")
+        };
+        // SAFETY: passed on from the caller.
+        let message = unsafe { message.as_slice(&mut self.gathered) };
+        self.signer.encode(key, *scheme, message)
+    }
+
+    /// Takes up signatures with keys of one size.
+    pub(crate) fn start(&mut self, signatures: Vec<Encoded>) -> Result<Running, Error> {
+        self.signer.start(signatures)
+    }
+
+    /// A unit of them. True: they are to be finished.
+    pub(crate) fn step(&mut self, running: &mut Running) -> Result<bool, Error> {
+        self.signer.step(running)
     }
 
     /// Makes key exchanges that go together, four at most.
@@ -137,20 +143,6 @@ impl Software {
                 }
             })
             .collect()
-    }
-
-    /// Makes a signature that could not start with others.
-    ///
-    /// # Safety
-    ///
-    /// As [`execute`](Self::execute).
-    pub(crate) unsafe fn sign_one(&mut self, work: &Work) -> Result<usize, Error> {
-        // SAFETY: passed on from the caller.
-        let mut running = unsafe { self.start(std::slice::from_ref(work))? };
-        while !running.step() {}
-        // SAFETY: passed on from the caller.
-        let [result, ..] = unsafe { self.finish(running, std::slice::from_ref(work)) };
-        result
     }
 
     /// Ends what [`start`](Self::start) began, with the same works. A signature that came out wrong
