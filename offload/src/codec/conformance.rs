@@ -102,6 +102,7 @@ conformance!(zstd, Codec::Zstd);
 conformance!(deflate, Codec::Deflate);
 conformance!(zlib, Codec::Zlib);
 conformance!(gzip, Codec::Gzip);
+conformance!(lz4, Codec::Lz4);
 
 #[test]
 fn a_level_that_zstd_lacks_is_refused() {
@@ -123,5 +124,5 @@ fn a_level_that_deflate_lacks_is_refused() {
 fn the_numbers_on_disk_never_change() {
     assert_eq!((Codec::Store as u8, Codec::Zstd as u8), (0, 1));
     assert_eq!((Codec::Deflate as u8, Codec::Zlib as u8, Codec::Gzip as u8), (2, 3, 4));
-    assert_eq!(Codec::from_id(200), None);
+    assert_eq!((Codec::Lz4 as u8, Codec::from_id(200)), (5, None));
 }

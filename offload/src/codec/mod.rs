@@ -2,6 +2,7 @@
 
 pub(crate) mod flate;
 pub(crate) mod framing;
+mod lz4;
 mod store;
 mod zstd;
 
@@ -12,6 +13,7 @@ use std::fmt;
 
 use crate::error::Error;
 use flate::Flate;
+use lz4::Lz4;
 use store::Store;
 use zstd::Zstd;
 
@@ -30,11 +32,14 @@ pub enum Codec {
     Zlib = 3,
     /// Deflate within gzip's header and CRC-32 (RFC 1952), one member. Levels 0 to 9.
     Gzip = 4,
+    /// Bare LZ4 blocks. Levels 0 to 12 are one: the fast one.
+    Lz4 = 5,
 }
 
 impl Codec {
     /// Every codec of this build.
-    pub const ALL: [Self; 5] = [Self::Store, Self::Zstd, Self::Deflate, Self::Zlib, Self::Gzip];
+    pub const ALL: [Self; 6] =
+        [Self::Store, Self::Zstd, Self::Deflate, Self::Zlib, Self::Gzip, Self::Lz4];
 
     /// Name for people and options.
     pub fn name(self) -> &'static str {
@@ -44,6 +49,7 @@ impl Codec {
             Self::Deflate => "deflate",
             Self::Zlib => "zlib",
             Self::Gzip => "gzip",
+            Self::Lz4 => "lz4",
         }
     }
 
@@ -63,6 +69,7 @@ impl Codec {
             Self::Store => len_bytes,
             Self::Zstd => zstd::bound(len_bytes),
             Self::Deflate | Self::Zlib | Self::Gzip => flate::bound(len_bytes),
+            Self::Lz4 => lz4::bound(len_bytes),
         }
     }
 }
@@ -87,6 +94,7 @@ pub(crate) trait Coder {
 pub(crate) struct Coders {
     deflate: Flate,
     gzip: Flate,
+    lz4: Lz4,
     store: Store,
     zlib: Flate,
     zstd: Zstd,
@@ -97,6 +105,7 @@ impl Default for Coders {
         Self {
             deflate: Flate::new(Codec::Deflate),
             gzip: Flate::new(Codec::Gzip),
+            lz4: Lz4::default(),
             store: Store,
             zlib: Flate::new(Codec::Zlib),
             zstd: Zstd::default(),
@@ -112,6 +121,7 @@ impl Coders {
             Codec::Deflate => &mut self.deflate,
             Codec::Zlib => &mut self.zlib,
             Codec::Gzip => &mut self.gzip,
+            Codec::Lz4 => &mut self.lz4,
         }
     }
 }
