@@ -82,7 +82,7 @@ pub(crate) unsafe fn square<V: Lanes, const L: usize>(
     unsafe { square_and::<V, L>(target, a, n, k0, room, || ()) };
 }
 
-/// As [`square`], and on the way a quarter of a [`Selection`]: `which` of four. The multiply-adds
+/// As [`square`], and on the way a fifth of a [`Selection`]: `which` of five. The multiply-adds
 /// keep one half of the vector units busy, and hardly load; selecting does nothing but load.
 ///
 /// # Safety
@@ -99,11 +99,11 @@ pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
     which: usize,
 ) {
     // SAFETY: passed on from the caller; digits are below L. There are 2 L / 5 groups of rows, and
-    // L / 4 digits, rounded up, in a quarter.
+    // L / 5 digits in a fifth.
     unsafe {
         let bits = selection.bits();
-        let end = (L * (which + 1)).div_ceil(4);
-        let mut digit = (L * which).div_ceil(4);
+        let end = L / 5 * (which + 1);
+        let mut digit = L / 5 * which;
         square_and::<V, L>(target, a, n, k0, room, || {
             if digit < end {
                 selection.select(&bits, digit);
@@ -147,14 +147,14 @@ unsafe fn square_and<V: Lanes, const L: usize>(
 }
 
 /// Entries of a table of powers.
-pub(crate) const TABLE_LEN: usize = 16;
+pub(crate) const TABLE_LEN: usize = 32;
 
 /// The entry of a table that each lane names, to be read without telling which: every entry is read,
 /// whatever is chosen.
 pub(crate) struct Selection<'a, V> {
     pub(crate) target: *mut V,
     pub(crate) table: &'a [*const V; TABLE_LEN],
-    /// Below 16 in each lane.
+    /// Below 32 in each lane.
     pub(crate) index: V,
 }
 
@@ -163,7 +163,7 @@ impl<V: Lanes> Selection<'_, V> {
     ///
     /// [`lanes::are_here`](super::lanes::are_here).
     #[inline(always)]
-    unsafe fn bits(&self) -> [V::Mask; 4] {
+    unsafe fn bits(&self) -> [V::Mask; 5] {
         // SAFETY: passed on from the caller.
         unsafe {
             [
@@ -171,6 +171,7 @@ impl<V: Lanes> Selection<'_, V> {
                 self.index.test(V::splat(2)),
                 self.index.test(V::splat(4)),
                 self.index.test(V::splat(8)),
+                self.index.test(V::splat(16)),
             ]
         }
     }
@@ -181,27 +182,34 @@ impl<V: Lanes> Selection<'_, V> {
     ///
     /// As [`bits`](Self::bits); target and every entry of the table have the digit.
     #[inline(always)]
-    unsafe fn select(&self, bits: &[V::Mask; 4], digit: usize) {
+    unsafe fn select(&self, bits: &[V::Mask; 5], digit: usize) {
         // SAFETY: passed on from the caller.
         unsafe {
-            // A tree, written without closures: they would not be compiled for the vectors.
-            let mut entries = [self.index; TABLE_LEN];
-            let mut at = 0;
-            while at < TABLE_LEN {
-                entries[at] = *self.table[at].add(digit);
-                at += 1;
-            }
-            let (mut bit, mut len) = (0, TABLE_LEN / 2);
-            while len > 0 {
+            // Two trees, one after the other, so that neither fills the registers; written without
+            // closures: they would not be compiled for the vectors.
+            let mut halves = [self.index; 2];
+            let mut half = 0;
+            while half < 2 {
+                let mut entries = [self.index; TABLE_LEN / 2];
                 let mut at = 0;
-                while at < len {
-                    entries[at] = V::select(bits[bit], entries[2 * at], entries[2 * at + 1]);
+                while at < TABLE_LEN / 2 {
+                    entries[at] = *self.table[half * TABLE_LEN / 2 + at].add(digit);
                     at += 1;
                 }
-                bit += 1;
-                len /= 2;
+                let (mut bit, mut len) = (0, TABLE_LEN / 4);
+                while len > 0 {
+                    let mut at = 0;
+                    while at < len {
+                        entries[at] = V::select(bits[bit], entries[2 * at], entries[2 * at + 1]);
+                        at += 1;
+                    }
+                    bit += 1;
+                    len /= 2;
+                }
+                halves[half] = entries[0];
+                half += 1;
             }
-            *self.target.add(digit) = entries[0];
+            *self.target.add(digit) = V::select(bits[4], halves[0], halves[1]);
         }
     }
 }

@@ -10,7 +10,7 @@ use super::key::PublicKey;
 use crate::error::KeyError;
 
 /// Bits of the exponent that are used up at a time.
-pub(crate) const WINDOW_BITS: usize = 4;
+pub(crate) const WINDOW_BITS: usize = 5;
 
 /// A key in lanes' form.
 pub(crate) struct LaneKey {
@@ -39,6 +39,11 @@ pub(crate) struct Prime {
     pub(crate) r3: Digits,
     /// d modulo the prime less one, by windows, the highest first.
     pub(crate) windows: Zeroizing<Vec<u8>>,
+}
+
+/// Windows of an exponent of so many bits.
+pub(crate) const fn windows(bits: usize) -> usize {
+    bits.div_ceil(WINDOW_BITS)
 }
 
 /// Digits of half a modulus of so many bytes: ten for each 512 bits.
@@ -90,7 +95,17 @@ impl Prime {
         }
         let modulus = Modulus::new(digits::from_bytes(prime, len))?;
         let r3 = digits::shift(&modulus.r2, DIGIT_BITS * len, &modulus.digits);
-        let windows = exponent.iter().flat_map(|byte| [byte >> 4, byte & 15]).collect();
-        Ok(Self { modulus, r3, windows: Zeroizing::new(windows) })
+        let bit = |at: usize| {
+            let byte = exponent.iter().rev().nth(at / 8);
+            byte.map_or(0, |byte| byte >> (at % 8) & 1)
+        };
+        // Reserved as a whole: growing would leave copies.
+        let count = windows(exponent.len() * 8);
+        let mut windows = Zeroizing::new(Vec::with_capacity(count));
+        for window in (0..count).rev() {
+            let bits = (0..WINDOW_BITS).rev().map(|at| bit(window * WINDOW_BITS + at));
+            windows.push(bits.fold(0, |sum, bit| sum << 1 | bit));
+        }
+        Ok(Self { modulus, r3, windows })
     }
 }

@@ -3,8 +3,8 @@
 //! ```text
 //!   full width, a lane a signature        half width, two lanes a signature
 //!
-//!   blind: m r^e mod n  ───────────────>  mod p, mod q; table of 16 powers
-//!                                         four squarings and a product for each window of
+//!   blind: m r^e mod n  ───────────────>  mod p, mod q; table of 32 powers
+//!                                         five squarings and a product for each window of
 //!                                         d mod (p-1), d mod (q-1)                  <- step
 //!   s' = s_q + q h  <───────────────────  h = (s_p - s_q) q^-1 mod p   (Garner)
 //!   unblind: s' r^-1 mod n
@@ -25,7 +25,7 @@ use super::digits::{self, DIGIT_MAX, Digits};
 use super::encode::Salts;
 use super::ifma::{self, Selection, TABLE_LEN};
 use super::key::PrivateKey;
-use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len};
+use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len, windows};
 use super::lanes::{self, Lanes, X4, X8};
 use crate::error::Error;
 
@@ -213,10 +213,19 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     fn public_power(&mut self, number: &mut Number<V, L>, exponents: &[u64]) {
         self.multiply_by(number, &self.r2);
         let base = number.clone();
+        let top = exponents.iter().fold(1, |all, exponent| all | exponent).ilog2();
+        if exponents.iter().all(|exponent| *exponent == exponents[0]) {
+            for bit in (0..top).rev() {
+                self.square(number);
+                if exponents[0] >> bit & 1 == 1 {
+                    self.multiply_by(number, &base);
+                }
+            }
+            return;
+        }
         let mut one = self.one.clone();
         self.multiply_by(&mut one, &self.r2);
         let bits = |bit: u32| exponents.iter().map(move |exponent| exponent >> bit & 1 == 1);
-        let top = exponents.iter().fold(1, |all, exponent| all | exponent).ilog2();
         // Lanes whose exponent is shorter start at 1.
         let mut factor = one.clone();
         for (lane, set) in bits(top).enumerate() {
@@ -236,9 +245,9 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
 
 impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
     /// Windows in a step: about 50 us, by the square of the length.
-    const STEP: usize = 24 * 400 / (L * L);
+    const STEP: usize = 20 * 400 / (L * L);
     /// Half of the modulus' bits; ten digits for each 512.
-    const WINDOWS: usize = L / 10 * 512 / WINDOW_BITS;
+    const WINDOWS: usize = windows(L / 10 * 512);
 
     fn new() -> Self {
         const { assert!(M == 2 * L && V::COUNT <= 2 * SIGNATURES_MAX, "two halves are a whole") };
@@ -266,7 +275,9 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
     }
 
     fn exponents(&self) -> [u64; SIGNATURES_MAX] {
-        std::array::from_fn(|signature| self.lane_key(signature).map_or(1, |key| key.exponent))
+        // Lanes without a signature go along with the first.
+        let first = self.lane_key(0).map_or(1, |key| key.exponent);
+        std::array::from_fn(|signature| self.lane_key(signature).map_or(first, |key| key.exponent))
     }
 
     /// Wipes what depends on keys.
@@ -363,8 +374,8 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         let end = (self.window + Self::STEP.max(1)).min(Self::WINDOWS);
         while self.window < end {
             // From 1, the first time: as every other.
-            for quarter in 0..WINDOW_BITS {
-                self.square_and_select(quarter);
+            for fifth in 0..WINDOW_BITS {
+                self.square_and_select(fifth);
             }
             self.half.multiply_by(&mut self.power, &self.factor);
             self.window += 1;
@@ -432,16 +443,16 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
 }
 
 impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
-    /// Squares, and gets a quarter of the window's factor: the entry of the table that its digit of
+    /// Squares, and gets a fifth of the window's factor: the entry of the table that its digit of
     /// the exponent names.
-    fn square_and_select(&mut self, quarter: usize) {
+    fn square_and_select(&mut self, fifth: usize) {
         let table = self.table.each_ref().map(Number::ptr);
         let (target, index) = (self.factor.0.as_mut_ptr(), self.windows[self.window]);
         let selection = Selection { target, table: &table, index };
         let (power, room) = (self.power.0.as_mut_ptr(), self.half.room.as_mut_ptr());
         let (n, k0) = (self.half.n.ptr(), self.half.k0);
-        // SAFETY: as in `Ring::square`; sixteen entries of L digits, and indices are half bytes.
-        unsafe { ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, quarter) };
+        // SAFETY: as in `Ring::square`; 32 entries of L digits, and indices are five bits.
+        unsafe { ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, fifth) };
     }
 
     fn blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error> {

@@ -326,10 +326,11 @@ fn decompress(input: &[u8], room: usize, mut check: Check) -> Result<Outcome, u3
     let expected = check.trailer();
     if ended {
         let rest = &input[consumed..];
-        if rest.len() >= expected.len() && rest[..expected.len()] != expected[..] {
+        // One that is cut short is as wrong as another.
+        if !rest.starts_with(&expected) {
             return Err(CHECKSUM_WRONG);
         }
-        consumed += expected.len().min(rest.len());
+        consumed += expected.len();
     }
     Ok(Outcome { status: 0, consumed, output, last_block: ended, state: 0, check, stream: None })
 }
