@@ -95,7 +95,7 @@ pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
     n: *const V,
     k0: V,
     room: *mut V,
-    selection: &Selection<'_, V>,
+    selection: &Selection<V>,
     which: usize,
 ) {
     // SAFETY: passed on from the caller; digits are below L. There are 2 L / 5 groups of rows, and
@@ -106,7 +106,7 @@ pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
         let mut digit = L / 5 * which;
         square_and::<V, L>(target, a, n, k0, room, || {
             if digit < end {
-                selection.select(&bits, digit);
+                selection.select::<L>(&bits, digit);
                 digit += 1;
             }
         });
@@ -151,14 +151,15 @@ pub(crate) const TABLE_LEN: usize = 32;
 
 /// The entry of a table that each lane names, to be read without telling which: every entry is read,
 /// whatever is chosen.
-pub(crate) struct Selection<'a, V> {
+pub(crate) struct Selection<V> {
     pub(crate) target: *mut V,
-    pub(crate) table: &'a [*const V; TABLE_LEN],
+    /// 32 entries of L digits, one after the other.
+    pub(crate) table: *const V,
     /// Below 32 in each lane.
     pub(crate) index: V,
 }
 
-impl<V: Lanes> Selection<'_, V> {
+impl<V: Lanes> Selection<V> {
     /// # Safety
     ///
     /// [`lanes::are_here`](super::lanes::are_here).
@@ -182,7 +183,7 @@ impl<V: Lanes> Selection<'_, V> {
     ///
     /// As [`bits`](Self::bits); target and every entry of the table have the digit.
     #[inline(always)]
-    unsafe fn select(&self, bits: &[V::Mask; 5], digit: usize) {
+    unsafe fn select<const L: usize>(&self, bits: &[V::Mask; 5], digit: usize) {
         // SAFETY: passed on from the caller.
         unsafe {
             // Two trees, one after the other, so that neither fills the registers; written without
@@ -193,7 +194,7 @@ impl<V: Lanes> Selection<'_, V> {
                 let mut entries = [self.index; TABLE_LEN / 2];
                 let mut at = 0;
                 while at < TABLE_LEN / 2 {
-                    entries[at] = *self.table[half * TABLE_LEN / 2 + at].add(digit);
+                    entries[at] = *self.table.add((half * TABLE_LEN / 2 + at) * L + digit);
                     at += 1;
                 }
                 let (mut bit, mut len) = (0, TABLE_LEN / 4);

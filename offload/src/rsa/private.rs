@@ -17,9 +17,6 @@
 
 use std::sync::Arc;
 
-use num_bigint::BigUint;
-use zeroize::Zeroize;
-
 use super::blinding::{Blinding, PAIRS};
 use super::digits::{self, DIGIT_MAX, Digits};
 use super::encode::Salts;
@@ -28,6 +25,7 @@ use super::key::PrivateKey;
 use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len, windows};
 use super::lanes::{self, Lanes, X4, X8};
 use crate::error::Error;
+use num_bigint::BigUint;
 
 /// The most signatures of a batch: the primes of four keys fill eight lanes.
 pub(crate) const SIGNATURES_MAX: usize = 4;
@@ -83,7 +81,8 @@ struct Private<V: Lanes, const L: usize, const M: usize> {
     /// R^3 of the primes; q^-1 R.
     r3: Number<V, L>,
     q_inverse: Number<V, L>,
-    table: Box<[Number<V, L>; TABLE_LEN]>,
+    /// Entries of L digits, one after the other.
+    table: Vec<V>,
     power: Number<V, L>,
     factor: Number<V, L>,
     /// A digit of the exponent for each window, the highest first.
@@ -144,7 +143,17 @@ impl<V: Lanes, const L: usize> Number<V, L> {
 
 impl<V: Lanes, const L: usize> Drop for Number<V, L> {
     fn drop(&mut self) {
-        self.lanes_mut().zeroize();
+        wipe(&mut *self.0);
+    }
+}
+
+/// Wipes vectors, whole ones at a time: `zeroize` goes by words, and a batch has 60 KiB to wipe.
+fn wipe<V: Lanes>(vectors: &mut [V]) {
+    lanes_mut(vectors).fill(0);
+    // SAFETY: does nothing, to memory that the compiler must take for read: so the zeros are
+    // written.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) vectors.as_ptr(), options(nostack, preserves_flags));
     }
 }
 
@@ -168,8 +177,8 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     fn clear(&mut self) {
         self.n.0.copy_from_slice(&*self.one.0);
         lanes_mut(std::slice::from_mut(&mut self.k0)).fill(DIGIT_MAX);
-        self.r2.lanes_mut().zeroize();
-        lanes_mut(&mut self.room).zeroize();
+        wipe(&mut *self.r2.0);
+        wipe(&mut self.room);
     }
 
     fn set(&mut self, lane: usize, modulus: &Modulus) {
@@ -258,7 +267,7 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
             full: Ring::new(),
             r3: half.clone(),
             q_inverse: half.clone(),
-            table: Box::new(std::array::from_fn(|_| half.clone())),
+            table: vec![half.0[0]; TABLE_LEN * L],
             power: half.clone(),
             factor: half.clone(),
             windows: vec![half.0[0]; Self::WINDOWS],
@@ -285,14 +294,14 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
         self.keys = Default::default();
         self.half.clear();
         self.full.clear();
-        self.table.iter_mut().for_each(|entry| entry.lanes_mut().zeroize());
+        wipe(&mut self.table);
         for number in [&mut self.r3, &mut self.q_inverse, &mut self.power, &mut self.factor] {
-            number.lanes_mut().zeroize();
+            wipe(&mut *number.0);
         }
         for number in [&mut self.expected, &mut self.inverse, &mut self.whole, &mut self.base] {
-            number.lanes_mut().zeroize();
+            wipe(&mut *number.0);
         }
-        lanes_mut(&mut self.windows).zeroize();
+        wipe(&mut self.windows);
     }
 }
 
@@ -355,18 +364,23 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         let (sum, high) = (self.power.0.as_mut_ptr(), self.factor.ptr());
         // SAFETY: as in `Ring::multiply`; four times the modulus fits L digits.
         unsafe { ifma::add::<V, L>(sum, sum, high) };
-        self.half.multiply(&mut self.table[0], &self.half.one, &self.half.r2);
-        self.table[1] = self.power.clone();
+        // The powers from 0 to 31, by squares where that goes.
+        let first = self.power.clone();
+        self.factor.0.copy_from_slice(&*self.half.one.0);
+        self.half.multiply_by(&mut self.factor, &self.half.r2);
+        self.put_entry(0);
+        self.power.0.copy_from_slice(&*self.factor.0);
+        self.factor.0.copy_from_slice(&*first.0);
+        self.put_entry(1);
         for entry in 2..TABLE_LEN {
-            let (lower, higher) = self.table.split_at_mut(entry);
             if entry.is_multiple_of(2) {
-                higher[0].0.copy_from_slice(&*lower[entry / 2].0);
-                self.half.square(&mut higher[0]);
+                self.get_entry(entry / 2);
+                self.half.square(&mut self.factor);
             } else {
-                self.half.multiply(&mut higher[0], &lower[entry - 1], &lower[1]);
+                self.half.multiply_by(&mut self.factor, &first);
             }
+            self.put_entry(entry);
         }
-        self.power = self.table[0].clone();
         self.window = 0;
     }
 
@@ -374,11 +388,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         let end = (self.window + Self::STEP.max(1)).min(Self::WINDOWS);
         while self.window < end {
             // From 1, the first time: as every other.
-            for fifth in 0..WINDOW_BITS {
-                self.square_and_select(fifth);
-            }
-            self.half.multiply_by(&mut self.power, &self.factor);
-            self.window += 1;
+            self.do_window();
         }
         end == Self::WINDOWS
     }
@@ -386,7 +396,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
     fn finish(&mut self, results: &mut [&mut [u8]]) -> [Result<(), Error>; SIGNATURES_MAX] {
         self.half.multiply_by(&mut self.power, &self.half.one);
         let count = results.len();
-        self.factor.lanes_mut().zeroize();
+        wipe(&mut *self.factor.0);
         let mut residues = Vec::with_capacity(count);
         for index in 0..count {
             let of_p = self.half.reduced(&self.power, 2 * index);
@@ -443,16 +453,31 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
 }
 
 impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
-    /// Squares, and gets a fifth of the window's factor: the entry of the table that its digit of
+    /// A window: five squares, and on the way its factor, the entry of the table that its digit of
     /// the exponent names.
-    fn square_and_select(&mut self, fifth: usize) {
-        let table = self.table.each_ref().map(Number::ptr);
+    fn do_window(&mut self) {
         let (target, index) = (self.factor.0.as_mut_ptr(), self.windows[self.window]);
-        let selection = Selection { target, table: &table, index };
+        let selection = Selection { target, table: self.table.as_ptr(), index };
         let (power, room) = (self.power.0.as_mut_ptr(), self.half.room.as_mut_ptr());
         let (n, k0) = (self.half.n.ptr(), self.half.k0);
-        // SAFETY: as in `Ring::square`; 32 entries of L digits, and indices are five bits.
-        unsafe { ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, fifth) };
+        for fifth in 0..WINDOW_BITS {
+            // SAFETY: as in `Ring::square`; 32 entries of L digits, and indices are five bits.
+            unsafe {
+                ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, fifth);
+            }
+        }
+        self.half.multiply_by(&mut self.power, &self.factor);
+        self.window += 1;
+    }
+
+    /// Puts `factor` into the table.
+    fn put_entry(&mut self, entry: usize) {
+        self.table[entry * L..][..L].copy_from_slice(&*self.factor.0);
+    }
+
+    /// Gets an entry of the table into `factor`.
+    fn get_entry(&mut self, entry: usize) {
+        self.factor.0.copy_from_slice(&self.table[entry * L..][..L]);
     }
 
     fn blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error> {
@@ -475,10 +500,10 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
             let product = BigUint::from_bytes_be(&bytes_of(&product, len_bytes));
             let Some(inverse) = product.modinv(&n) else { continue };
             // r^-1 = (r z)^-1 z.
-            number.lanes_mut().zeroize();
+            wipe(&mut *number.0);
             number.put(1, &digits::from_bytes(&inverse.to_bytes_be(), M));
             self.full.multiply_by(&mut number, &self.full.r2);
-            mask.lanes_mut().zeroize();
+            wipe(&mut *mask.0);
             mask.put(1, &z);
             self.full.multiply_by(&mut number, &mask);
             let inverse = number.get(1);
