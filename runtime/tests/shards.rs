@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use warpcore_need::{Need, need};
-use warpcore_offload::{Codec, Compress};
+use warpcore_offload::{Codec, Compress, KeyExchange};
 use warpcore_runtime::{
     Builder, Error, JoinError, queue, send, shard, shards, sleep, spawn, stats, stop, stopping,
     timeout,
@@ -228,6 +228,9 @@ fn a_task_that_is_always_ready_starves_nobody() {
             let request =
                 Compress { codec: Codec::Store, level: 0, source: vec![1], target: vec![0] };
             assert_eq!(queue().submit(request).await.result, Ok(1));
+            // One that waits for company: none comes, and the shard is never idle.
+            let exchanged = queue().submit(KeyExchange::new([9; 32])).await;
+            exchanged.expect("an honest key");
             sleep(Duration::from_millis(1)).await;
             done.set(true);
             busy.await.expect("no panic");
