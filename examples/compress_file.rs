@@ -1,6 +1,6 @@
 //! Compresses a file chunk by chunk through an offload queue, keeping the queue full.
 //!
-//! `cargo run --release --example compress_file -- FILE` writes FILE.zst; `zstd -dc` reads it.
+//! `cargo run --release -p warpcore-examples --example compress_file -- FILE` writes FILE.zst; `zstd -dc` reads it.
 
 use std::collections::VecDeque;
 use std::error::Error;

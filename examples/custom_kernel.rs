@@ -1,6 +1,6 @@
 //! A kernel of your own on the queue: products of int8 matrices, as an inference server needs them.
 //!
-//! `cargo run --release --example custom_kernel`. Each request is a vector of 1,024 activations that
+//! `cargo run --release -p warpcore-examples --example custom_kernel`. Each request is a vector of 1,024 activations that
 //! is multiplied by a fixed matrix of 1,024 x 256 weights. What waits together is computed together:
 //! eight requests read each weight once. With AVX-512 VNNI one instruction makes 64 products.
 

@@ -1,6 +1,6 @@
 //! A TCP echo server: one listener per core, every connection a task.
 //!
-//! `cargo run --release --example echo -- 127.0.0.1:7777`, then `nc 127.0.0.1 7777`. Ctrl-C drains.
+//! `cargo run --release -p warpcore-examples --example echo -- 127.0.0.1:7777`, then `nc 127.0.0.1 7777`. Ctrl-C drains.
 
 use std::error::Error;
 use std::net::SocketAddr;

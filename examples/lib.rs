@@ -1,2 +1,4 @@
 //! The examples stand beside this file, one each. Run one with
-//! `cargo run --release --example compress_file -- FILE`.
+//! `cargo run --release -p warpcore-examples --example compress_file -- FILE`.
+
+pub mod http;

@@ -1,6 +1,6 @@
 //! Signs many messages with one RSA key through an offload queue and verifies each signature.
 //!
-//! `cargo run --release --example sign_batch -- KEY.pem` (make one with
+//! `cargo run --release -p warpcore-examples --example sign_batch -- KEY.pem` (make one with
 //! `openssl genrsa -out KEY.pem 2048`).
 
 use std::error::Error;

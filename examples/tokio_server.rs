@@ -1,24 +1,21 @@
 //! A server on tokio that gzips and signs what it answers, both on an offload queue of its thread.
 //!
-//! `cargo run --release --example tokio_server -- KEY.pem [ADDRESS]` (make a key with
+//! `cargo run --release -p warpcore-examples --example tokio_server -- KEY.pem [ADDRESS]` (make a key with
 //! `openssl genrsa -out KEY.pem 2048`), then `curl -i --compressed http://127.0.0.1:8080/some/path`.
 //! The signature (RSA PSS, SHA-256) is of the compressed body, in hexadecimal, in the header
 //! `signature`.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::task::{LocalSet, spawn_local};
+use warpcore_examples::http::{Next, answer};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::tokio::drive;
-use warpcore_offload::{Codec, Compress, Devices, PrivateKey, Queue, Scheme, Sign};
-
-/// The longest head of a request.
-const HEAD_LEN_BYTES_MAX: usize = 8 * 1024;
+use warpcore_offload::{Devices, PrivateKey, Queue};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -55,55 +52,14 @@ async fn talk(
 ) -> Result<(), Box<dyn Error>> {
     let mut received = Vec::new();
     loop {
-        let Some(len) = head_len(&received) else {
-            if received.len() > HEAD_LEN_BYTES_MAX {
-                client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n").await?;
-                return Ok(());
+        match Next::of(&mut received) {
+            Next::More => {
+                if client.read_buf(&mut received).await? == 0 {
+                    return Ok(());
+                }
             }
-            if client.read_buf(&mut received).await? == 0 {
-                return Ok(());
-            }
-            continue;
-        };
-        let head = String::from_utf8_lossy(&received[..len]).into_owned();
-        received.drain(..len);
-        let path = match head.split_once(' ') {
-            Some(("GET", rest)) => rest.split(' ').next().unwrap_or("/"),
-            _ => {
-                client.write_all(b"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\n\r\n").await?;
-                return Ok(());
-            }
-        };
-        let body = format!("You asked for {path}.\n").repeat(100).into_bytes();
-        let answer = answer(body, local, key).await?;
-        client.write_all(&answer).await?;
+            Next::Path(path) => client.write_all(&answer(&path, local, key).await?).await?,
+            Next::Refuse(status) => return Ok(client.write_all(status).await?),
+        }
     }
-}
-
-/// Where the head of a request ends, once it is all there.
-fn head_len(received: &[u8]) -> Option<usize> {
-    received.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
-}
-
-/// The body, compressed and signed. While this waits, other clients are served, and what they sign
-/// meanwhile goes in the same vectors.
-async fn answer(
-    body: Vec<u8>,
-    local: &Local,
-    key: &Arc<PrivateKey>,
-) -> Result<Vec<u8>, Box<dyn Error>> {
-    let target = vec![0; Codec::Gzip.bound(body.len())];
-    let request = Compress { codec: Codec::Gzip, level: 6, source: body, target };
-    let compressed = local.submit(request).await;
-    let mut body = compressed.target;
-    body.truncate(compressed.result?);
-    let signed = local.submit(Sign::new(Arc::clone(key), Scheme::PssSha256, body)).await;
-    let mut head =
-        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n".to_owned();
-    write!(head, "Content-Length: {}\r\nsignature: ", signed.message.len())?;
-    for byte in signed.result?.as_ref() {
-        write!(head, "{byte:02x}")?;
-    }
-    head.push_str("\r\n\r\n");
-    Ok([head.into_bytes(), signed.message].concat())
 }

@@ -1,55 +1,20 @@
 //! The same requests on each kind of tokio host.
 #![cfg(feature = "tokio")]
 
+#[path = "common/hosts.rs"]
+mod hosts;
+
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
 
-use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use tokio::runtime::Builder;
 use tokio::task::{LocalSet, spawn_local};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::tokio::{Handle, drive};
-use warpcore_offload::{
-    Codec, Compress, Decompress, Devices, Kernel, KeyExchange, Model, ModelKind, PrivateKey, Queue,
-    Scheme, Sign, Stats,
-};
+use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats};
 
-fn key() -> Arc<PrivateKey> {
-    let der = include_bytes!("../src/backend/conformance_key.der").as_slice();
-    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(der).into();
-    Arc::new(PrivateKey::from_der(&der).expect("a good key"))
-}
-
-/// What a task of a server asks for: `$then` is what its host's answers need.
-macro_rules! serve {
-    ($host:expr, $key:expr, $number:expr $(, $then:ident)?) => {{
-        let (host, key, number): (_, Arc<PrivateKey>, u8) = ($host, $key, $number);
-        let plain = vec![number; 3000 + usize::from(number)];
-        let codec = Codec::Gzip;
-        let target = vec![0; codec.bound(plain.len())];
-        let request = Compress { codec, level: 1, source: plain.clone(), target };
-        let done = host.submit(request).await $(.$then("an engine"))?;
-        let mut source = done.target;
-        source.truncate(done.result.expect("the bound holds"));
-        let request = Decompress { codec, source, target: vec![0; plain.len()] };
-        let done = host.submit(request).await $(.$then("an engine"))?;
-        assert_eq!((done.result, done.target), (Ok(plain.len()), plain));
-        let request = Sign::new(Arc::clone(&key), Scheme::Pkcs1Sha256, vec![number]);
-        let signed = host.submit(request).await $(.$then("an engine"))?;
-        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.public().der())
-            .verify(&[number], signed.result.expect("signs").as_ref())
-            .expect("verifies");
-        // With the base point as the peer's key, what is shared is our public key.
-        let mut base = [0; 32];
-        base[0] = 9;
-        let exchanged = host.submit(KeyExchange::new(base)).await $(.$then("an engine"))?;
-        let exchanged = exchanged.expect("a good key");
-        assert_eq!(exchanged.shared.as_ref(), exchanged.public);
-    }};
-}
-
-const TASKS: u8 = 40;
+use hosts::{TASKS, key};
 
 /// Many tasks and few slots on one thread.
 fn on_one_thread(devices: &Devices) -> Stats {
