@@ -193,7 +193,7 @@ impl Signer {
     }
 
     /// Makes one signature from start to end, in lanes.
-    pub(crate) fn alone(&mut self, signature: Encoded, target: &mut [u8]) -> Result<usize, Error> {
+    fn alone(&mut self, signature: Encoded, target: &mut [u8]) -> Result<usize, Error> {
         let len = target.len();
         let mut running = self.start(vec![signature])?;
         while !self.step(&mut running)? {}
