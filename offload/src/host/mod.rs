@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | a thread without a loop | [`Queue::run`](crate::Queue::run) | not `Send` |
 //! | an executor of one thread | [`Local`], its [`Driver`] a task | not `Send` |
-//! | glommio | [`Local`], driven by [`glommio::drive`] | not `Send` |
-//! | tokio: current-thread or `LocalSet` | [`Local`], driven by [`tokio::drive`] | not `Send` |
-//! | tokio, multi-thread | on threads of its own, by a [`tokio::Handle`] | `Send` |
+//! | glommio | [`Local`], driven by `glommio::drive` | not `Send` |
+//! | tokio: current-thread or `LocalSet` | [`Local`], driven by `tokio::drive` | not `Send` |
+//! | tokio, multi-thread | on threads of its own, by a `tokio::Handle` | `Send` |
 //!
 //! A host that is not built for it cannot say when it has nothing else to do: a driver lets every
 //! task that is ready run once, and takes that for it. So a lone signature waits for one round of
