@@ -117,7 +117,7 @@ impl Listener {
         }
         // What was cut off may still be worked on, for a fraction of a millisecond in software, for
         // as long as its deadline on a device that does not answer.
-        while queue().stats().in_flight() > 0 {
+        while queue().orphans() > 0 {
             sleep(Duration::from_micros(100)).await;
         }
         stats.queue = queue().stats();

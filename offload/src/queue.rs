@@ -116,9 +116,8 @@ impl Queue {
                     free: (0..tokens).rev().collect(),
                     arrived: VecDeque::with_capacity(depth),
                     batches: Kernel::ALL.map(|_| Batch::new(depth)),
-                    gathering: Gathering::new(depth, Signer::TOGETHER, SIGN_AGE),
+                    signing: Gathering::new(depth, Signer::TOGETHER, SIGN_AGE),
                     exchanging: Gathering::new(depth, Exchanger::TOGETHER, EXCHANGE_AGE),
-                    in_lanes: false,
                     custom: Vec::new(),
                     custom_next: 0,
                     kernel_next: 0,
@@ -166,8 +165,9 @@ impl Queue {
     /// for about `slice`, at least one unit. Wakes who waits for any of it.
     ///
     /// A unit is never interrupted: one chunk compressed, a raw private operation, or about 50 us of
-    /// signatures that are made together (at the first use of a key and every 256th, up to 1 ms). Signatures and key exchanges wait for company until there are enough for all
-    /// lanes, until the oldest has waited for 100 and 35 us by `now`, or until the owner has nothing else to do
+    /// signatures that are made together (at the first use of a key and every 256th, up to 1 ms).
+    /// Signatures and key exchanges wait for company until there are enough for all lanes, until the
+    /// oldest has waited for 100 and 35 us by `now`, or until the owner has nothing else to do
     /// ([`flush`](Self::flush)).
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
         let mut units = 0;
@@ -186,13 +186,7 @@ impl Queue {
                 Unit::Custom(index) => self.shared.run_custom(index),
                 Unit::Exchanges => self.shared.run_exchanges(),
                 Unit::Lanes => self.shared.run_lanes(),
-                Unit::One(token, work) => {
-                    // SAFETY: the slot's request owns what `work` names. It is Running now, so the
-                    // request stays in its slot and nobody else reads or writes those bytes.
-                    let result = unsafe { self.shared.software.borrow_mut().execute(&work) };
-                    drop(work);
-                    self.shared.complete(token, Ending::Done(result));
-                }
+                Unit::One(token) => self.shared.run_one(token),
             }
             if started.is_none_or(|started| started.elapsed() >= slice) {
                 break;
@@ -207,12 +201,7 @@ impl Queue {
         if self.shared.generation.is_past() {
             return false;
         }
-        {
-            let mut slots = self.shared.slots.borrow_mut();
-            slots.gathering.flush();
-            slots.exchanging.flush();
-            slots.custom.iter_mut().for_each(|custom| custom.gathering.flush());
-        }
+        self.shared.slots.borrow_mut().gatherings_mut().for_each(Gathering::flush);
         self.is_busy()
     }
 
@@ -260,10 +249,13 @@ impl Queue {
         let slots = self.shared.slots.borrow();
         slots.arrived.iter().any(|(_, blocked)| !blocked)
             || !slots.batches.iter().all(Batch::is_empty)
-            || slots.in_lanes
-            || slots.gathering.is_due(None)
-            || slots.exchanging.is_due(None)
-            || slots.custom.iter().any(|custom| custom.gathering.is_due(None))
+            || self.shared.is_signing()
+            || slots.gatherings().any(|gathering| gathering.is_due(None))
+    }
+
+    /// Operations that were dropped and are still worked on: their buffers are not free yet.
+    pub fn orphans(&self) -> usize {
+        self.shared.slots.borrow().entries.iter().filter(|slot| slot.orphan).count()
     }
 
     /// Number of slots.
@@ -356,11 +348,9 @@ struct Slots {
     /// One per kernel, in the order of [`Kernel::ALL`].
     batches: [Batch; Kernel::ALL.len()],
     /// Signatures that are made together.
-    gathering: Gathering,
+    signing: Gathering,
     /// Key exchanges that are made together.
     exchanging: Gathering,
-    /// Some are being made.
-    in_lanes: bool,
     /// What waits for kernels of others, in the order of their first use.
     custom: Vec<Custom>,
     custom_next: usize,
@@ -429,14 +419,6 @@ enum Unit {
     /// Some of the signatures that are made together.
     Lanes,
     /// A request, from start to end.
-    One(Token, Work),
-}
-
-/// What comes next.
-enum Next {
-    Custom(usize),
-    Exchanges,
-    Lanes,
     One(Token),
 }
 
@@ -641,7 +623,6 @@ impl Shared {
     fn close_software(&self) {
         if let Some(InLanes { tokens, works, running }) = self.lanes.take() {
             drop((works, running));
-            self.slots.borrow_mut().in_lanes = false;
             for token in tokens {
                 self.complete(token, Ending::Done(Err(Error::Closed)));
             }
@@ -650,62 +631,56 @@ impl Shared {
             let token = {
                 let mut slots = self.slots.borrow_mut();
                 let mut stats = KernelStats::default();
-                let Slots { batches, gathering, exchanging, custom, .. } = &mut *slots;
-                batches
-                    .iter_mut()
-                    .find_map(|batch| batch.next(&mut stats))
-                    .or_else(|| gathering.pop())
-                    .or_else(|| exchanging.pop())
-                    .or_else(|| custom.iter_mut().find_map(|custom| custom.gathering.pop()))
+                let batched = slots.batches.iter_mut().find_map(|batch| batch.next(&mut stats));
+                batched.or_else(|| slots.gatherings_mut().find_map(Gathering::pop))
             };
             let Some(token) = token else { return };
             self.complete(token, Ending::Done(Err(Error::Closed)));
         }
     }
 
-    /// The next unit of work. That of one slot is Running from here on, until [`Shared::complete`].
+    /// The next unit of work: kernels take turns.
     fn next_unit(&self, now: Instant) -> Option<Unit> {
-        loop {
-            let mut slots = self.slots.borrow_mut();
-            let (kernel, next) = self.next_kernel(&mut slots, now)?;
-            slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
-            let token = match next {
-                Next::Custom(index) => return Some(Unit::Custom(index)),
-                Next::Exchanges => return Some(Unit::Exchanges),
-                Next::Lanes => return Some(Unit::Lanes),
-                Next::One(token) => token,
+        let mut slots = self.slots.borrow_mut();
+        let mut stats = self.stats.borrow_mut();
+        let (kernel, unit) = (0..Kernel::ALL.len()).find_map(|step| {
+            let kernel = (slots.kernel_next + step) % Kernel::ALL.len();
+            let unit = match Kernel::ALL[kernel] {
+                Kernel::Custom => slots.next_custom(now).map(Unit::Custom),
+                Kernel::KeyExchange if slots.exchanging.is_due(Some(now)) => Some(Unit::Exchanges),
+                Kernel::Sign if self.is_signing() || slots.signing.is_due(Some(now)) => {
+                    Some(Unit::Lanes)
+                }
+                _ => slots.batches[kernel].next(&mut stats.kernels[kernel]).map(Unit::One),
             };
-            let slot = &mut slots.entries[token as usize];
-            if !slot.orphan {
-                let work = self.describe(token, slot);
-                slot.state = State::Running;
-                return Some(Unit::One(token, work));
-            }
-            // Nobody waits for it any more: do not start it.
-            drop(slots);
-            self.complete(token, Ending::Done(Err(Error::Closed)));
-        }
+            Some((kernel, unit?))
+        })?;
+        slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
+        Some(unit)
     }
 
-    fn next_kernel(&self, slots: &mut Slots, now: Instant) -> Option<(usize, Next)> {
-        let mut stats = self.stats.borrow_mut();
-        (0..Kernel::ALL.len()).find_map(|step| {
-            let kernel = (slots.kernel_next + step) % Kernel::ALL.len();
-            let lanes = kernel == Kernel::Sign as usize
-                && (slots.in_lanes || slots.gathering.is_due(Some(now)));
-            if lanes {
-                return Some((kernel, Next::Lanes));
-            }
-            if kernel == Kernel::Custom as usize {
-                let index = slots.next_custom(now)?;
-                return Some((kernel, Next::Custom(index)));
-            }
-            if kernel == Kernel::KeyExchange as usize && slots.exchanging.is_due(Some(now)) {
-                return Some((kernel, Next::Exchanges));
-            }
-            let token = slots.batches[kernel].next(&mut stats.kernels[kernel])?;
-            Some((kernel, Next::One(token)))
-        })
+    /// Signatures are being made together.
+    fn is_signing(&self) -> bool {
+        self.lanes.borrow().is_some()
+    }
+
+    /// Works on one request, from start to end.
+    fn run_one(&self, token: Token) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots.entries[token as usize];
+        if slot.orphan {
+            // Nobody waits for it any more: do not start it.
+            drop(slots);
+            return self.complete(token, Ending::Done(Err(Error::Closed)));
+        }
+        let work = self.describe(token, slot);
+        slot.state = State::Running;
+        drop(slots);
+        // SAFETY: the slot's request owns what `work` names. It is Running, so the request stays in
+        // its slot and nobody else reads or writes those bytes.
+        let result = unsafe { self.software.borrow_mut().execute(&work) };
+        drop(work);
+        self.complete(token, Ending::Done(result));
     }
 
     /// A unit of the signatures that are made together; starts on the next if there are none.
@@ -717,7 +692,6 @@ impl Shared {
             *self.lanes.borrow_mut() = Some(current);
             return;
         }
-        self.slots.borrow_mut().in_lanes = false;
         let InLanes { tokens, works, running } = current;
         if let Err(error) = stepped {
             drop((works, running));
@@ -805,9 +779,9 @@ impl Shared {
         let mut group = Group::default();
         {
             let mut slots = self.slots.borrow_mut();
-            let Slots { entries, gathering, .. } = &mut *slots;
+            let Slots { entries, signing, .. } = &mut *slots;
             let mut size = None;
-            gathering.take(&mut group.taken, |token| {
+            signing.take(&mut group.taken, |token| {
                 let slot = &entries[token as usize];
                 // One that nobody waits for goes with any.
                 slot.orphan || {
@@ -836,10 +810,7 @@ impl Shared {
         self.count(|stats| stats.kernels[Kernel::Sign as usize].count_batch(tokens.len() as u64));
         let started = self.software.borrow_mut().start(encoded);
         match started {
-            Ok(running) => {
-                self.slots.borrow_mut().in_lanes = true;
-                Some(InLanes { tokens, works, running })
-            }
+            Ok(running) => Some(InLanes { tokens, works, running }),
             Err(error) => {
                 for token in tokens {
                     self.complete(token, Ending::Done(Err(error.clone())));
@@ -916,9 +887,7 @@ impl Shared {
         } else {
             slot.orphan = true;
             // One that waits for company is not kept for it.
-            let waited = slots.gathering.remove(token)
-                || slots.exchanging.remove(token)
-                || slots.custom.iter_mut().any(|custom| custom.gathering.remove(token));
+            let waited = slots.gatherings_mut().any(|gathering| gathering.remove(token));
             drop((slots, waker));
             self.count(|stats| stats.dropped_in_flight += 1);
             if waited {
@@ -1033,6 +1002,17 @@ enum Offered {
 }
 
 impl Slots {
+    /// Whatever waits for company.
+    fn gatherings(&self) -> impl Iterator<Item = &Gathering> {
+        let custom = self.custom.iter().map(|custom| &custom.gathering);
+        [&self.signing, &self.exchanging].into_iter().chain(custom)
+    }
+
+    fn gatherings_mut(&mut self) -> impl Iterator<Item = &mut Gathering> {
+        let custom = self.custom.iter_mut().map(|custom| &mut custom.gathering);
+        [&mut self.signing, &mut self.exchanging].into_iter().chain(custom)
+    }
+
     /// Hands an item to a kernel of others; `depth`: the queue's.
     fn gather_custom(&mut self, token: Token, kernel: &'static dyn AnyKernel, depth: usize) {
         let same = |custom: &Custom| {
@@ -1060,7 +1040,7 @@ impl Slots {
     fn gather(&mut self, token: Token) {
         let kernel = self.entries[token as usize].kernel;
         if kernel == Kernel::Sign && Signer::has_lanes() {
-            self.gathering.gather(token);
+            self.signing.gather(token);
         } else if kernel == Kernel::KeyExchange && Exchanger::has_lanes() {
             self.exchanging.gather(token);
         } else {

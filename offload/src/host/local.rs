@@ -99,6 +99,8 @@ impl Driver {
         if !again && !queue.flush() {
             self.shared.driver.replace(Some(cx.waker().clone()));
             if let Park::Sleep { deadline } = queue.prepare_park(Instant::now()) {
+                // Whoever wakes us may not be the only one with something to submit.
+                self.yielded = false;
                 return Turned::Parked { deadline };
             }
         }
