@@ -11,34 +11,6 @@ use warpcore_offload::{Model, ModelQueue};
 
 use crate::{next, trap};
 
-/// `UACCE_CMD_START_Q`, `UACCE_CMD_PUT_Q` (linux `include/uapi/misc/uacce/uacce.h`).
-const START_Q: c_ulong = 0x5700;
-const PUT_Q: c_ulong = 0x5701;
-/// `UACCE_CMD_QM_SET_QP_CTX`, `UACCE_CMD_QM_SET_QP_INFO` (`hisi_qm.h`).
-const SET_QP_CTX: c_ulong = 0xc004_480a;
-const SET_QP_INFO: c_ulong = 0xc010_480b;
-
-/// The MMIO region has the page of the kernel's registers, and the doorbells (`region_mmio_size`).
-const MMIO_LEN_BYTES: usize = 8192;
-
-/// `struct hisi_qp_ctx`.
-#[repr(C)]
-struct QpContext {
-    id: u16,
-    kind: u16,
-}
-
-/// `struct hisi_qp_info`.
-#[repr(C)]
-struct QpInfo {
-    sqe_size: u32,
-    sq_depth: u16,
-    cq_depth: u16,
-    reserved: u64,
-}
-
-const _: () = assert!(size_of::<QpContext>() == 4 && size_of::<QpInfo>() == 16);
-
 /// An open queue file.
 pub(crate) struct Queue {
     pub(crate) file: ModelQueue,
@@ -87,28 +59,8 @@ impl Queue {
     pub(crate) unsafe fn ioctl(&self, request: c_ulong, argument: *mut c_void) -> io::Result<()> {
         // Doorbells that were rung before are heard before.
         trap::settle();
-        match request {
-            START_Q => self.file.start(),
-            PUT_Q => self.file.put(),
-            SET_QP_CTX | SET_QP_INFO if argument.is_null() => {
-                Err(io::Error::from_raw_os_error(libc::EFAULT))
-            }
-            SET_QP_CTX => {
-                // SAFETY: the caller's `struct hisi_qp_ctx`.
-                let context = unsafe { &mut *argument.cast::<QpContext>() };
-                context.id = self.file.set_context(context.kind)?;
-                Ok(())
-            }
-            SET_QP_INFO => {
-                let (sqe_len_bytes, sq_depth, cq_depth) = self.file.info()?;
-                let sqe_size = u32::try_from(sqe_len_bytes).map_err(io::Error::other)?;
-                let info = QpInfo { sqe_size, sq_depth, cq_depth, reserved: 0 };
-                // SAFETY: the caller's `struct hisi_qp_info`.
-                unsafe { argument.cast::<QpInfo>().write(info) };
-                Ok(())
-            }
-            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-        }
+        // SAFETY: passed on from the caller.
+        unsafe { self.file.ioctl(request, argument) }
     }
 
     /// Maps a region; the number of its first page says which (`enum uacce_qfrt`).
@@ -128,7 +80,7 @@ impl Queue {
         let page = 4096;
         let region = usize::try_from(offset / page).map_err(|_| wrong())?;
         let right_len = match region {
-            0 => (1..=MMIO_LEN_BYTES).contains(&len_bytes),
+            0 => (1..=self.file.mmio_len_bytes()).contains(&len_bytes),
             1 => len_bytes == self.file.memory_len_bytes(),
             _ => false,
         };

@@ -1,13 +1,18 @@
 //! The model as the driver's port: what opening, ioctl, mmap and a store to the doorbell do. For
 //! drivers of others, that only know files, the same as plain calls.
 
+use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+use rustix::ioctl::Opcode;
+
 use super::ModelKind;
 use super::qm::{Manager, dus_len_bytes};
+use crate::backend::uacce::kernel::{PUT_Q, QpContext, QpInfo, SET_QP_CTX, SET_QP_INFO, START_Q};
 use crate::backend::uacce::qm::{QueueInfo, Version};
 use crate::backend::uacce::{Attributes, Port, QueueFile, StillRunning};
 use crate::doorbell::Doorbell;
@@ -37,7 +42,7 @@ impl Port for ModelPort {
             shared_addresses: true,
             algorithms: algorithms.iter().map(ToString::to_string).collect(),
             instances: u32::try_from(self.0.free()).ok(),
-            mmio_len_bytes: 2 * rustix::param::page_size(),
+            mmio_len_bytes: mmio_len_bytes(),
             dus_len_bytes: dus_len_bytes(self.0.sqe_words(), config.depth),
             node: None,
             isolated: self.0.is_isolated(),
@@ -48,6 +53,10 @@ impl Port for ModelPort {
         let (number, memory, event) = self.0.open()?;
         Ok(ModelFile { manager: Arc::clone(&self.0), number, memory, event })
     }
+}
+
+fn mmio_len_bytes() -> usize {
+    2 * rustix::param::page_size()
 }
 
 pub(super) struct ModelFile {
@@ -62,41 +71,43 @@ pub(super) struct ModelFile {
 pub struct ModelQueue(pub(super) ModelFile);
 
 impl ModelQueue {
-    /// `UACCE_CMD_QM_SET_QP_CTX`: says what the queue is for, and answers its number.
+    /// An ioctl of `uacce.h` or `hisi_qm.h`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for another kind than 0 and 1, `ENXIO` after a reset.
-    pub fn set_context(&self, kind: u16) -> io::Result<u16> {
-        self.0.manager.set_context(self.0.number, kind)
+    /// `EINVAL` for one that there is not, or that the queue's state or the argument does not allow,
+    /// `EFAULT` without an argument, `ENXIO` after a reset, `EIO` from a queue that does not stop.
+    ///
+    /// # Safety
+    ///
+    /// `argument` is null, or what this ioctl takes: readable, writable and aligned.
+    pub unsafe fn ioctl(&self, request: u64, argument: *mut c_void) -> io::Result<()> {
+        let request = Opcode::try_from(request).map_err(|_| Errno::INVAL)?;
+        match request {
+            START_Q => self.0.start(),
+            PUT_Q => self.0.put(),
+            SET_QP_CTX | SET_QP_INFO if argument.is_null() => Err(Errno::FAULT.into()),
+            SET_QP_CTX => {
+                // SAFETY: the caller's `struct hisi_qp_ctx`.
+                let context = unsafe { &mut *argument.cast::<QpContext>() };
+                context.id = self.0.set_context(context.kind)?;
+                Ok(())
+            }
+            SET_QP_INFO => {
+                let QueueInfo { sqe_len_bytes, sq_depth, cq_depth } = self.0.info()?;
+                let sqe_size = u32::try_from(sqe_len_bytes).map_err(io::Error::other)?;
+                let info = QpInfo { sqe_size, sq_depth, cq_depth, reserved: 0 };
+                // SAFETY: the caller's `struct hisi_qp_info`.
+                unsafe { argument.cast::<QpInfo>().write(info) };
+                Ok(())
+            }
+            _ => Err(Errno::INVAL.into()),
+        }
     }
 
-    /// `UACCE_CMD_QM_SET_QP_INFO`: bytes of a descriptor, depths of SQ and CQ.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` on an old kernel, `ENXIO` after a reset.
-    pub fn info(&self) -> io::Result<(usize, u16, u16)> {
-        let info = self.0.manager.info(self.0.number)?;
-        Ok((info.sqe_len_bytes, info.sq_depth, info.cq_depth))
-    }
-
-    /// `UACCE_CMD_START_Q`.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if it was started, `ENXIO` after a reset.
-    pub fn start(&self) -> io::Result<()> {
-        self.0.manager.start_queue(self.0.number)
-    }
-
-    /// `UACCE_CMD_PUT_Q`.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if it was not started, `ENXIO` after a reset, `EIO` if it does not stop.
-    pub fn put(&self) -> io::Result<()> {
-        self.0.manager.put(self.0.number)
+    /// Length of the MMIO region: the page of the kernel's registers, and that of the doorbells.
+    pub fn mmio_len_bytes(&self) -> usize {
+        mmio_len_bytes()
     }
 
     /// The file of the queue memory (the DUS region), to be mapped shared and as a whole.

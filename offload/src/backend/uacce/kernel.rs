@@ -17,26 +17,26 @@ use crate::region::Region;
 pub(crate) const CLASS: &str = "/sys/class/uacce";
 
 /// `UACCE_CMD_START_Q`, `UACCE_CMD_PUT_Q` (linux `include/uapi/misc/uacce/uacce.h`).
-const START_Q: rustix::ioctl::Opcode = opcode::none(b'W', 0);
-const PUT_Q: rustix::ioctl::Opcode = opcode::none(b'W', 1);
+pub(crate) const START_Q: rustix::ioctl::Opcode = opcode::none(b'W', 0);
+pub(crate) const PUT_Q: rustix::ioctl::Opcode = opcode::none(b'W', 1);
 /// `UACCE_CMD_QM_SET_QP_CTX`, `UACCE_CMD_QM_SET_QP_INFO` (`hisi_qm.h`).
-const SET_QP_CTX: rustix::ioctl::Opcode = opcode::read_write::<QpContext>(b'H', 10);
-const SET_QP_INFO: rustix::ioctl::Opcode = opcode::read_write::<QpInfo>(b'H', 11);
+pub(crate) const SET_QP_CTX: rustix::ioctl::Opcode = opcode::read_write::<QpContext>(b'H', 10);
+pub(crate) const SET_QP_INFO: rustix::ioctl::Opcode = opcode::read_write::<QpInfo>(b'H', 11);
 
 /// `struct hisi_qp_ctx`.
 #[repr(C)]
-struct QpContext {
-    id: u16,
-    kind: u16,
+pub(crate) struct QpContext {
+    pub(crate) id: u16,
+    pub(crate) kind: u16,
 }
 
 /// `struct hisi_qp_info`.
 #[repr(C)]
-struct QpInfo {
-    sqe_size: u32,
-    sq_depth: u16,
-    cq_depth: u16,
-    reserved: u64,
+pub(crate) struct QpInfo {
+    pub(crate) sqe_size: u32,
+    pub(crate) sq_depth: u16,
+    pub(crate) cq_depth: u16,
+    pub(crate) reserved: u64,
 }
 
 const _: () = assert!(START_Q == 0x5700 && PUT_Q == 0x5701);

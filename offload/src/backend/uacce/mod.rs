@@ -11,7 +11,7 @@
 //! against the [model](crate::Model) only, never on silicon.
 
 mod hpre;
-mod kernel;
+pub(crate) mod kernel;
 mod pair;
 mod port;
 pub(crate) mod qm;
