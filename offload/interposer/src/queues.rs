@@ -123,10 +123,6 @@ impl Queue {
 
 /// `poll` with queue files among the descriptors. `wait` is the C library's, with the time that is
 /// left.
-///
-/// # Safety
-///
-/// `wait` may be called with the descriptors that it closes over.
 pub(crate) fn poll(
     fds: &mut [libc::pollfd],
     mut wait: impl FnMut(&mut [libc::pollfd], bool) -> c_int,
