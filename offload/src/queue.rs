@@ -162,7 +162,8 @@ impl Queue {
     }
 
     /// Takes what devices have finished, hands them what was submitted, and runs software's work
-    /// for about `slice`, at least one unit. Wakes who waits for any of it.
+    /// for about `slice`, at least one unit. Wakes who waits for any of it; a waker may use the
+    /// queue, and turn it.
     ///
     /// A unit is never interrupted: one chunk compressed, a raw private operation, or about 50 us of
     /// signatures that are made together (at the first use of a key and every 256th, up to 1 ms).
