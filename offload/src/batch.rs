@@ -43,6 +43,10 @@ impl Batch {
         self.dispatched.pop_front()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.gathered.len() + self.dispatched.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.gathered.is_empty() && self.dispatched.is_empty()
     }
@@ -72,6 +76,11 @@ impl Gathering {
 
     pub(crate) fn gather(&mut self, token: Token) {
         self.waiting.push_back(token);
+    }
+
+    /// How often those who wait fill all lanes.
+    pub(crate) fn full(&self) -> usize {
+        self.waiting.len() / self.together
     }
 
     /// No more will come for now.

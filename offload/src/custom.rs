@@ -68,8 +68,8 @@ pub(crate) trait AnyKernel: Send + Sync {
 
     /// # Safety
     ///
-    /// Each points to an item of this kernel's, which is alive and touched by nobody else.
-    unsafe fn run_erased(&self, items: &mut [NonNull<()>]);
+    /// Each is an item of this kernel's, which is alive and touched by nobody else.
+    unsafe fn run_erased(&self, items: &mut [Item]);
 }
 
 impl<K: CustomKernel> AnyKernel for K {
@@ -89,7 +89,7 @@ impl<K: CustomKernel> AnyKernel for K {
         CustomKernel::patience(self)
     }
 
-    unsafe fn run_erased(&self, items: &mut [NonNull<()>]) {
+    unsafe fn run_erased(&self, items: &mut [Item]) {
         // SAFETY: a pointer to a sized type and a reference to it are laid out alike; what they
         // point to is as the caller promises.
         let items = unsafe {
@@ -109,7 +109,10 @@ impl<K: CustomKernel> Request for Call<K> {
     }
 
     fn describe(&mut self) -> Work {
-        Work::Call(CallSpan { kernel: self.kernel, item: NonNull::from(&mut self.item).cast() })
+        Work::Call(CallSpan {
+            kernel: self.kernel,
+            item: Item(NonNull::from(&mut self.item).cast()),
+        })
     }
 
     fn finish(self, ending: Ending) -> Called<K::Item> {
@@ -125,11 +128,22 @@ impl<K: CustomKernel> Request for Call<K> {
 /// Which kernel works on what; the slot that names the item owns it.
 pub struct CallSpan {
     pub(crate) kernel: &'static dyn AnyKernel,
-    pub(crate) item: NonNull<()>,
+    item: Item,
 }
 
+/// Where an item of a forgotten type lies.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Item(NonNull<()>);
+
 // SAFETY: items are `Send`; who follows the address promises what `run_erased` asks for.
-unsafe impl Send for CallSpan {}
+unsafe impl Send for Item {}
+
+impl CallSpan {
+    pub(crate) fn item(&self) -> Item {
+        self.item
+    }
+}
 
 impl fmt::Debug for CallSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

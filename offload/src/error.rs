@@ -112,6 +112,8 @@ pub enum KeyError {
     Inconsistent(&'static str),
     /// Text without a private key in it.
     NoKey,
+    /// A private key that is not of the curve P-256.
+    NotP256(&'static str),
     /// A private key of another algorithm.
     NotRsa(&'static str),
     /// An RSA key of a size that we do not sign with.
@@ -131,8 +133,9 @@ impl fmt::Display for KeyError {
             Self::Encoding(what) => write!(f, "the key cannot be read: {what}"),
             Self::Inconsistent(what) => write!(f, "the key's numbers do not fit together: {what}"),
             Self::NoKey => f.write_str(
-                "no private key found (looked for PEM sections PRIVATE KEY and RSA PRIVATE KEY)",
+                "no private key found (looked for PEM sections PRIVATE KEY, RSA PRIVATE KEY and EC PRIVATE KEY)",
             ),
+            Self::NotP256(what) => write!(f, "the key is for {what}, not P-256"),
             Self::NotRsa(algorithm) => write!(f, "the key is for {algorithm}, not RSA"),
             Self::Size { modulus_bits } => {
                 write!(

@@ -35,6 +35,7 @@ mod buffer;
 mod codec;
 mod custom;
 mod doorbell;
+mod ecdsa;
 mod error;
 mod fork;
 pub mod host;
@@ -47,6 +48,8 @@ mod request;
 mod rsa;
 mod stats;
 mod stream;
+mod sync;
+mod team;
 
 pub use backend::{
     Device, Devices, Fault, Faults, Model, ModelKind, ModelQueue, SelectError, State, devices,
@@ -54,14 +57,16 @@ pub use backend::{
 pub use buffer::{Parts, Source, Target};
 pub use codec::Codec;
 pub use custom::{Call, Called, CustomKernel};
+pub use ecdsa::EcdsaKey;
 pub use error::{Error, KeyError};
 pub use kx::SharedSecret;
 pub use op::Op;
 pub use queue::{Full, Park, Queue, Turn};
 pub use request::{
-    Compress, Decompress, Done, Exchanged, Fed, Feed, KeyExchange, Request, RsaPrivate, RsaPublic,
-    Sign, Signed,
+    Compress, Decompress, Done, EcdsaSign, Exchanged, Fed, Feed, KeyExchange, Request, RsaPrivate,
+    RsaPublic, Sign, Signed,
 };
 pub use rsa::{PrivateKey, PublicKey, Scheme, Signature};
 pub use stats::{Kernel, KernelStats, Stats};
 pub use stream::{Progress, Stream};
+pub use team::Team;

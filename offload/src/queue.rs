@@ -13,20 +13,19 @@
 //! An operation that is dropped leaves its slot an *orphan*: the request stays where it is until
 //! the backend is finished with it, and is then dropped by the queue.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Devices, Ended, Software, Submitted};
+use crate::backend::{Backend, Devices, Ended, Job, Software, Submitted};
 use crate::batch::{Batch, Gathering, Token};
 use crate::custom::AnyKernel;
+use crate::ecdsa::EcdsaSigner;
 use crate::error::Error;
 use crate::fork::Generation;
 use crate::host::Bell;
@@ -34,14 +33,16 @@ use crate::keep::Keep;
 use crate::kx::Exchanger;
 use crate::op::Op;
 use crate::request::{Ending, Request, Work};
-use crate::rsa::{Running, Signer};
+use crate::rsa::Signer;
 use crate::stats::{Kernel, KernelStats, Stats};
+use crate::team::{Helped, Membership, Takes, Team};
 use rustix::event::epoll;
 
 /// The longest that a signature, and a key exchange, waits for others while its core is busy: about
 /// what it would cost alone, and for signatures not more than anybody notices.
 const SIGN_AGE: Duration = Duration::from_micros(100);
 const EXCHANGE_AGE: Duration = Duration::from_micros(35);
+const ECDSA_AGE: Duration = Duration::from_micros(20);
 
 /// One core's accelerator queue.
 ///
@@ -83,7 +84,7 @@ impl Queue {
     ///
     /// If `depth` is 0 or does not fit 32 bits.
     pub fn new(depth: usize) -> Self {
-        Self::build(depth, Vec::new(), None)
+        Self::build(depth, Vec::new(), None, None)
     }
 
     /// A queue with `depth` slots whose requests are offered to `devices` first. Their queues are
@@ -101,10 +102,32 @@ impl Queue {
             return Ok(Self::new(depth));
         }
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        Ok(Self::build(depth, devices.shares(depth, &epoll), Some(epoll)))
+        Ok(Self::build(depth, devices.shares(depth, &epoll), Some(epoll), None))
     }
 
-    fn build(depth: usize, backends: Vec<Box<dyn Backend>>, epoll: Option<Rc<OwnedFd>>) -> Self {
+    /// As [`with_devices`](Self::with_devices), in a team: what this core has not come to others
+    /// do, and this one does theirs when it is idle.
+    ///
+    /// # Errors
+    ///
+    /// If what it waits with cannot be made.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
+    pub fn in_team(depth: usize, devices: &Devices, team: &Team) -> std::io::Result<Self> {
+        let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let team = Membership::join(team)?;
+        epoll::add(&epoll, team.bell(), epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Self::build(depth, devices.shares(depth, &epoll), Some(epoll), Some(team)))
+    }
+
+    fn build(
+        depth: usize,
+        backends: Vec<Box<dyn Backend>>,
+        epoll: Option<Rc<OwnedFd>>,
+        team: Option<Membership>,
+    ) -> Self {
         assert!(depth > 0, "a queue needs at least one slot");
         let tokens = Token::try_from(depth).expect("depth fits a token");
         Self {
@@ -116,8 +139,8 @@ impl Queue {
                     free: (0..tokens).rev().collect(),
                     arrived: VecDeque::with_capacity(depth),
                     batches: Kernel::ALL.map(|_| Batch::new(depth)),
-                    signing: Gathering::new(depth, Signer::TOGETHER, SIGN_AGE),
-                    exchanging: Gathering::new(depth, Exchanger::TOGETHER, EXCHANGE_AGE),
+                    gatherings: Kernel::ALL.map(|kernel| gathering(kernel, depth)),
+                    long: VecDeque::new(),
                     custom: Vec::new(),
                     custom_next: 0,
                     kernel_next: 0,
@@ -130,8 +153,12 @@ impl Queue {
                 ended: RefCell::new(Vec::with_capacity(depth)),
                 epoll,
                 software: RefCell::new(Software::new()),
-                lanes: RefCell::new(None),
-                group: RefCell::default(),
+                signing: RefCell::new(None),
+                spare: RefCell::default(),
+                taken: RefCell::new(Vec::with_capacity(depth)),
+                team,
+                helping: RefCell::new(None),
+                helps_next: Cell::new(false),
                 bell: OnceCell::new(),
                 stats: RefCell::new(Stats::default()),
                 generation: Generation::current(),
@@ -179,16 +206,16 @@ impl Queue {
             units += self.shared.reap(now);
             units += self.shared.offer(now);
         }
+        if let Some(team) = &self.shared.team {
+            team.woken();
+            units += self.shared.take_home(team);
+            self.shared.share(team, now);
+        }
         let mut started = None;
         while let Some(unit) = self.shared.next_unit(now) {
             let started = (!slice.is_zero()).then(|| *started.get_or_insert_with(Instant::now));
             units += 1;
-            match unit {
-                Unit::Custom(index) => self.shared.run_custom(index),
-                Unit::Exchanges => self.shared.run_exchanges(),
-                Unit::Lanes => self.shared.run_lanes(),
-                Unit::One(token) => self.shared.run_one(token),
-            }
+            self.shared.run(unit);
             if started.is_none_or(|started| started.elapsed() >= slice) {
                 break;
             }
@@ -203,12 +230,19 @@ impl Queue {
             return false;
         }
         self.shared.slots.borrow_mut().gatherings_mut().for_each(Gathering::flush);
-        self.is_busy()
+        let busy = self.is_busy();
+        if let Some(team) = &self.shared.team
+            && !busy
+        {
+            team.look();
+        }
+        busy
     }
 
     /// A turn would find something to do right now: a cheap look, for who spins.
     pub fn has_news(&self) -> bool {
         self.is_busy()
+            || self.shared.team.as_ref().is_some_and(Membership::has_ready)
             || self.shared.has_devices
                 && self.shared.backends.borrow().iter().any(|backend| backend.has_news())
     }
@@ -220,6 +254,11 @@ impl Queue {
             return Park::Sleep { deadline: None };
         }
         if self.flush() {
+            return Park::Busy;
+        }
+        if let Some(team) = &self.shared.team
+            && !team.prepare_park()
+        {
             return Park::Busy;
         }
         if !self.shared.has_devices {
@@ -239,8 +278,8 @@ impl Queue {
         }
     }
 
-    /// Readable when a device has finished something since [`prepare_park`](Self::prepare_park).
-    /// None without devices.
+    /// Readable when a device, or another thread of the team, has finished something since
+    /// [`prepare_park`](Self::prepare_park), or has work for this one. None without both.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.shared.epoll.as_ref().map(|epoll| epoll.as_fd())
     }
@@ -251,6 +290,12 @@ impl Queue {
         slots.arrived.iter().any(|(_, blocked)| !blocked)
             || !slots.batches.iter().all(Batch::is_empty)
             || self.shared.is_signing()
+            || self.shared.helping.borrow().is_some()
+            || self
+                .shared
+                .team
+                .as_ref()
+                .is_some_and(|team| team.is_busy() || !slots.long.is_empty() && team.has_room())
             || slots.gatherings().any(|gathering| gathering.is_due(None))
     }
 
@@ -288,6 +333,7 @@ impl Drop for Queue {
             std::mem::forget(self.shared.backends.take());
         } else {
             self.shared.close_devices();
+            self.shared.leave_team();
         }
         self.shared.close_software();
         wakers.into_iter().for_each(Waker::wake);
@@ -331,9 +377,16 @@ pub(crate) struct Shared {
     epoll: Option<Rc<OwnedFd>>,
     software: RefCell<Software>,
     /// The signatures that are being made together.
-    lanes: RefCell<Option<InLanes>>,
-    /// Room for what is worked on together.
-    group: RefCell<Group>,
+    signing: RefCell<Option<Job>>,
+    /// Jobs without work, for their room; and room for what one takes.
+    spare: RefCell<Vec<Job>>,
+    taken: RefCell<Vec<Token>>,
+    /// Others that help, and are helped.
+    team: Option<Membership>,
+    /// Work of another queue's, in hand.
+    helping: RefCell<Option<Helped>>,
+    /// That is next; else work of its own.
+    helps_next: Cell<bool>,
     /// Of [`Queue::run`].
     pub(crate) bell: OnceCell<Arc<Bell>>,
     stats: RefCell<Stats>,
@@ -348,10 +401,10 @@ struct Slots {
     arrived: VecDeque<(Token, bool)>,
     /// One per kernel, in the order of [`Kernel::ALL`].
     batches: [Batch; Kernel::ALL.len()],
-    /// Signatures that are made together.
-    signing: Gathering,
-    /// Key exchanges that are made together.
-    exchanging: Gathering,
+    /// For the kernels that work in lanes, in the same order: those wait for company.
+    gatherings: [Option<Gathering>; Kernel::ALL.len()],
+    /// What only engine threads are to do.
+    long: VecDeque<Token>,
     /// What waits for kernels of others, in the order of their first use.
     custom: Vec<Custom>,
     custom_next: usize,
@@ -415,30 +468,16 @@ enum State {
 enum Unit {
     /// Items of this kernel of others.
     Custom(usize),
-    /// Key exchanges that are made together.
-    Exchanges,
-    /// Some of the signatures that are made together.
-    Lanes,
+    /// Work of another queue's, that was begun.
+    Help,
     /// A request, from start to end.
     One(Token),
-}
-
-/// Signatures that are being made together. Their slots are Running.
-struct InLanes {
-    tokens: Vec<Token>,
-    works: Vec<Work>,
-    running: Running,
-}
-
-/// Requests that are worked on together, and room for them.
-#[derive(Default)]
-struct Group {
-    /// As gathered.
-    taken: Vec<Token>,
-    /// Those that somebody waits for, and what they ask for.
-    tokens: Vec<Token>,
-    works: Vec<Work>,
-    items: Vec<NonNull<()>>,
+    /// Signatures that are begun.
+    Signing,
+    /// What was posted, and nobody has claimed.
+    Posted(Job),
+    /// Requests of this kernel, in lanes.
+    Together(Kernel),
 }
 
 /// A kernel that somebody else has brought, and what waits for it.
@@ -486,7 +525,7 @@ impl Shared {
         } else if self.has_devices {
             slots.arrived.push_back((token, false));
         } else {
-            slots.gather(token);
+            self.gather(&mut slots, token);
         }
         drop(slots);
         self.count(|stats| stats.submitted += 1);
@@ -499,6 +538,22 @@ impl Shared {
         // SAFETY: a submitted slot's request lies in its keep, is of the vtable's type, and nobody
         // works on it.
         unsafe { (slot.vtable.describe)(&self.keeps[token as usize]) }
+    }
+
+    /// Hands a request to software.
+    fn gather(&self, slots: &mut Slots, token: Token) {
+        let slot = &slots.entries[token as usize];
+        let kernel = slot.kernel;
+        if let Some(gathering) = &mut slots.gatherings[kernel as usize] {
+            gathering.gather(token);
+        } else if kernel == Kernel::Compress
+            && self.team.is_some()
+            && self.describe(token, slot).is_long()
+        {
+            slots.long.push_back(token);
+        } else {
+            slots.batches[kernel as usize].gather(token);
+        }
     }
 
     /// Offers what has arrived to the devices, and rings each once. Returns how much ended at once.
@@ -523,7 +578,7 @@ impl Shared {
                 }
                 Offered::Full => slots.arrived.push_back((token, true)),
                 Offered::Software { spilled } => {
-                    slots.gather(token);
+                    self.gather(&mut slots, token);
                     self.count(|stats| stats.kernels[kernel].spilled += u64::from(spilled));
                 }
                 Offered::Taken => taken[kernel] += 1,
@@ -592,7 +647,7 @@ impl Shared {
             }
             Ended::Redo if over => Ending::Done(Err(Error::Closed)),
             Ended::Redo if Software::takes(&self.describe(token, slot)) => {
-                slots.gather(token);
+                self.gather(&mut slots, token);
                 return self.count(|stats| stats.kernels[kernel].redone += 1);
             }
             Ended::Redo => Ending::Done(Err(Error::DeviceLost)),
@@ -620,41 +675,77 @@ impl Shared {
         }
     }
 
+    /// Ends what others have of this queue's, and what this one has of others'.
+    fn leave_team(&self) {
+        let Some(team) = &self.team else { return };
+        if let Some(mut helped) = self.helping.take() {
+            while !helped.step(&self.software) {}
+            helped.give_back();
+        }
+        while let Some(job) = team.withdraw() {
+            self.end_job(job);
+        }
+        team.settle();
+    }
+
     /// Ends what software had, and what it was to do.
     fn close_software(&self) {
-        if let Some(InLanes { tokens, works, running }) = self.lanes.take() {
-            drop((works, running));
-            for token in tokens {
-                self.complete(token, Ending::Done(Err(Error::Closed)));
-            }
+        if let Some(job) = self.signing.take() {
+            self.end_job(job);
         }
         loop {
             let token = {
                 let mut slots = self.slots.borrow_mut();
                 let mut stats = KernelStats::default();
                 let batched = slots.batches.iter_mut().find_map(|batch| batch.next(&mut stats));
-                batched.or_else(|| slots.gatherings_mut().find_map(Gathering::pop))
+                let gathered = batched.or_else(|| slots.gatherings_mut().find_map(Gathering::pop));
+                gathered.or_else(|| slots.long.pop_front())
             };
             let Some(token) = token else { return };
             self.complete(token, Ending::Done(Err(Error::Closed)));
         }
     }
 
-    /// The next unit of work: kernels take turns.
+    /// The next unit of work: kernels take turns, and so do others' work and this queue's.
     fn next_unit(&self, now: Instant) -> Option<Unit> {
+        let helps = self.helping.borrow().is_some();
+        if helps && self.helps_next.replace(false) {
+            return Some(Unit::Help);
+        }
+        self.helps_next.set(helps);
+        let own = self.next_own(now, true);
+        let Some(team) = &self.team else { return own };
+        if let Some(own) = own {
+            team.settle();
+            return Some(own);
+        }
+        if let Some(job) = team.take_back(Takes::Short) {
+            return Some(Unit::Posted(job));
+        }
+        if !helps {
+            *self.helping.borrow_mut() = Some(team.claim()?);
+            team.settle();
+        }
+        Some(Unit::Help)
+    }
+
+    /// The next unit of what waits here; `begun`: signatures that are begun, too.
+    fn next_own(&self, now: Instant, begun: bool) -> Option<Unit> {
         let mut slots = self.slots.borrow_mut();
         let mut stats = self.stats.borrow_mut();
+        let signing = self.is_signing();
         let (kernel, unit) = (0..Kernel::ALL.len()).find_map(|step| {
-            let kernel = (slots.kernel_next + step) % Kernel::ALL.len();
-            let unit = match Kernel::ALL[kernel] {
-                Kernel::Custom => slots.next_custom(now).map(Unit::Custom),
-                Kernel::KeyExchange if slots.exchanging.is_due(Some(now)) => Some(Unit::Exchanges),
-                Kernel::Sign if self.is_signing() || slots.signing.is_due(Some(now)) => {
-                    Some(Unit::Lanes)
+            let index = (slots.kernel_next + step) % Kernel::ALL.len();
+            let kernel = Kernel::ALL[index];
+            let unit = match (kernel, &slots.gatherings[index]) {
+                (Kernel::Custom, _) => slots.next_custom(now).map(Unit::Custom),
+                (Kernel::Sign, _) if signing && begun => Some(Unit::Signing),
+                (_, Some(gathering)) => {
+                    gathering.is_due(Some(now)).then_some(Unit::Together(kernel))
                 }
-                _ => slots.batches[kernel].next(&mut stats.kernels[kernel]).map(Unit::One),
+                (_, None) => slots.batches[index].next(&mut stats.kernels[index]).map(Unit::One),
             };
-            Some((kernel, unit?))
+            Some((index, unit?))
         })?;
         slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
         Some(unit)
@@ -662,105 +753,69 @@ impl Shared {
 
     /// Signatures are being made together.
     fn is_signing(&self) -> bool {
-        self.lanes.borrow().is_some()
+        self.signing.borrow().is_some()
     }
 
-    /// Works on one request, from start to end.
-    fn run_one(&self, token: Token) {
-        let mut slots = self.slots.borrow_mut();
-        let slot = &mut slots.entries[token as usize];
-        if slot.orphan {
-            // Nobody waits for it any more: do not start it.
-            drop(slots);
-            return self.complete(token, Ending::Done(Err(Error::Closed)));
-        }
-        let work = self.describe(token, slot);
-        slot.state = State::Running;
-        drop(slots);
-        // SAFETY: the slot's request owns what `work` names. It is Running, so the request stays in
-        // its slot and nobody else reads or writes those bytes.
-        let result = unsafe { self.software.borrow_mut().execute(&work) };
-        drop(work);
-        self.complete(token, Ending::Done(result));
-    }
-
-    /// A unit of the signatures that are made together; starts on the next if there are none.
-    fn run_lanes(&self) {
-        let current = self.lanes.borrow_mut().take();
-        let Some(mut current) = current.or_else(|| self.start_lanes()) else { return };
-        let stepped = self.software.borrow_mut().step(&mut current.running);
-        if stepped == Ok(false) {
-            *self.lanes.borrow_mut() = Some(current);
-            return;
-        }
-        let InLanes { tokens, works, running } = current;
-        if let Err(error) = stepped {
-            drop((works, running));
-            for token in tokens {
-                self.complete(token, Ending::Done(Err(error.clone())));
-            }
-            return;
-        }
+    /// Works for a unit.
+    fn run(&self, unit: Unit) {
+        let job = match unit {
+            Unit::Help => return self.help(),
+            Unit::Posted(job) => Some(job),
+            Unit::Signing => self.signing.take(),
+            unit => self.form(unit),
+        };
+        let Some(mut job) = job else { return };
         // SAFETY: the slots' requests own what the works name. They are Running, so the requests
         // stay in their slots and nobody else reads or writes those bytes.
-        let results = unsafe { self.software.borrow_mut().finish(running, &works) };
-        drop(works);
-        for (token, result) in tokens.into_iter().zip(results) {
-            self.complete(token, Ending::Done(result));
-        }
-    }
-
-    /// Lets a kernel of others work on what has gathered for it: a unit.
-    fn run_custom(&self, index: usize) {
-        let mut group = self.group.take();
-        let kernel = {
-            let custom = &mut self.slots.borrow_mut().custom[index];
-            custom.gathering.take(&mut group.taken, |_| true);
-            custom.kernel
+        let ended = unsafe {
+            match self.team {
+                Some(_) => job.step_measured(&self.software),
+                None => job.step(&self.software),
+            }
         };
-        self.claim(&mut group);
-        let count = group.tokens.len() as u64;
-        self.count(|stats| stats.kernels[Kernel::Custom as usize].count_batch(count));
-        self.slots.borrow_mut().custom[index].stats.count_batch(count);
-        group.items.extend(group.works.drain(..).map(|work| match work {
-            Work::Call(call) => call.item,
-            _ => unreachable!("only calls gather here"),
-        }));
-        let ran = group.items.is_empty()
-            // SAFETY: they are this kernel's, as gathered; the slots are Running, so that the
-            // requests that own the items stay there, and nobody else touches them.
-            || catch_unwind(AssertUnwindSafe(|| unsafe { kernel.run_erased(&mut group.items) }))
-                .is_ok();
-        group.items.clear();
-        for token in group.tokens.drain(..) {
-            let result = if ran { Ok(0) } else { Err(Error::Panicked) };
-            self.complete(token, Ending::Done(result));
+        if ended {
+            if let Some(team) = &self.team {
+                team.count_cost(job.kernel(), job.spent_ns());
+            }
+            self.end_job(job);
+        } else if let Some(other) = self.signing.replace(Some(job)) {
+            unreachable!("{} signatures were begun and left", other.len());
         }
-        self.group.replace(group);
     }
 
-    /// Makes the key exchanges that have gathered: a unit.
-    fn run_exchanges(&self) {
-        let mut group = self.group.take();
-        self.slots.borrow_mut().exchanging.take(&mut group.taken, |_| true);
-        self.claim(&mut group);
-        // SAFETY: the slots' requests own what the works name. They are Running, so the requests
-        // stay in their slots and nobody else touches those bytes.
-        let results = unsafe { self.software.borrow_mut().exchange(&group.works) };
-        group.works.clear();
-        let kernel = Kernel::KeyExchange as usize;
-        self.count(|stats| stats.kernels[kernel].count_batch(group.tokens.len() as u64));
-        for (token, result) in group.tokens.drain(..).zip(results) {
-            self.complete(token, Ending::Done(result));
-        }
-        self.group.replace(group);
-    }
-
-    /// Describes what was taken. Its slots are Running from here on; those that nobody waits for
+    /// Takes what a unit is of. Its slots are Running from here on; those that nobody waits for
     /// any more are ended.
-    fn claim(&self, group: &mut Group) {
+    fn form(&self, unit: Unit) -> Option<Job> {
+        let mut taken = self.taken.take();
+        let mut job = self.spare.borrow_mut().pop().unwrap_or_else(Job::new);
         let mut slots = self.slots.borrow_mut();
-        for token in group.taken.drain(..) {
+        match unit {
+            Unit::Custom(index) => {
+                job.start(Kernel::Custom);
+                slots.custom[index].gathering.take(&mut taken, |_| true);
+            }
+            Unit::One(token) => {
+                job.start(slots.entries[token as usize].kernel);
+                taken.push(token);
+            }
+            Unit::Together(kernel) => {
+                job.start(kernel);
+                let Slots { entries, gatherings, .. } = &mut *slots;
+                let gathering = gatherings[kernel as usize].as_mut();
+                let gathering = gathering.expect("such a unit is of what gathers");
+                let mut size = None;
+                gathering.take(&mut taken, |token| {
+                    let slot = &entries[token as usize];
+                    // Keys of one size go together; one that nobody waits for goes with any.
+                    slot.orphan || kernel != Kernel::Sign || {
+                        let len = self.describe(token, slot).modulus_len_bytes();
+                        *size.get_or_insert(len) == len
+                    }
+                });
+            }
+            Unit::Help | Unit::Posted(_) | Unit::Signing => unreachable!("those are formed"),
+        }
+        for token in taken.drain(..) {
             let slot = &mut slots.entries[token as usize];
             if slot.orphan {
                 drop(slots);
@@ -768,56 +823,85 @@ impl Shared {
                 slots = self.slots.borrow_mut();
                 continue;
             }
-            group.works.push(self.describe(token, slot));
+            job.push(token, self.describe(token, slot));
             slot.state = State::Running;
-            group.tokens.push(token);
+        }
+        let count = job.len() as u64;
+        match unit {
+            Unit::Custom(index) => slots.custom[index].stats.count_batch(count),
+            // Counted when its batch was dispatched.
+            Unit::One(_) => {}
+            _ => {}
+        }
+        if !matches!(unit, Unit::One(_)) {
+            self.count(|stats| stats.kernels[job.kernel() as usize].count_batch(count));
+        }
+        drop(slots);
+        self.taken.replace(taken);
+        if job.is_empty() {
+            self.spare.borrow_mut().push(job);
+            return None;
+        }
+        Some(job)
+    }
+
+    /// Ends the requests of a job that nobody works on any more.
+    fn end_job(&self, mut job: Job) {
+        for (token, result) in job.drain() {
+            self.complete(token, Ending::Done(result));
+        }
+        self.spare.borrow_mut().push(job);
+    }
+
+    /// Works for a unit on what another queue has posted.
+    fn help(&self) {
+        let Some(mut helped) = self.helping.take() else { return };
+        if helped.step(&self.software) {
+            helped.give_back();
+        } else {
+            self.helping.replace(Some(helped));
         }
     }
 
-    /// Starts on signatures that have gathered.
-    fn start_lanes(&self) -> Option<InLanes> {
-        // Its own: it is kept until the signatures are made.
-        let mut group = Group::default();
-        {
-            let mut slots = self.slots.borrow_mut();
-            let Slots { entries, signing, .. } = &mut *slots;
-            let mut size = None;
-            signing.take(&mut group.taken, |token| {
-                let slot = &entries[token as usize];
-                // One that nobody waits for goes with any.
-                slot.orphan || {
-                    let len = self.describe(token, slot).modulus_len_bytes();
-                    *size.get_or_insert(len) == len
-                }
-            });
+    /// Takes what others have finished. Returns how much that was.
+    fn take_home(&self, team: &Membership) -> usize {
+        let mut units = 0;
+        while let Some(job) = team.reap() {
+            units += 1;
+            let kernel = job.kernel();
+            team.count_cost(kernel, job.spent_ns());
+            self.count(|stats| stats.kernels[kernel as usize].helped += job.len() as u64);
+            self.end_job(job);
         }
-        self.claim(&mut group);
-        // Each that cannot be encoded ends by itself; the others go on without it.
-        let (mut tokens, mut works, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
-        for (token, work) in group.tokens.into_iter().zip(group.works) {
-            // SAFETY: the slot's request owns what the work names, and the slot is Running.
-            match unsafe { self.software.borrow_mut().encode(&work) } {
-                Ok(number) => {
-                    tokens.push(token);
-                    works.push(work);
-                    encoded.push(number);
-                }
-                Err(error) => self.complete(token, Ending::Done(Err(error))),
+        units
+    }
+
+    /// Puts up for others what this core will not come to soon: as much as there are idle ones.
+    fn share(&self, team: &Membership, now: Instant) {
+        while team.has_room() {
+            let Some(token) = ({ self.slots.borrow_mut().long.pop_front() }) else { break };
+            let Some(job) = self.form(Unit::One(token)) else { continue };
+            team.post(job, true);
+            if !team.call(true)
+                && let Some(job) = team.take_back(Takes::Long)
+            {
+                self.run(Unit::Posted(job));
             }
         }
-        if tokens.is_empty() {
-            return None;
-        }
-        self.count(|stats| stats.kernels[Kernel::Sign as usize].count_batch(tokens.len() as u64));
-        let started = self.software.borrow_mut().start(encoded);
-        match started {
-            Ok(running) => Some(InLanes { tokens, works, running }),
-            Err(error) => {
-                for token in tokens {
-                    self.complete(token, Ending::Done(Err(error.clone())));
-                }
-                None
+        let waiting_ns = self.slots.borrow().waiting_ns(team);
+        let mut posted = false;
+        for _ in 0..team.wanted(waiting_ns) {
+            // One is this core's own.
+            if !team.has_room() || self.slots.borrow().waiting() < 2 {
+                break;
             }
+            let Some(unit) = self.next_own(now, false) else { break };
+            let Some(job) = self.form(unit) else { continue };
+            team.post(job, false);
+            posted = true;
+        }
+        if posted {
+            team.call(false);
         }
     }
 
@@ -1006,12 +1090,12 @@ impl Slots {
     /// Whatever waits for company.
     fn gatherings(&self) -> impl Iterator<Item = &Gathering> {
         let custom = self.custom.iter().map(|custom| &custom.gathering);
-        [&self.signing, &self.exchanging].into_iter().chain(custom)
+        self.gatherings.iter().flatten().chain(custom)
     }
 
     fn gatherings_mut(&mut self) -> impl Iterator<Item = &mut Gathering> {
         let custom = self.custom.iter_mut().map(|custom| &mut custom.gathering);
-        [&mut self.signing, &mut self.exchanging].into_iter().chain(custom)
+        self.gatherings.iter_mut().flatten().chain(custom)
     }
 
     /// Hands an item to a kernel of others; `depth`: the queue's.
@@ -1037,17 +1121,37 @@ impl Slots {
         Some(index)
     }
 
-    /// Hands a request to software.
-    fn gather(&mut self, token: Token) {
-        let kernel = self.entries[token as usize].kernel;
-        if kernel == Kernel::Sign && Signer::has_lanes() {
-            self.signing.gather(token);
-        } else if kernel == Kernel::KeyExchange && Exchanger::has_lanes() {
-            self.exchanging.gather(token);
-        } else {
-            self.batches[kernel as usize].gather(token);
-        }
+    /// Units that wait, of full vectors what works in lanes.
+    fn waiting(&self) -> usize {
+        let batched: usize = self.batches.iter().map(Batch::len).sum();
+        batched + self.gatherings().map(Gathering::full).sum::<usize>()
     }
+
+    /// What those would take, as far as it is known.
+    fn waiting_ns(&self, team: &Membership) -> u64 {
+        let units = |kernel: Kernel| {
+            let full = |gathering: &Gathering| gathering.full();
+            let custom = self.custom.iter().map(|custom| custom.gathering.full());
+            match kernel {
+                Kernel::Custom => custom.sum(),
+                kernel => self.gatherings[kernel as usize]
+                    .as_ref()
+                    .map_or_else(|| self.batches[kernel as usize].len(), full),
+            }
+        };
+        Kernel::ALL.into_iter().map(|kernel| units(kernel) as u64 * team.cost_ns(kernel)).sum()
+    }
+}
+
+/// For the kernels that work in lanes, where they do.
+fn gathering(kernel: Kernel, depth: usize) -> Option<Gathering> {
+    let (here, together, age) = match kernel {
+        Kernel::Ecdsa => (EcdsaSigner::has_lanes(), EcdsaSigner::TOGETHER, ECDSA_AGE),
+        Kernel::KeyExchange => (Exchanger::has_lanes(), Exchanger::TOGETHER, EXCHANGE_AGE),
+        Kernel::Sign => (Signer::has_lanes(), Signer::TOGETHER, SIGN_AGE),
+        _ => return None,
+    };
+    here.then(|| Gathering::new(depth, together, age))
 }
 
 impl Slot {

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use crate::buffer::{Source, SourceSpan, Target, TargetSpan};
 use crate::codec::Codec;
 use crate::custom::CallSpan;
+use crate::ecdsa::{ECDSA_LEN_BYTES_MAX, EcdsaKey};
 use crate::error::Error;
 use crate::kx::{EXCHANGED_LEN_BYTES, SharedSecret};
 use crate::rsa::{PrivateKey, PublicKey, Scheme, Signature};
@@ -166,10 +167,28 @@ impl<S: Source> Sign<S> {
     }
 }
 
-/// A finished [`Sign`].
+/// Sign the SHA-256 of `message` by ECDSA with a key of P-256. The signature is in DER (RFC 3279,
+/// section 2.2.3), as TLS and X.509 have it.
+///
+/// No two signatures of a message are alike: nonces are derived from key, message and random bytes.
+#[derive(Debug, Clone)]
+pub struct EcdsaSign<S> {
+    key: Arc<EcdsaKey>,
+    message: S,
+    signature: Signature,
+}
+
+impl<S: Source> EcdsaSign<S> {
+    /// A request to sign the whole of `message`.
+    pub fn new(key: Arc<EcdsaKey>, message: S) -> Self {
+        Self { key, message, signature: Signature::empty() }
+    }
+}
+
+/// A finished [`Sign`] or [`EcdsaSign`].
 #[derive(Debug, Clone)]
 pub struct Signed<S> {
-    /// The signature, as long as the key's modulus.
+    /// The signature: one of RSA is as long as the key's modulus.
     pub result: Result<Signature, Error>,
     /// The message, unchanged.
     pub message: S,
@@ -212,6 +231,7 @@ impl<S, T> Sealed for Feed<S, T> {}
 impl<S, T> Sealed for RsaPrivate<S, T> {}
 impl<S, T> Sealed for RsaPublic<S, T> {}
 impl<S> Sealed for Sign<S> {}
+impl<S> Sealed for EcdsaSign<S> {}
 impl Sealed for KeyExchange {}
 
 impl<S: Source, T: Target> Request for Compress<S, T> {
@@ -357,6 +377,31 @@ impl<S: Source> Request for Sign<S> {
     }
 }
 
+impl<S: Source> Request for EcdsaSign<S> {
+    type Output = Signed<S>;
+
+    fn kernel(&self) -> Kernel {
+        Kernel::Ecdsa
+    }
+
+    fn describe(&mut self) -> Work {
+        Work::EcdsaSign {
+            key: Arc::clone(&self.key),
+            message: SourceSpan::of(&self.message),
+            target: TargetSpan::of_bytes(self.signature.room(ECDSA_LEN_BYTES_MAX)),
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Signed<S> {
+        let result = match ending {
+            Ending::Done(result) => result.map(|len_bytes| self.signature.cut(len_bytes)),
+            // No device does this.
+            Ending::Stranded => Err(Error::DeviceLost),
+        };
+        Signed { result, message: self.message }
+    }
+}
+
 impl Request for KeyExchange {
     type Output = Result<Exchanged, Error>;
 
@@ -391,6 +436,8 @@ pub enum Work {
     Compress { codec: Codec, level: i32, source: SourceSpan, target: TargetSpan },
     /// See [`Decompress`].
     Decompress { codec: Codec, source: SourceSpan, target: TargetSpan },
+    /// See [`EcdsaSign`].
+    EcdsaSign { key: Arc<EcdsaKey>, message: SourceSpan, target: TargetSpan },
     /// See [`Feed`].
     Feed { stream: StreamSpan, source: SourceSpan, target: TargetSpan, end: bool },
     /// See [`KeyExchange`].
@@ -426,6 +473,16 @@ impl Work {
         match self {
             Self::Sign { key, .. } => key.modulus_len_bytes(),
             _ => 0,
+        }
+    }
+
+    /// Whether software takes more than about a millisecond for it.
+    pub(crate) fn is_long(&self) -> bool {
+        match self {
+            Self::Compress { codec, level, source, .. } => {
+                codec.cost_ns(*level, source.0.len_bytes()) > 1_000_000
+            }
+            _ => false,
         }
     }
 }

@@ -10,6 +10,8 @@ pub enum Kernel {
     Custom,
     /// [`Decompress`](crate::Decompress), and a [`Feed`](crate::Feed) that decompresses.
     Decompress,
+    /// [`EcdsaSign`](crate::EcdsaSign).
+    Ecdsa,
     /// [`KeyExchange`](crate::KeyExchange).
     KeyExchange,
     /// [`RsaPrivate`](crate::RsaPrivate) and [`RsaPublic`](crate::RsaPublic).
@@ -20,8 +22,15 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order of [`Stats::kernels`].
-    pub const ALL: [Self; 6] =
-        [Self::Compress, Self::Custom, Self::Decompress, Self::KeyExchange, Self::Rsa, Self::Sign];
+    pub const ALL: [Self; 7] = [
+        Self::Compress,
+        Self::Custom,
+        Self::Decompress,
+        Self::Ecdsa,
+        Self::KeyExchange,
+        Self::Rsa,
+        Self::Sign,
+    ];
 
     /// Name for people.
     pub fn name(self) -> &'static str {
@@ -29,6 +38,7 @@ impl Kernel {
             Self::Compress => "compress",
             Self::Custom => "custom",
             Self::Decompress => "decompress",
+            Self::Ecdsa => "p256",
             Self::KeyExchange => "x25519",
             Self::Rsa => "rsa",
             Self::Sign => "sign",
@@ -82,6 +92,7 @@ impl Stats {
             sum.on_device += kernel.on_device;
             sum.redone += kernel.redone;
             sum.spilled += kernel.spilled;
+            sum.helped += kernel.helped;
         }
     }
 }
@@ -101,6 +112,8 @@ pub struct KernelStats {
     pub redone: u64,
     /// Requests that a device could have done, but had no room or was out of service.
     pub spilled: u64,
+    /// Requests that another thread of the [`Team`](crate::Team) did.
+    pub helped: u64,
 }
 
 impl KernelStats {

@@ -9,7 +9,7 @@ use num_bigint::BigUint;
 use warpcore_need::{Need, need};
 use warpcore_offload::{
     Codec, Compress, Decompress, Devices, Error, Feed, Kernel, Model, ModelKind, PrivateKey, Queue,
-    RsaPrivate, RsaPublic, Scheme, Sign, Stream,
+    RsaPrivate, RsaPublic, Scheme, Sign, Stream, Team,
 };
 
 /// Counting open files is the whole process' business: tests that do it, or open some, take turns.
@@ -103,6 +103,9 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
     let software = Queue::new(4);
     let mut op = queue.submit(compress(3));
     let software_op = software.submit(compress(4));
+    let team = Team::with_engine_threads(1);
+    let helped = Queue::in_team(4, &Devices::none(), &team).expect("a queue");
+    let helped_op = helped.submit(compress(6));
     let stream = Stream::compress(Codec::Gzip, 1).expect("a stream");
     queue.turn(Instant::now(), std::time::Duration::ZERO);
 
@@ -121,6 +124,7 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
         };
         check(in_flight, 1);
         check(software.run(software_op).result == Err(Error::Forked), 2);
+        check(helped.run(helped_op).result == Err(Error::Forked), 128);
         check(queue.try_submit(compress(1)).is_err(), 4);
         check(queue.run(queue.submit(compress(1))).result == Err(Error::Forked), 8);
         let request = Feed { stream, source: vec![1], target: vec![0; 100], end: true };
@@ -130,7 +134,7 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
         // A queue of the child's own works.
         let own = Queue::new(2);
         check(own.run(own.submit(compress(5))).result.is_ok(), 64);
-        drop((queue, software, own));
+        drop((queue, software, helped, team, own));
         // SAFETY: ends the child without running what belongs to the parent.
         unsafe { libc::_exit(failed) };
     }
@@ -148,6 +152,7 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
     let back = software.submit(Decompress { codec: Codec::Zlib, source: stored, target });
     assert_eq!(software.run(back).target, vec![3; 5000]);
     software.run(software_op).result.expect("compresses");
+    helped.run(helped_op).result.expect("compresses");
     assert_eq!(queue.stats().kernel(Kernel::Compress).on_device, 1);
 }
 

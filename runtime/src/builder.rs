@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use warpcore_offload::{Devices, Queue};
+use warpcore_offload::{Devices, Queue, Team};
 
 use crate::error::Error;
 use crate::executor::Executor;
@@ -147,13 +147,16 @@ impl Builder {
         let machine = (0..self.shards)
             .map(|_| Remote::new().map(Arc::new))
             .collect::<Result<Arc<[_]>, Error>>()?;
+        // Idle shards do the offloaded work of busy ones.
+        let team = Team::new();
 
         thread::scope(|scope| {
             let last = self.shards - 1;
             let start = |index: usize| {
-                let (machine, main, builder) = (Arc::clone(&machine), &main, &self);
+                let (machine, team) = (Arc::clone(&machine), team.clone());
+                let (main, builder) = (&main, &self);
                 let core = cores.get((self.first_core + index) % cores.len().max(1)).copied();
-                move || builder.run_shard(index, core, machine, main)
+                move || builder.run_shard(index, core, machine, &team, main)
             };
             let mut threads = Vec::with_capacity(last);
             let mut started = Ok(());
@@ -198,6 +201,7 @@ impl Builder {
         index: usize,
         core: Option<usize>,
         machine: Arc<[Arc<Remote>]>,
+        team: &Team,
         main: &M,
     ) -> Result<T, Error>
     where
@@ -213,7 +217,7 @@ impl Builder {
         sys::pin(core.as_slice()).map_err(pinning)?;
         let bell = machine[index].bell.try_clone();
         let bell = bell.map_err(|source| Error::Setup { what: "the shard's bell", source })?;
-        let queue = Queue::with_devices(self.queue_depth, &self.devices);
+        let queue = Queue::in_team(self.queue_depth, &self.devices, team);
         let queue =
             queue.map_err(|source| Error::Setup { what: "the shard's offload queue", source })?;
         let shard = Rc::new(Shard {
@@ -259,10 +263,10 @@ impl Builder {
             match completions.try_clone_to_owned() {
                 Ok(completions) => {
                     own_tasks += 1;
-                    drop(spawn(reactor::watch_devices(Rc::new(completions))));
+                    drop(spawn(reactor::watch_queue(Rc::new(completions))));
                 }
                 Err(error) => {
-                    tracing::error!("no file descriptor to wait for devices with: {error}");
+                    tracing::error!("no file descriptor to wait for offloaded work with: {error}");
                     return None;
                 }
             }

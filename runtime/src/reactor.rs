@@ -90,9 +90,10 @@ pub(crate) async fn hear_bell(bell: std::fs::File) {
     }
 }
 
-/// Keeps a poll of the devices' completions in flight, so that one ends a park. The next turn reaps
-/// them, before the next poll is submitted.
-pub(crate) async fn watch_devices(completions: Rc<OwnedFd>) {
+/// Keeps a poll of the offload queue's file in flight, so that what devices or other shards have
+/// finished, or want help with, ends a park. The next turn sees to it, before the next poll is
+/// submitted.
+pub(crate) async fn watch_queue(completions: Rc<OwnedFd>) {
     loop {
         if let Err(error) = op::readable(&completions).await {
             tracing::error!("completions cannot be waited for: {error}; looking every millisecond");

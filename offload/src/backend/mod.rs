@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use model::{Fault, Faults, Model, ModelKind, ModelQueue};
-pub(crate) use software::Software;
+pub(crate) use software::{Job, Software};
 
 use self::uacce::{Kernel, Uacce};
 use crate::batch::Token;

@@ -72,6 +72,22 @@ impl Codec {
             Self::Lz4 => lz4::bound(len_bytes),
         }
     }
+
+    /// About what software takes to compress so much, in nanoseconds: to tell units that hold up
+    /// a core from those that do not. Measured on 64 KiB of an ELF library on a Zen 4 core.
+    pub(crate) fn cost_ns(self, level: i32, len_bytes: usize) -> u64 {
+        let per_byte = match (self, level) {
+            (Self::Store, _) => 0,
+            (Self::Lz4, _) => 2,
+            (Self::Zstd, ..=2) | (Self::Deflate | Self::Zlib | Self::Gzip, ..=1) => 5,
+            (Self::Zstd, 3..=6) => 10,
+            (Self::Zstd, 7..=12) => 20,
+            (Self::Zstd, 13..=15) => 80,
+            (Self::Zstd, _) => 220,
+            (Self::Deflate | Self::Zlib | Self::Gzip, _) => 40,
+        };
+        len_bytes as u64 * per_byte
+    }
 }
 
 impl fmt::Display for Codec {

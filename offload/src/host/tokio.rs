@@ -22,6 +22,7 @@ use super::local::{Driver, Local, Turned};
 use crate::backend::Devices;
 use crate::queue::Queue;
 use crate::request::Request;
+use crate::team::Team;
 
 /// Turns a queue until nobody has it any more: to be spawned by `spawn_local`, on the runtime
 /// (with I/O and time enabled, if the queue has devices) of those who use it.
@@ -66,8 +67,8 @@ pub async fn drive(mut driver: Driver) -> io::Result<()> {
     .await
 }
 
-/// Queues on engine threads of their own, for the tasks of a multi-threaded runtime. Clones are
-/// the same queues. When the last is gone, the threads finish what was submitted and end.
+/// Queues on engine threads of their own, for the tasks of a multi-threaded runtime. They are a
+/// [`Team`]. Clones are the same queues. When the last is gone, the threads finish what was submitted and end.
 ///
 /// A request goes to a thread by mailbox, and its result comes back by another: two wake-ups that a
 /// [`Local`] does not have.
@@ -96,7 +97,9 @@ impl Handle {
     /// If `threads` or `depth` is 0.
     pub fn start(threads: usize, depth: usize, devices: &Devices) -> io::Result<Self> {
         assert!(threads > 0, "work needs a thread");
-        let engines = (0..threads).map(|number| start_engine(number, depth, devices.clone()));
+        let team = Team::new();
+        let engines =
+            (0..threads).map(|number| start_engine(number, depth, devices.clone(), team.clone()));
         let engines = engines.collect::<io::Result<Vec<_>>>()?.into();
         Ok(Self { engines, next: Arc::default() })
     }
@@ -139,13 +142,18 @@ async fn answer_with<F: Future>(op: F, mut answer: oneshot::Sender<F::Output>) {
     }
 }
 
-fn start_engine(number: usize, depth: usize, devices: Devices) -> io::Result<mpsc::Sender<Job>> {
+fn start_engine(
+    number: usize,
+    depth: usize,
+    devices: Devices,
+    team: Team,
+) -> io::Result<mpsc::Sender<Job>> {
     let (sender, mut jobs) = mpsc::channel::<Job>(depth);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (ready, started) = std::sync::mpsc::channel();
     let engine = move || {
         // The queue is the thread's: it is made here.
-        let queue = match Queue::with_devices(depth, &devices) {
+        let queue = match Queue::in_team(depth, &devices, &team) {
             Ok(queue) => queue,
             Err(error) => return drop(ready.send(Err(error))),
         };

@@ -6,7 +6,7 @@ use zeroize::Zeroize;
 use super::field::{
     self, Element, add, add_times, multiply, select, square, sub, sum_and_difference,
 };
-use crate::rsa::lanes::Lanes;
+use crate::rsa::lanes::{Lanes, lanes_of};
 
 /// (486662 - 2) / 4.
 const A24: u64 = 121_665;
@@ -86,11 +86,6 @@ pub(super) unsafe fn multiply_points<V: Lanes>(
             lanes_of(vector).zeroize();
         }
     }
-}
-
-fn lanes_of<V: Lanes>(vector: &mut V) -> &mut [u64] {
-    // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`), and any bits are a vector.
-    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(vector).cast(), V::COUNT) }
 }
 
 /// 1 / `z`, and 0 of 0: `z`^(p - 2), p - 2 = 2^255 - 21.

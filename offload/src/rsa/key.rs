@@ -114,19 +114,7 @@ impl PrivateKey {
     /// The first private key in PEM text; other sections are passed over. The copy made for reading
     /// is wiped; the text is the caller's to wipe.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        let contains = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
-        if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
-            return Err(KeyError::Encrypted);
-        }
-        match PrivateKeyDer::from_pem_slice(pem) {
-            Ok(mut der) => {
-                let key = Self::from_der(&der);
-                der.zeroize();
-                key
-            }
-            Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(KeyError::NoKey),
-            Err(_) => Err(KeyError::Encoding("the PEM text is broken or cut short")),
-        }
+        read_pem(pem, Self::from_der)
     }
 
     /// A key in DER: PKCS#1 or PKCS#8, as `der` says.
@@ -219,6 +207,26 @@ impl PrivateKey {
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PrivateKey(RSA-{})", self.modulus_len_bytes() * 8)
+    }
+}
+
+/// The first private key in PEM text, as `from_der` reads it.
+pub(crate) fn read_pem<T>(
+    pem: &[u8],
+    from_der: impl FnOnce(&PrivateKeyDer<'_>) -> Result<T, KeyError>,
+) -> Result<T, KeyError> {
+    let contains = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
+    if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
+        return Err(KeyError::Encrypted);
+    }
+    match PrivateKeyDer::from_pem_slice(pem) {
+        Ok(mut der) => {
+            let key = from_der(&der);
+            der.zeroize();
+            key
+        }
+        Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(KeyError::NoKey),
+        Err(_) => Err(KeyError::Encoding("the PEM text is broken or cut short")),
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn are_here() -> bool {
 ///
 /// Each method may be called only where [`are_here`] is true.
 #[allow(clippy::missing_safety_doc, reason = "the condition of all of them is the trait's")]
-pub(crate) unsafe trait Lanes: Copy + 'static {
+pub(crate) unsafe trait Lanes: Copy + Send + 'static {
     /// Lanes in a vector.
     const COUNT: usize;
     /// A bit for each lane.
@@ -45,25 +45,36 @@ pub(crate) unsafe trait Lanes: Copy + 'static {
     unsafe fn and(self, other: Self) -> Self;
     /// What lies above the digit.
     unsafe fn carry(self) -> Self;
+    /// What lies above the digit, of a number with a sign.
+    unsafe fn carry_signed(self) -> Self;
     /// What lies above the first 51 bits.
     unsafe fn carry_51(self) -> Self;
     /// The low 64 bits of the products.
     unsafe fn mul(self, other: Self) -> Self;
     /// Lanes that have a bit in common with `bits`.
     unsafe fn test(self, bits: Self) -> Self::Mask;
+    /// Lanes that have the same number.
+    unsafe fn equals(self, other: Self) -> Self::Mask;
     /// `one` where the mask is set, else `zero`.
     unsafe fn select(mask: Self::Mask, zero: Self, one: Self) -> Self;
+}
+
+/// The lanes of a vector, to be put in and taken out.
+pub(crate) fn lanes_of<V: Lanes>(vector: &mut V) -> &mut [u64] {
+    // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`), and any bits are a vector.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(vector).cast(), V::COUNT) }
 }
 
 /// AVX-512 with multiply-adds of 52 bits.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256i, __m512i, __mmask8, _mm256_add_epi64, _mm256_and_si256, _mm256_madd52hi_epu64,
-        _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_mullo_epi64, _mm256_set1_epi64x,
-        _mm256_srli_epi64, _mm256_sub_epi64, _mm256_test_epi64_mask, _mm512_add_epi64,
-        _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_blend_epi64,
-        _mm512_mullo_epi64, _mm512_set1_epi64, _mm512_srli_epi64, _mm512_sub_epi64,
+        __m256i, __m512i, __mmask8, _mm256_add_epi64, _mm256_and_si256, _mm256_cmpeq_epi64_mask,
+        _mm256_madd52hi_epu64, _mm256_madd52lo_epu64, _mm256_mask_blend_epi64, _mm256_mullo_epi64,
+        _mm256_set1_epi64x, _mm256_srai_epi64, _mm256_srli_epi64, _mm256_sub_epi64,
+        _mm256_test_epi64_mask, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpeq_epi64_mask,
+        _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_blend_epi64, _mm512_mullo_epi64,
+        _mm512_set1_epi64, _mm512_srai_epi64, _mm512_srli_epi64, _mm512_sub_epi64,
         _mm512_test_epi64_mask,
     };
 
@@ -83,7 +94,8 @@ mod x86 {
     macro_rules! lanes {
         (
             $name:ident, $count:literal, $splat:ident, $mul_lo:ident, $mul_hi:ident, $add:ident,
-            $sub:ident, $and:ident, $right:ident, $mul:ident, $test:ident, $select:ident
+            $sub:ident, $and:ident, $right:ident, $right_signed:ident, $mul:ident, $test:ident,
+            $equals:ident, $select:ident
         ) => {
             // SAFETY: a vector of integers.
             unsafe impl Lanes for $name {
@@ -118,6 +130,18 @@ mod x86 {
                 unsafe fn sub(self, other: Self) -> Self {
                     // SAFETY: as above.
                     unsafe { Self($sub(self.0, other.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn carry_signed(self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($right_signed::<52>(self.0)) }
+                }
+
+                #[inline(always)]
+                unsafe fn equals(self, other: Self) -> Self::Mask {
+                    // SAFETY: as above.
+                    unsafe { $equals(self.0, other.0) }
                 }
 
                 #[inline(always)]
@@ -163,11 +187,15 @@ mod x86 {
 
     lanes! {
         X8, 8, _mm512_set1_epi64, _mm512_madd52lo_epu64, _mm512_madd52hi_epu64, _mm512_add_epi64,
-        _mm512_sub_epi64, _mm512_and_si512, _mm512_srli_epi64, _mm512_mullo_epi64, _mm512_test_epi64_mask, _mm512_mask_blend_epi64
+        _mm512_sub_epi64, _mm512_and_si512, _mm512_srli_epi64, _mm512_srai_epi64,
+        _mm512_mullo_epi64, _mm512_test_epi64_mask, _mm512_cmpeq_epi64_mask,
+        _mm512_mask_blend_epi64
     }
     lanes! {
         X4, 4, _mm256_set1_epi64x, _mm256_madd52lo_epu64, _mm256_madd52hi_epu64, _mm256_add_epi64,
-        _mm256_sub_epi64, _mm256_and_si256, _mm256_srli_epi64, _mm256_mullo_epi64, _mm256_test_epi64_mask, _mm256_mask_blend_epi64
+        _mm256_sub_epi64, _mm256_and_si256, _mm256_srli_epi64, _mm256_srai_epi64,
+        _mm256_mullo_epi64, _mm256_test_epi64_mask, _mm256_cmpeq_epi64_mask,
+        _mm256_mask_blend_epi64
     }
 }
 
@@ -240,6 +268,14 @@ pub(crate) mod portable {
 
         unsafe fn carry(self) -> Self {
             self.with(self, |a, _| a >> DIGIT_BITS)
+        }
+
+        unsafe fn carry_signed(self) -> Self {
+            self.with(self, |a, _| (a.cast_signed() >> DIGIT_BITS).cast_unsigned())
+        }
+
+        unsafe fn equals(self, other: Self) -> Self::Mask {
+            std::array::from_fn(|lane| self.0[lane] == other.0[lane])
         }
 
         unsafe fn carry_51(self) -> Self {

@@ -1,7 +1,7 @@
 //! RSA signatures.
 
 mod blinding;
-mod digits;
+pub(crate) mod digits;
 mod encode;
 mod ifma;
 mod key;
@@ -15,7 +15,7 @@ use std::fmt;
 use ring::signature::{self, RsaEncoding};
 
 pub(crate) use encode::{Salts, encode};
-pub(crate) use key::Numbers;
+pub(crate) use key::{Numbers, read_pem};
 pub use key::{PrivateKey, PublicKey};
 pub(crate) use signer::{Encoded, Running, Signer};
 
@@ -87,6 +87,12 @@ impl Signature {
     pub(crate) fn room(&mut self, len_bytes: usize) -> &mut [u8] {
         self.len_bytes = len_bytes;
         &mut self.bytes[..len_bytes]
+    }
+
+    /// The first `len_bytes` of it.
+    pub(crate) fn cut(mut self, len_bytes: usize) -> Self {
+        self.len_bytes = self.len_bytes.min(len_bytes);
+        self
     }
 }
 

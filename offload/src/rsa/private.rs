@@ -37,7 +37,7 @@ pub(crate) struct Input<'a> {
 }
 
 /// Lanes for keys of one size. Made once and used for batch after batch.
-pub(crate) trait Batch {
+pub(crate) trait Batch: Send {
     /// Starts with up to [`Batch::room`] numbers, each with its key's blinding.
     fn start(&mut self, inputs: &[Input<'_>], blindings: &mut [Blinding], which: &[usize]);
 

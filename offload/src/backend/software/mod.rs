@@ -3,18 +3,26 @@
 //! Work is executed by the queue's owner, one unit at a time, with contexts that are made once and
 //! reused for each request.
 
+mod job;
+
+use ring::digest::{SHA256, digest};
+
 use crate::backend::{Device, State};
 use crate::codec::{Codec, Coders};
+use crate::ecdsa::EcdsaSigner;
 use crate::error::Error;
 use crate::kx::Exchanger;
 use crate::request::Work;
 use crate::rsa::{Encoded, PublicKey, Running, SIGNATURE_LEN_BYTES_MAX, Scheme, Signer};
 
-/// The contexts of one queue.
+pub(crate) use job::Job;
+
+/// The contexts of one thread.
 pub(crate) struct Software {
     coders: Coders,
     signer: Signer,
     exchanger: Exchanger,
+    ecdsa: EcdsaSigner,
     /// Where scattered sources are gathered, and what goes to scattered targets.
     gathered: Vec<u8>,
     scattered: Vec<u8>,
@@ -26,6 +34,7 @@ impl Software {
             coders: Coders::default(),
             signer: Signer::new(),
             exchanger: Exchanger::new(),
+            ecdsa: EcdsaSigner::new(),
             gathered: Vec::new(),
             scattered: Vec::new(),
         }
@@ -37,6 +46,7 @@ impl Software {
             Work::Call(_)
             | Work::Compress { .. }
             | Work::Decompress { .. }
+            | Work::EcdsaSign { .. }
             | Work::Feed { .. }
             | Work::KeyExchange { .. } => true,
             Work::RsaPrivate { key, .. } => key.lanes().is_some(),
@@ -52,9 +62,9 @@ impl Software {
     /// The bytes that `work` names are alive, and until this returns nobody writes its source or
     /// touches its target or its stream.
     pub(crate) unsafe fn execute(&mut self, work: &Work) -> Result<usize, Error> {
-        let Self { coders, signer, gathered, scattered, .. } = self;
+        let Self { coders, signer, ecdsa, gathered, scattered, .. } = self;
         let (source, target) = match work {
-            // The queue runs them.
+            // Its job runs it.
             Work::Call(_) => return Err(Error::NoDevice),
             Work::KeyExchange { .. } => {
                 // SAFETY: passed on from the caller.
@@ -66,6 +76,7 @@ impl Software {
             | Work::Feed { source, target, .. }
             | Work::RsaPrivate { source, target, .. }
             | Work::RsaPublic { source, target, .. }
+            | Work::EcdsaSign { message: source, target, .. }
             | Work::Sign { message: source, target, .. } => (source, target),
         };
         // SAFETY: passed on from the caller.
@@ -77,6 +88,7 @@ impl Software {
                     coders.of(*codec).compress(*level, source, target)
                 }
                 Work::Decompress { codec, .. } => coders.of(*codec).decompress(source, target),
+                Work::EcdsaSign { key, .. } => ecdsa.sign_alone(key, source, target),
                 Work::Feed { stream, end, .. } => stream.as_state().run(source, target, *end),
                 Work::Call(_) | Work::KeyExchange { .. } => unreachable!("done above"),
                 Work::RsaPrivate { key, .. } => signer.private(key, source, target),
@@ -145,6 +157,54 @@ impl Software {
             .collect()
     }
 
+    /// Makes ECDSA signatures that go together, eight at most: alone if they are too few, or if one
+    /// did not come out right.
+    ///
+    /// # Safety
+    ///
+    /// As [`execute`](Self::execute), for each.
+    pub(crate) unsafe fn sign_ecdsa(&mut self, works: &[Work]) -> Vec<Result<usize, Error>> {
+        if works.len() < EcdsaSigner::TOGETHER_MIN {
+            // SAFETY: passed on from the caller.
+            return works.iter().map(|work| unsafe { self.execute(work) }).collect();
+        }
+        let hashed: Vec<_> = works
+            .iter()
+            .map(|work| {
+                let Work::EcdsaSign { key, message, .. } = work else {
+                    unreachable!("only such signatures go together")
+                };
+                // SAFETY: passed on from the caller.
+                let message = unsafe { message.as_slice(&mut self.gathered) };
+                let hash = digest(&SHA256, message);
+                (&**key, hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+            })
+            .collect();
+        let made = match self.ecdsa.sign(&hashed) {
+            Ok(made) => made,
+            Err(error) => return works.iter().map(|_| Err(error.clone())).collect(),
+        };
+        works
+            .iter()
+            .zip(made)
+            .map(|(work, made)| {
+                let (Work::EcdsaSign { target, .. }, Some(made)) = (work, made) else {
+                    tracing::error!("a signature came out wrong and was withheld");
+                    // SAFETY: passed on from the caller.
+                    return unsafe { self.execute(work) };
+                };
+                let made = made.as_ref();
+                // SAFETY: passed on from the caller.
+                unsafe {
+                    target.fill(&mut self.scattered, |target| {
+                        target[..made.len()].copy_from_slice(made);
+                        Ok(made.len())
+                    })
+                }
+            })
+            .collect()
+    }
+
     /// Ends what [`start`](Self::start) began, with the same works. A signature that came out wrong
     /// is made once more, alone.
     ///
@@ -155,7 +215,7 @@ impl Software {
     pub(crate) unsafe fn finish(
         &mut self,
         running: Running,
-        works: &[Work],
+        works: &[&Work],
     ) -> [Result<usize, Error>; Signer::TOGETHER] {
         let mut rooms = [const { [0; SIGNATURE_LEN_BYTES_MAX] }; Signer::TOGETHER];
         let mut targets: Vec<&mut [u8]> = Vec::with_capacity(works.len());
@@ -214,12 +274,17 @@ pub(super) fn device() -> Device {
         true => "up to four at a time in eight lanes of AVX-512 IFMA",
         false => "one at a time by ring (this processor has no AVX-512 IFMA)",
     };
+    let p256 = match EcdsaSigner::has_lanes() {
+        true => "three to eight at a time in lanes of AVX-512 IFMA, fewer by ring",
+        false => "one at a time by ring (this processor has no AVX-512 IFMA)",
+    };
     Device {
         name: "software".into(),
         does: vec![
             format!("compress, decompress: {codecs}"),
             format!("sign with {kernel}: {schemes}"),
             format!("exchange keys by X25519, {exchanges}"),
+            format!("sign with P-256, {p256}"),
         ],
         state: State::Used,
     }

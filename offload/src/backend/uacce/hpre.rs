@@ -128,6 +128,7 @@ impl Engine for Hpre {
             Work::Call(_)
             | Work::Compress { .. }
             | Work::Decompress { .. }
+            | Work::EcdsaSign { .. }
             | Work::Feed { .. }
             | Work::KeyExchange { .. } => None,
         }
