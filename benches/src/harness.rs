@@ -24,6 +24,7 @@ pub(crate) struct Bench {
     name: &'static str,
     effort: Effort,
     rows: Vec<Row>,
+    points: Vec<Point>,
     /// What a reader has to know beside the numbers.
     notes: Vec<String>,
 }
@@ -35,13 +36,29 @@ struct Row {
     system: String,
     samples: Samples,
     unit: Unit,
+    /// The least that physics allows, in the same unit.
+    limit: Option<f64>,
+}
+
+/// What so many at a time come to: for the plot.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) series: String,
+    pub(crate) batch: usize,
+    /// From submission until all are there.
+    pub(crate) latency_us: f64,
+    pub(crate) per_second: f64,
 }
 
 /// What is measured, and what is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
+    /// Megabytes (10^6) of plain bytes a second: more is better.
+    Mbps,
     /// Nanoseconds: less is better.
     Ns,
+    /// Of something else.
+    Percent,
     /// Microseconds: less is better.
     Us,
 }
@@ -49,7 +66,9 @@ pub(crate) enum Unit {
 impl Unit {
     fn name(self) -> &'static str {
         match self {
+            Self::Mbps => "MB/s",
             Self::Ns => "ns",
+            Self::Percent => "%",
             Self::Us => "us",
         }
     }
@@ -76,7 +95,7 @@ impl<'a> System<'a> {
 
 impl Bench {
     pub(crate) fn new(name: &'static str, effort: Effort) -> Self {
-        Self { name, effort, rows: Vec::new(), notes: Vec::new() }
+        Self { name, effort, rows: Vec::new(), points: Vec::new(), notes: Vec::new() }
     }
 
     pub(crate) fn note(&mut self, note: impl Into<String>) {
@@ -104,8 +123,37 @@ impl Bench {
         }
         for (system, samples) in systems.into_iter().zip(samples) {
             let case = case.to_owned();
-            self.rows.push(Row { case, system: system.name, samples: Samples::of(samples), unit });
+            let samples = Samples::of(samples);
+            self.rows.push(Row { case, system: system.name, samples, unit, limit: None });
         }
+    }
+
+    /// The least that our median of a case could be on this machine.
+    pub(crate) fn limit(&mut self, case: &str, limit: f64) {
+        let ours = |row: &&mut Row| row.case == case && row.system == OURS;
+        if let Some(row) = self.rows.iter_mut().find(ours) {
+            row.limit = Some(limit);
+        }
+    }
+
+    /// Our median of a case, in which `batch` operations together took that long in nanoseconds or
+    /// microseconds, is a point of a series of the plot.
+    pub(crate) fn point(&mut self, series: &str, case: &str, batch: usize) {
+        let Some(row) = self.rows.iter().find(|row| row.case == case && row.system == OURS) else {
+            return;
+        };
+        let latency_us = match row.unit {
+            // Of each, one after the other.
+            Unit::Ns => row.samples.median * batch as f64 / 1e3,
+            Unit::Us => row.samples.median,
+            Unit::Mbps | Unit::Percent => return,
+        };
+        let per_second = batch as f64 / latency_us * 1e6;
+        self.points.push(Point { series: series.to_owned(), batch, latency_us, per_second });
+    }
+
+    pub(crate) fn points(&self) -> &[Point] {
+        &self.points
     }
 
     /// As the interface of scripts: one object.
@@ -121,6 +169,7 @@ impl Bench {
                     "min": row.samples.min,
                     "max": row.samples.max,
                     "unit": row.unit.name(),
+                    "limit": row.limit,
                 })
             })
             .collect();
@@ -155,8 +204,9 @@ impl fmt::Display for Bench {
         )?;
         for row in &self.rows {
             let Samples { median, min, max } = row.samples;
-            let ratio = match self.ours(&row.case) {
-                Some(ours) if row.system != OURS => format!("{:.2} of ours", median / ours),
+            let ratio = match (self.ours(&row.case), row.limit) {
+                (Some(ours), _) if row.system != OURS => format!("{:.2} of ours", median / ours),
+                (_, Some(limit)) => format!("{:.2} of the limit", limit / median),
                 _ => String::new(),
             };
             writeln!(

@@ -2,16 +2,22 @@
 //!
 //! ```text
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
-//!   kx.rs, queue.rs, rsa.rs: one file for each question
+//!   plot.rs      charts                               corpus.rs, keys.rs   what is worked on
+//!   codec.rs, kx.rs, queue.rs, rsa.rs: one file for each question
 //! ```
 
+mod codec;
+mod corpus;
 mod harness;
+mod keys;
 mod kx;
+mod plot;
 mod queue;
 #[cfg(feature = "rivals")]
 mod rivals;
 mod rsa;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -32,11 +38,16 @@ struct Arguments {
     /// Ten times the rounds
     #[arg(long)]
     full: bool,
+    /// Draw throughput and latency against batch size: rsa, kx, queue
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
-    /// X25519: a fresh key, and what it shares with a peer's
+    /// Compression and checksums
+    Codec,
+    /// X25519: a fresh key, and what it shares with a peer's; signatures of P-256
     Kx,
     /// What the queue itself costs: of a device, and of software beside other ways to hand work over
     Queue,
@@ -51,12 +62,16 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
     let (name, run): (_, Run) = match arguments.name {
+        Name::Codec => ("codec", codec::run),
         Name::Kx => ("kx", kx::run),
         Name::Queue => ("queue", queue::run),
         Name::Rsa => ("rsa", rsa::run),
     };
     let mut bench = Bench::new(name, effort);
-    let ran = run(&mut bench);
+    let ran = run(&mut bench).and_then(|()| match &arguments.plot {
+        Some(path) => plot::draw(&bench, path),
+        None => Ok(()),
+    });
     if let Err(error) = ran {
         eprintln!("warpcore-bench: {error}");
         return ExitCode::FAILURE;

@@ -26,7 +26,9 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
     for depth in [1, 8, 64] {
         let mut driver = Driver::new(depth)?;
         let system = System::new(OURS, move || driver.sample());
-        bench.measure(&format!("driver depth {depth}"), Unit::Ns, ROUNDS, vec![system]);
+        let case = format!("driver depth {depth}");
+        bench.measure(&case, Unit::Ns, ROUNDS, vec![system]);
+        bench.point("driver", &case, depth);
     }
     for depth in [1, 64] {
         let queue = Queue::new(depth);
@@ -34,7 +36,9 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         let mut systems = vec![System::new(OURS, move || noop(&queue, depth))];
         #[cfg(feature = "rivals")]
         systems.extend(rivals::hand_over(depth)?);
-        bench.measure(&format!("noop depth {depth}"), Unit::Ns, ROUNDS, systems);
+        let case = format!("noop depth {depth}");
+        bench.measure(&case, Unit::Ns, ROUNDS, systems);
+        bench.point("noop", &case, depth);
     }
     if cfg!(not(feature = "rivals")) {
         bench.note("without rivals: build with `--features rivals` to measure them too");

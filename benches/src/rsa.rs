@@ -2,46 +2,77 @@
 //!
 //! Ours are complete, as a server gets them: through the queue, blinded, verified before they leave.
 //! *sign* has eight waiting all the time; rivals sign one after the other on the same thread. *N
-//! waiting* is the time until N signatures that were submitted together are all there.
+//! waiting* is the time until N signatures that were submitted together are all there. *bare* is the
+//! exponentiation alone, which is all that crypto_mb does.
 
 use std::hint::black_box;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use warpcore_offload::{PrivateKey, Queue, Scheme, Sign};
-
-#[cfg(feature = "rivals")]
-use rustls_pki_types::pem::PemObject;
+use warpcore_offload::{PrivateKey, Queue, Scheme, Sign, kernels};
 
 use crate::harness::{Bench, OURS, System, Unit};
+use crate::keys::generate;
 #[cfg(feature = "rivals")]
 use crate::rivals;
 
 const ROUNDS: usize = 12;
 
 pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
+    let multiply_add_ns = kernels::multiply_add_ns();
     // Signatures in a sample: some milliseconds of the fastest.
     for (bits, count) in [(2048, 96), (3072, 32), (4096, 16)] {
-        let pem = generate(bits)?;
-        let key = PrivateKey::from_pem(&pem).map_err(|error| error.to_string())?;
+        let der = generate("RSA", &format!("rsa_keygen_bits:{bits}"))?;
+        let key =
+            PrivateKey::from_der(&der.clone_key().into()).map_err(|error| error.to_string())?;
         let signer = Signer { queue: Queue::new(8), key: Arc::new(key) };
+        #[allow(unused_mut, reason = "with rivals it is")]
         let mut systems = vec![System::new(OURS, || signer.waiting(8, count) / count as f64)];
+        // For each of a count, or a call of eight as a whole.
+        #[allow(unused_variables, reason = "with rivals it is used")]
+        let bare = |each: bool| -> Option<System<'static>> {
+            #[cfg(feature = "rivals")]
+            return rivals::rsa_bare(
+                der.secret_pkcs8_der(),
+                if each { count } else { 8 },
+                !each,
+                &mut Vec::new(),
+            );
+            #[cfg(not(feature = "rivals"))]
+            None
+        };
         #[cfg(feature = "rivals")]
         {
             let mut notes = Vec::new();
-            let der = rustls_pki_types::PrivatePkcs8KeyDer::from_pem_slice(&pem)
-                .map_err(|error| error.to_string())?;
             systems.extend(rivals::sign(der.secret_pkcs8_der(), count, &mut notes));
+            if bits == 2048 {
+                // The note says it once.
+                drop(rivals::rsa_bare(der.secret_pkcs8_der(), 8, false, &mut notes));
+            }
             notes.into_iter().for_each(|note| bench.note(note));
         }
-        bench.measure(&format!("rsa-{bits} sign"), Unit::Us, ROUNDS, systems);
-        systems = Vec::new();
+        let case = format!("rsa-{bits} sign");
+        bench.measure(&case, Unit::Us, ROUNDS, systems);
+        if let Some(ns) = multiply_add_ns {
+            bench.limit(&case, multiply_adds(bits) * ns / 1e3);
+        }
+        if let Some(mut power) = kernels::RsaPower::new(&signer.key) {
+            let ours = System::new(OURS, move || {
+                let started = Instant::now();
+                (0..count / 4).for_each(|_| power.run());
+                started.elapsed().as_secs_f64() * 1e6 / count as f64
+            });
+            let case = format!("rsa-{bits} bare");
+            bench.measure(&case, Unit::Us, ROUNDS, [ours].into_iter().chain(bare(true)).collect());
+        }
         for waiting in [1, 2, 4, 8] {
             let signer = &signer;
-            systems.push(System::new(OURS, move || signer.waiting(waiting, waiting)));
             let case = format!("rsa-{bits} {waiting} waiting");
-            bench.measure(&case, Unit::Us, ROUNDS, std::mem::take(&mut systems));
+            let ours = System::new(OURS, move || signer.waiting(waiting, waiting));
+            // Its calls are of eight, however few there are.
+            let rival = bare(false).filter(|_| waiting >= 4);
+            bench.measure(&case, Unit::Us, ROUNDS, [ours].into_iter().chain(rival).collect());
+            bench.point(&format!("rsa-{bits}"), &case, waiting);
         }
     }
     if cfg!(not(feature = "rivals")) {
@@ -50,16 +81,16 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
-/// A throw-away key, PKCS#8 in PEM.
-fn generate(bits: usize) -> Result<Vec<u8>, String> {
-    let option = format!("rsa_keygen_bits:{bits}");
-    let arguments = ["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", &option];
-    let output = Command::new("openssl").args(arguments).output();
-    let output = output.map_err(|error| format!("openssl: {error}; `apt-get install openssl`"))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    Ok(output.stdout)
+/// Multiply-adds of a signature, in vectors of eight lanes, of which four signatures share each:
+/// with windows of five bits, half a signature's squares and products of L digits, and its table.
+/// What blinds and verifies comes on top, and is not counted: it is not what limits.
+fn multiply_adds(bits: usize) -> f64 {
+    let digits = bits / 1024 * 20 / 2;
+    let windows = (bits / 2).div_ceil(5);
+    let reduction = 2 * digits * digits + digits;
+    let square = digits * (digits + 1) + reduction;
+    let product = 2 * digits * digits + reduction;
+    ((5 * windows + 15) * square + (windows + 15) * product) as f64 / 4.0
 }
 
 struct Signer {

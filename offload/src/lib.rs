@@ -32,6 +32,7 @@
 mod backend;
 mod batch;
 mod buffer;
+mod checksum;
 mod codec;
 mod custom;
 mod doorbell;
@@ -40,6 +41,9 @@ mod error;
 mod fork;
 pub mod host;
 mod keep;
+#[cfg(feature = "kernels")]
+#[doc(hidden)]
+pub mod kernels;
 mod kx;
 mod op;
 mod queue;
@@ -55,6 +59,7 @@ pub use backend::{
     Device, Devices, Fault, Faults, Model, ModelKind, ModelQueue, SelectError, State, devices,
 };
 pub use buffer::{Parts, Source, Target};
+pub use checksum::Checksum;
 pub use codec::Codec;
 pub use custom::{Call, Called, CustomKernel};
 pub use ecdsa::EcdsaKey;
@@ -63,8 +68,8 @@ pub use kx::SharedSecret;
 pub use op::Op;
 pub use queue::{Full, Park, Queue, Turn};
 pub use request::{
-    Compress, Decompress, Done, EcdsaSign, Exchanged, Fed, Feed, KeyExchange, Request, RsaPrivate,
-    RsaPublic, Sign, Signed,
+    Check, Checked, Compress, Decompress, Done, EcdsaSign, Exchanged, Fed, Feed, KeyExchange,
+    Request, RsaPrivate, RsaPublic, Sign, Signed,
 };
 pub use rsa::{PrivateKey, PublicKey, Scheme, Signature};
 pub use stats::{Kernel, KernelStats, Stats};

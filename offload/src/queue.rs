@@ -44,6 +44,10 @@ const SIGN_AGE: Duration = Duration::from_micros(100);
 const EXCHANGE_AGE: Duration = Duration::from_micros(35);
 const ECDSA_AGE: Duration = Duration::from_micros(20);
 
+/// Units of signatures that are begun, for one of another kernel: together they take as long as one
+/// compression of 64 KiB, so that a signature is delayed by about as much as it takes itself.
+const SIGNING_UNITS: u32 = 3;
+
 /// One core's accelerator queue.
 ///
 /// It is neither `Send` nor `Sync`: its owner submits, turns and reaps without a lock, an atomic
@@ -143,6 +147,7 @@ impl Queue {
                     long: VecDeque::new(),
                     custom: Vec::new(),
                     custom_next: 0,
+                    signing_units: 0,
                     kernel_next: 0,
                     waiters: VecDeque::new(),
                     ticket_next: 0,
@@ -377,9 +382,10 @@ pub(crate) struct Shared {
     epoll: Option<Rc<OwnedFd>>,
     software: RefCell<Software>,
     /// The signatures that are being made together.
-    signing: RefCell<Option<Job>>,
+    signing: RefCell<Option<Box<Job>>>,
     /// Jobs without work, for their room; and room for what one takes.
-    spare: RefCell<Vec<Job>>,
+    #[allow(clippy::vec_box, reason = "boxed once: a job goes from hand to hand")]
+    spare: RefCell<Vec<Box<Job>>>,
     taken: RefCell<Vec<Token>>,
     /// Others that help, and are helped.
     team: Option<Membership>,
@@ -408,6 +414,8 @@ struct Slots {
     /// What waits for kernels of others, in the order of their first use.
     custom: Vec<Custom>,
     custom_next: usize,
+    /// How many more units of the signatures that are begun come before any other.
+    signing_units: u32,
     /// Where the next search for work starts, so that kernels take turns unit by unit.
     kernel_next: usize,
     /// Operations without a slot, in order of arrival: ticket and whom to wake.
@@ -475,7 +483,7 @@ enum Unit {
     /// Signatures that are begun.
     Signing,
     /// What was posted, and nobody has claimed.
-    Posted(Job),
+    Posted(Box<Job>),
     /// Requests of this kernel, in lanes.
     Together(Kernel),
 }
@@ -724,7 +732,6 @@ impl Shared {
         }
         if !helps {
             *self.helping.borrow_mut() = Some(team.claim()?);
-            team.settle();
         }
         Some(Unit::Help)
     }
@@ -734,6 +741,10 @@ impl Shared {
         let mut slots = self.slots.borrow_mut();
         let mut stats = self.stats.borrow_mut();
         let signing = self.is_signing();
+        if signing && begun && slots.signing_units > 0 {
+            slots.signing_units -= 1;
+            return Some(Unit::Signing);
+        }
         let (kernel, unit) = (0..Kernel::ALL.len()).find_map(|step| {
             let index = (slots.kernel_next + step) % Kernel::ALL.len();
             let kernel = Kernel::ALL[index];
@@ -748,6 +759,7 @@ impl Shared {
             Some((index, unit?))
         })?;
         slots.kernel_next = (kernel + 1) % Kernel::ALL.len();
+        slots.signing_units = SIGNING_UNITS;
         Some(unit)
     }
 
@@ -785,9 +797,9 @@ impl Shared {
 
     /// Takes what a unit is of. Its slots are Running from here on; those that nobody waits for
     /// any more are ended.
-    fn form(&self, unit: Unit) -> Option<Job> {
+    fn form(&self, unit: Unit) -> Option<Box<Job>> {
         let mut taken = self.taken.take();
-        let mut job = self.spare.borrow_mut().pop().unwrap_or_else(Job::new);
+        let mut job = self.spare.borrow_mut().pop().unwrap_or_default();
         let mut slots = self.slots.borrow_mut();
         match unit {
             Unit::Custom(index) => {
@@ -846,7 +858,7 @@ impl Shared {
     }
 
     /// Ends the requests of a job that nobody works on any more.
-    fn end_job(&self, mut job: Job) {
+    fn end_job(&self, mut job: Box<Job>) {
         for (token, result) in job.drain() {
             self.complete(token, Ending::Done(result));
         }
@@ -888,8 +900,15 @@ impl Shared {
                 self.run(Unit::Posted(job));
             }
         }
-        let waiting_ns = self.slots.borrow().waiting_ns(team);
-        let mut posted = false;
+        let waiting_ns = {
+            let slots = self.slots.borrow();
+            if slots.waiting() == 0 {
+                return;
+            }
+            slots.waiting_ns(team)
+        };
+        // Or it would take itself for somebody who looks.
+        team.settle();
         for _ in 0..team.wanted(waiting_ns) {
             // One is this core's own.
             if !team.has_room() || self.slots.borrow().waiting() < 2 {
@@ -898,9 +917,8 @@ impl Shared {
             let Some(unit) = self.next_own(now, false) else { break };
             let Some(job) = self.form(unit) else { continue };
             team.post(job, false);
-            posted = true;
         }
-        if posted {
+        if team.has_posted() {
             team.call(false);
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::buffer::{Source, SourceSpan, Target, TargetSpan};
+use crate::checksum::Checksum;
 use crate::codec::Codec;
 use crate::custom::CallSpan;
 use crate::ecdsa::{ECDSA_LEN_BYTES_MAX, EcdsaKey};
@@ -59,7 +60,8 @@ impl Ending {
 /// Compress `source` into `target` as one frame.
 ///
 /// A target of [`Codec::bound`] bytes is always large enough. A smaller one is a way to say "only
-/// if it pays": the request then ends in [`Error::TargetTooSmall`].
+/// if it pays": the request then ends in [`Error::TargetTooSmall`]. Software does not even try when
+/// the target is smaller than the source and a sample of that looks random.
 #[derive(Debug, Clone)]
 pub struct Compress<S, T> {
     /// How.
@@ -94,6 +96,30 @@ pub struct Done<S, T> {
     pub source: S,
     /// The target; on error its contents mean nothing.
     pub target: T,
+}
+
+/// Compute a checksum of `source`.
+#[derive(Debug, Clone)]
+pub struct Check<S> {
+    checksum: Checksum,
+    source: S,
+    sum: [u8; 8],
+}
+
+impl<S: Source> Check<S> {
+    /// A request for a checksum of the whole of `source`.
+    pub fn new(checksum: Checksum, source: S) -> Self {
+        Self { checksum, source, sum: [0; 8] }
+    }
+}
+
+/// A finished [`Check`].
+#[derive(Debug, Clone)]
+pub struct Checked<S> {
+    /// The checksum.
+    pub result: Result<u64, Error>,
+    /// The source, unchanged.
+    pub source: S,
 }
 
 /// The next piece of a stream.
@@ -225,6 +251,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
+impl<S> Sealed for Check<S> {}
 impl<S, T> Sealed for Compress<S, T> {}
 impl<S, T> Sealed for Decompress<S, T> {}
 impl<S, T> Sealed for Feed<S, T> {}
@@ -233,6 +260,31 @@ impl<S, T> Sealed for RsaPublic<S, T> {}
 impl<S> Sealed for Sign<S> {}
 impl<S> Sealed for EcdsaSign<S> {}
 impl Sealed for KeyExchange {}
+
+impl<S: Source> Request for Check<S> {
+    type Output = Checked<S>;
+
+    fn kernel(&self) -> Kernel {
+        Kernel::Check
+    }
+
+    fn describe(&mut self) -> Work {
+        Work::Check {
+            checksum: self.checksum,
+            source: SourceSpan::of(&self.source),
+            target: TargetSpan::of_bytes(&mut self.sum),
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Checked<S> {
+        let result = match ending {
+            Ending::Done(result) => result.map(|_| u64::from_le_bytes(self.sum)),
+            // No device does this.
+            Ending::Stranded => Err(Error::DeviceLost),
+        };
+        Checked { result, source: self.source }
+    }
+}
 
 impl<S: Source, T: Target> Request for Compress<S, T> {
     type Output = Done<S, T>;
@@ -432,6 +484,8 @@ impl Request for KeyExchange {
 pub enum Work {
     /// See [`Call`](crate::Call).
     Call(CallSpan),
+    /// See [`Check`].
+    Check { checksum: Checksum, source: SourceSpan, target: TargetSpan },
     /// See [`Compress`].
     Compress { codec: Codec, level: i32, source: SourceSpan, target: TargetSpan },
     /// See [`Decompress`].

@@ -4,6 +4,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernel {
+    /// [`Check`](crate::Check).
+    Check,
     /// [`Compress`](crate::Compress), and a [`Feed`](crate::Feed) that compresses.
     Compress,
     /// [`Call`](crate::Call), of any kernel.
@@ -22,7 +24,8 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order of [`Stats::kernels`].
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Check,
         Self::Compress,
         Self::Custom,
         Self::Decompress,
@@ -35,6 +38,7 @@ impl Kernel {
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Check => "check",
             Self::Compress => "compress",
             Self::Custom => "custom",
             Self::Decompress => "decompress",

@@ -5,21 +5,13 @@ use std::hint::black_box;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use libloading::{Library, Symbol};
+use libloading::Library;
 
 type Pointer = *mut c_void;
 
-/// Loads a function of the library.
-macro_rules! function {
-    ($library:expr, $name:literal, fn($($argument:ty),*) -> $result:ty) => {{
-        // SAFETY: OpenSSL 3 declares the function so (its manual page of this name).
-        let function: Result<Symbol<'_, unsafe extern "C" fn($($argument),*) -> $result>, _> =
-            unsafe { $library.get($name) };
-        *function.map_err(|error| error.to_string())?
-    }};
-}
+use super::Signer;
 
-pub(super) fn signer(der: &[u8]) -> Result<Box<dyn FnMut(&[u8])>, String> {
+pub(super) fn signer(der: &[u8]) -> Result<Signer, String> {
     // SAFETY: a library of functions; its initialisers are OpenSSL's own.
     let library = unsafe { Library::new("libcrypto.so.3") }.map_err(|error| error.to_string())?;
     let library = Arc::new(library);

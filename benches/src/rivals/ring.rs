@@ -5,15 +5,26 @@ use std::hint::black_box;
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::rand::SystemRandom;
 use ring::rsa::KeyPair;
-use ring::signature::RSA_PKCS1_SHA256;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256};
 
-pub(super) fn signer(der: &[u8]) -> Result<Box<dyn FnMut(&[u8])>, String> {
+use super::Signer;
+
+pub(super) fn signer(der: &[u8]) -> Result<Signer, String> {
     let pair = KeyPair::from_pkcs8(der).map_err(|error| error.to_string())?;
     let random = SystemRandom::new();
     let mut signature = vec![0; pair.public().modulus_len()];
     Ok(Box::new(move |message| {
         pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).expect("a good key");
         black_box(&signature);
+    }))
+}
+
+pub(super) fn ecdsa_signer(der: &[u8]) -> Result<Signer, String> {
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der, &random)
+        .map_err(|error| error.to_string())?;
+    Ok(Box::new(move |message| {
+        black_box(pair.sign(&random, message).expect("a good key"));
     }))
 }
 

@@ -14,8 +14,9 @@ use ring::signature::{
 
 use super::model::{Model, ModelKind};
 use crate::{
-    Codec, Compress, Decompress, Devices, EcdsaKey, EcdsaSign, Error, Feed, Kernel, KeyExchange,
-    Parts, PrivateKey, Progress, Queue, RsaPrivate, RsaPublic, Scheme, Sign, Stream, Team,
+    Check, Checksum, Codec, Compress, Decompress, Devices, EcdsaKey, EcdsaSign, Error, Feed,
+    Kernel, KeyExchange, Parts, PrivateKey, Progress, Queue, RsaPrivate, RsaPublic, Scheme, Sign,
+    Stream, Team,
 };
 
 /// A throw-away key of 2048 bits, in PKCS#8 DER as OpenSSL wrote it.
@@ -304,6 +305,19 @@ macro_rules! conformance {
                     public.verify(&message, signature.as_ref()).expect("verifies");
                 }
                 assert!(all_on_device(&queue));
+            }
+
+            #[test]
+            fn checksums_are_given_with_their_sources() {
+                let queue = $queue;
+                let source = b"123456789".to_vec();
+                let op = queue.submit(Check::new(Checksum::Crc32c, source.clone()));
+                let checked = queue.run(op);
+                assert_eq!((checked.result, checked.source), (Ok(0xe306_9283), source));
+                let parts = Parts(vec![b"1234".to_vec(), b"56789".to_vec()]);
+                let whole = queue.run(queue.submit(Check::new(Checksum::Xxh3, &b"123456789"[..])));
+                let scattered = queue.run(queue.submit(Check::new(Checksum::Xxh3, parts)));
+                assert_eq!(scattered.result, whole.result);
             }
 
             #[test]

@@ -1,6 +1,7 @@
-//! Deflate (RFC 1951), bare or inside zlib or gzip, by zlib-rs.
+//! Deflate (RFC 1951), bare or inside zlib or gzip, by zlib-rs; with the feature `isal` by ISA-L where
+//! that has it: levels 1 to 3, and decompression.
 
-use flate2::{Compression, FlushCompress, FlushDecompress, Status};
+use flate2::{Compression, FlushCompress, Status};
 
 use super::framing::{self, Checksum, HeaderReader};
 use super::{Codec, Coder};
@@ -25,13 +26,72 @@ pub(crate) fn compression(codec: Codec, level: i32) -> Result<Compression, Error
 pub(crate) struct Flate {
     codec: Codec,
     compress: Option<(Compression, flate2::Compress)>,
+    #[cfg(not(feature = "isal"))]
     decompress: Option<flate2::Decompress>,
+    #[cfg(feature = "isal")]
+    isal: super::isal::Isal,
 }
+
+/// How far the decompression of a body came.
+pub(crate) struct Inflated {
+    pub(crate) consumed: usize,
+    pub(crate) produced: usize,
+}
+
+/// Or why it failed; none: the target is too small.
+pub(crate) type Inflation = Result<Inflated, Option<&'static str>>;
 
 impl Flate {
     /// The coder of a codec of the deflate family.
     pub(crate) fn new(codec: Codec) -> Self {
-        Self { codec, compress: None, decompress: None }
+        Self {
+            codec,
+            compress: None,
+            #[cfg(not(feature = "isal"))]
+            decompress: None,
+            #[cfg(feature = "isal")]
+            isal: super::isal::Isal::default(),
+        }
+    }
+
+    /// Writes the body to the start of `target`; none if it does not fit.
+    fn deflate(&mut self, level: Compression, source: &[u8], target: &mut [u8]) -> Option<usize> {
+        #[cfg(feature = "isal")]
+        if super::isal::LEVELS.contains(&level.level()) {
+            return self.isal.compress(level.level(), source, target);
+        }
+        let context = match &mut self.compress {
+            Some((old, context)) if *old == level => context,
+            other => &mut other.insert((level, flate2::Compress::new(level, false))).1,
+        };
+        context.reset();
+        let status = context.compress(source, target, FlushCompress::Finish);
+        if matches!(status, Ok(Status::StreamEnd)) {
+            return Some(produced(context.total_out()));
+        }
+        // zlib-rs 0.6.8 `Pending::reset_keep` forgets the bytes that did not fit, but not where
+        // they lay: a context that is reset after that loses room each time, until it panics.
+        self.compress = None;
+        None
+    }
+
+    #[cfg(feature = "isal")]
+    fn inflate(&mut self, body: &[u8], target: &mut [u8]) -> Inflation {
+        self.isal.decompress(body, target)
+    }
+
+    #[cfg(not(feature = "isal"))]
+    fn inflate(&mut self, body: &[u8], target: &mut [u8]) -> Inflation {
+        let context = self.decompress.get_or_insert_with(|| flate2::Decompress::new(false));
+        context.reset(false);
+        let status = context.decompress(body, target, flate2::FlushDecompress::Finish);
+        let [consumed, produced] = [context.total_in(), context.total_out()].map(produced);
+        match status {
+            Ok(Status::StreamEnd) => Ok(Inflated { consumed, produced }),
+            Ok(_) if produced == target.len() => Err(None),
+            Ok(_) => Err(Some("the data is cut short")),
+            Err(_) => Err(Some("not deflate data")),
+        }
     }
 }
 
@@ -39,24 +99,12 @@ impl Coder for Flate {
     fn compress(&mut self, level: i32, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
         let too_small = Error::TargetTooSmall { len_bytes: target.len() };
         let level = compression(self.codec, level)?;
-        let context = match &mut self.compress {
-            Some((old, context)) if *old == level => context,
-            other => &mut other.insert((level, flate2::Compress::new(level, false))).1,
-        };
-        context.reset();
         let header = framing::header(self.codec);
         let Some((start, rest)) = target.split_at_mut_checked(header.len()) else {
             return Err(too_small);
         };
         start.copy_from_slice(header);
-        let status = context.compress(source, rest, FlushCompress::Finish);
-        if !matches!(status, Ok(Status::StreamEnd)) {
-            // zlib-rs 0.6.8 `Pending::reset_keep` forgets the bytes that did not fit, but not where
-            // they lay: a context that is reset after that loses room each time, until it panics.
-            self.compress = None;
-            return Err(too_small);
-        }
-        let body_len = produced(context.total_out());
+        let Some(body_len) = self.deflate(level, source, rest) else { return Err(too_small) };
         let mut checksum = Checksum::new(self.codec);
         checksum.update(source);
         let trailer = checksum.trailer();
@@ -67,26 +115,22 @@ impl Coder for Flate {
     }
 
     fn decompress(&mut self, source: &[u8], target: &mut [u8]) -> Result<usize, Error> {
-        let corrupt = |cause| Error::Corrupt { codec: self.codec, cause };
+        let codec = self.codec;
+        let corrupt = |cause| Error::Corrupt { codec, cause };
         let mut reader = HeaderReader::new(self.codec);
         let header_len = reader.read(source)?;
         if !reader.is_done() {
             return Err(corrupt("the header is cut short"));
         }
-        let context = self.decompress.get_or_insert_with(|| flate2::Decompress::new(false));
-        context.reset(false);
         let body = &source[header_len..];
-        let status = context.decompress(body, target, FlushDecompress::Finish);
-        let len_bytes = produced(context.total_out());
-        match status {
-            Ok(Status::StreamEnd) => {}
-            Ok(_) if len_bytes == target.len() => return Err(Error::TargetTooSmall { len_bytes }),
-            Ok(_) => return Err(corrupt("the data is cut short")),
-            Err(_) => return Err(corrupt("not deflate data")),
-        }
+        let Inflated { consumed, produced: len_bytes } =
+            self.inflate(body, target).map_err(|cause| match cause {
+                Some(cause) => corrupt(cause),
+                None => Error::TargetTooSmall { len_bytes: target.len() },
+            })?;
         let mut checksum = Checksum::new(self.codec);
         checksum.update(&target[..len_bytes]);
-        let given = &body[produced(context.total_in())..];
+        let given = &body[consumed..];
         let trailer = checksum.trailer();
         if given.len() < trailer.as_slice().len() {
             return Err(corrupt("the trailer is cut short"));

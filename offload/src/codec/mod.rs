@@ -2,7 +2,10 @@
 
 pub(crate) mod flate;
 pub(crate) mod framing;
+#[cfg(feature = "isal")]
+mod isal;
 mod lz4;
+mod probe;
 mod store;
 mod zstd;
 
@@ -14,6 +17,7 @@ use std::fmt;
 use crate::error::Error;
 use flate::Flate;
 use lz4::Lz4;
+pub(crate) use probe::looks_random;
 use store::Store;
 use zstd::Zstd;
 

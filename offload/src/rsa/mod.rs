@@ -14,9 +14,13 @@ use std::fmt;
 
 use ring::signature::{self, RsaEncoding};
 
+#[cfg(feature = "kernels")]
+pub(crate) use blinding::Blinding;
 pub(crate) use encode::{Salts, encode};
 pub(crate) use key::{Numbers, read_pem};
 pub use key::{PrivateKey, PublicKey};
+#[cfg(feature = "kernels")]
+pub(crate) use private::{Batch, Input, batch};
 pub(crate) use signer::{Encoded, Running, Signer};
 
 /// The longest signature: RSA-4096.

@@ -59,8 +59,8 @@ struct Shared {
     members: Mutex<Vec<Arc<Member>>>,
     /// How often `members` has changed.
     changes: AtomicUsize,
-    /// Members that would take short work now: those that look for it, and of these the ones that
-    /// sleep. Hints: how much to post, and whether somebody has to be woken.
+    /// Members that have nothing of their own to do and take short work: those that look for it or
+    /// are at it, and those that sleep. Hints: how much to post, and whether to wake somebody.
     idle: AtomicUsize,
     asleep: AtomicUsize,
     /// What waking a thread costs, in nanoseconds.
@@ -82,7 +82,7 @@ struct Engines {
 
 /// What others see of a member.
 struct Member {
-    board: Board<Job>,
+    board: Board<Box<Job>>,
     takes: Takes,
     sleeper: Sleeper,
     /// Ends its sleep.
@@ -213,7 +213,7 @@ pub(crate) struct Membership {
 pub(crate) struct Helped {
     owner: Arc<Member>,
     index: usize,
-    job: Job,
+    job: Box<Job>,
 }
 
 impl Helped {
@@ -267,9 +267,13 @@ impl Membership {
         let idle = self.shared.idle.load(Ordering::Relaxed);
         let asleep = self.shared.asleep.load(Ordering::Relaxed);
         let worth_waking = waiting_ns >= 2 * self.shared.wake_ns;
-        let helpers =
-            if worth_waking { idle.max(self.engines_left()) } else { idle.saturating_sub(asleep) };
-        helpers.saturating_sub(if self.posted.get() == 0 { 0 } else { self.me.board.ready() })
+        let helpers = match worth_waking {
+            true => idle.max(self.engines_left()),
+            false => idle.saturating_sub(asleep),
+        };
+        // Two for each: who has finished one need not wait until the owner comes by.
+        let ready = if self.posted.get() == 0 { 0 } else { self.me.board.ready() };
+        (2 * helpers).saturating_sub(ready)
     }
 
     /// Engine threads for short work that could still be started.
@@ -285,7 +289,7 @@ impl Membership {
     }
 
     /// Puts up a job for others: there must be room.
-    pub(crate) fn post(&self, job: Job, long: bool) {
+    pub(crate) fn post(&self, job: Box<Job>, long: bool) {
         self.me.board.post(job, long);
         self.posted.set(self.posted.get() + 1);
     }
@@ -296,7 +300,7 @@ impl Membership {
         self.refresh();
         let (_, others) = &*self.others.borrow();
         let engines = &self.shared.engines;
-        // Short work is seen by who looks just now, or taken back.
+        // Short work is seen by who is awake, or taken back.
         let looking = !long
             && self.shared.idle.load(Ordering::Relaxed)
                 > self.shared.asleep.load(Ordering::Relaxed);
@@ -330,7 +334,7 @@ impl Membership {
     }
 
     /// Takes back a job that nobody has claimed.
-    pub(crate) fn take_back(&self, takes: Takes) -> Option<Job> {
+    pub(crate) fn take_back(&self, takes: Takes) -> Option<Box<Job>> {
         if self.posted.get() == 0 {
             return None;
         }
@@ -341,7 +345,7 @@ impl Membership {
     }
 
     /// Takes a job that another has finished.
-    pub(crate) fn reap(&self) -> Option<Job> {
+    pub(crate) fn reap(&self) -> Option<Box<Job>> {
         if self.posted.get() == 0 {
             return None;
         }
@@ -350,9 +354,14 @@ impl Membership {
         Some(job)
     }
 
+    /// Short work on the own board waits for somebody.
+    pub(crate) fn has_posted(&self) -> bool {
+        self.posted.get() > 0 && self.me.board.ready() > 0
+    }
+
     /// Something on the own board is to be reaped, or to be taken back.
     pub(crate) fn is_busy(&self) -> bool {
-        self.posted.get() > 0 && (self.me.board.has_done() || self.me.board.ready() > 0)
+        self.has_posted() || self.posted.get() > 0 && self.me.board.has_done()
     }
 
     /// There is nothing of its own to do: it looks for others' work from here on.
@@ -362,7 +371,7 @@ impl Membership {
         }
     }
 
-    /// It has found something to do.
+    /// It has something of its own to do.
     pub(crate) fn settle(&self) {
         if self.idle.replace(false) {
             self.shared.idle.fetch_sub(1, Ordering::Relaxed);
@@ -416,7 +425,7 @@ impl Membership {
 
     /// Withdraws what nobody has claimed, and waits for the rest: what the works name may be freed
     /// after the last job. For who leaves.
-    pub(crate) fn withdraw(&self) -> Option<Job> {
+    pub(crate) fn withdraw(&self) -> Option<Box<Job>> {
         loop {
             if let Some(job) = self.take_back(Takes::All).or_else(|| self.reap()) {
                 return Some(job);
@@ -502,7 +511,6 @@ impl Engine {
         let mut since = Instant::now();
         while !member.shared.closed.load(Ordering::Relaxed) {
             if let Some(mut helped) = member.claim() {
-                member.settle();
                 while !helped.step(&software) {}
                 helped.give_back();
                 since = Instant::now();

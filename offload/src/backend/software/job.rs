@@ -28,8 +28,8 @@ pub(crate) struct Job {
     spent_ns: u64,
 }
 
-impl Job {
-    pub(crate) fn new() -> Self {
+impl Default for Job {
+    fn default() -> Self {
         Self {
             kernel: Kernel::Compress,
             tokens: Vec::new(),
@@ -40,7 +40,9 @@ impl Job {
             spent_ns: 0,
         }
     }
+}
 
+impl Job {
     /// Of this kernel from here on.
     pub(crate) fn start(&mut self, kernel: Kernel) {
         debug_assert!(self.tokens.is_empty() && self.running.is_none(), "the last has ended");

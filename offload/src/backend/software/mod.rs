@@ -8,7 +8,8 @@ mod job;
 use ring::digest::{SHA256, digest};
 
 use crate::backend::{Device, State};
-use crate::codec::{Codec, Coders};
+use crate::checksum::Checksum;
+use crate::codec::{Codec, Coders, looks_random};
 use crate::ecdsa::EcdsaSigner;
 use crate::error::Error;
 use crate::kx::Exchanger;
@@ -44,6 +45,7 @@ impl Software {
     pub(crate) fn takes(work: &Work) -> bool {
         match work {
             Work::Call(_)
+            | Work::Check { .. }
             | Work::Compress { .. }
             | Work::Decompress { .. }
             | Work::EcdsaSign { .. }
@@ -71,7 +73,8 @@ impl Software {
                 let exchanged = unsafe { self.exchange(std::slice::from_ref(work)) };
                 return exchanged.into_iter().next().unwrap_or(Err(Error::Random));
             }
-            Work::Compress { source, target, .. }
+            Work::Check { source, target, .. }
+            | Work::Compress { source, target, .. }
             | Work::Decompress { source, target, .. }
             | Work::Feed { source, target, .. }
             | Work::RsaPrivate { source, target, .. }
@@ -84,6 +87,18 @@ impl Software {
         // SAFETY: passed on from the caller.
         unsafe {
             target.fill(scattered, |target| match work {
+                Work::Check { checksum, .. } => {
+                    let sum = checksum.of(source).to_le_bytes();
+                    target[..sum.len()].copy_from_slice(&sum);
+                    Ok(sum.len())
+                }
+                Work::Compress { codec, .. }
+                    if target.len() < source.len()
+                        && *codec != Codec::Store
+                        && looks_random(source) =>
+                {
+                    Err(Error::TargetTooSmall { len_bytes: target.len() })
+                }
                 Work::Compress { codec, level, .. } => {
                     coders.of(*codec).compress(*level, source, target)
                 }
@@ -264,6 +279,7 @@ fn raise(key: &PublicKey, source: &[u8], target: &mut [u8]) -> Result<usize, Err
 
 pub(super) fn device() -> Device {
     let codecs = Codec::ALL.map(Codec::name).join(", ");
+    let checksums = Checksum::ALL.map(Checksum::name).join(", ");
     let schemes = Scheme::ALL.map(Scheme::name).join(", ");
     let kernel = if Signer::has_lanes() {
         "RSA-1024 to RSA-4096, up to four at a time in eight lanes of AVX-512 IFMA"
@@ -282,6 +298,7 @@ pub(super) fn device() -> Device {
         name: "software".into(),
         does: vec![
             format!("compress, decompress: {codecs}"),
+            format!("check: {checksums}"),
             format!("sign with {kernel}: {schemes}"),
             format!("exchange keys by X25519, {exchanges}"),
             format!("sign with P-256, {p256}"),

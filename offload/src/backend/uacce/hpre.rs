@@ -126,6 +126,7 @@ impl Engine for Hpre {
         match work {
             Work::RsaPrivate { .. } | Work::RsaPublic { .. } | Work::Sign { .. } => Some(0),
             Work::Call(_)
+            | Work::Check { .. }
             | Work::Compress { .. }
             | Work::Decompress { .. }
             | Work::EcdsaSign { .. }

@@ -346,6 +346,7 @@ impl Engine for Zip {
                 ours.then_some(usize::from(!state.is_compression()))
             }
             Work::Call(_)
+            | Work::Check { .. }
             | Work::EcdsaSign { .. }
             | Work::KeyExchange { .. }
             | Work::RsaPrivate { .. }
