@@ -42,14 +42,23 @@ pub(crate) fn log(chunks: usize) -> Corpus {
 /// Bytes without any rule, as encrypted files are.
 pub(crate) fn random(chunks: usize) -> Corpus {
     let mut random = Random(2);
-    let chunk = |_| (0..CHUNK / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+    let chunk = |_| random.bytes(CHUNK);
     Corpus { name: "random", chunks: (0..chunks).map(chunk).collect() }
 }
 
 /// splitmix64.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Bytes, eight at a time.
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len / 8).flat_map(|_| self.next().to_le_bytes()).collect()
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -58,7 +67,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % n as u64).expect("below a usize")
     }
 }

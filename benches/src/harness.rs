@@ -53,6 +53,8 @@ pub(crate) struct Point {
 /// What is measured, and what is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
+    /// Standard deviations between two means: less is better.
+    Deviations,
     /// Megabytes (10^6) of plain bytes a second: more is better.
     Mbps,
     /// Nanoseconds: less is better.
@@ -66,6 +68,7 @@ pub(crate) enum Unit {
 impl Unit {
     fn name(self) -> &'static str {
         match self {
+            Self::Deviations => "|t|",
             Self::Mbps => "MB/s",
             Self::Ns => "ns",
             Self::Percent => "%",
@@ -96,6 +99,10 @@ impl<'a> System<'a> {
 impl Bench {
     pub(crate) fn new(name: &'static str, effort: Effort) -> Self {
         Self { name, effort, rows: Vec::new(), points: Vec::new(), notes: Vec::new() }
+    }
+
+    pub(crate) fn effort(&self) -> Effort {
+        self.effort
     }
 
     pub(crate) fn note(&mut self, note: impl Into<String>) {
@@ -146,7 +153,7 @@ impl Bench {
             // Of each, one after the other.
             Unit::Ns => row.samples.median * batch as f64 / 1e3,
             Unit::Us => row.samples.median,
-            Unit::Mbps | Unit::Percent => return,
+            Unit::Deviations | Unit::Mbps | Unit::Percent => return,
         };
         let per_second = batch as f64 / latency_us * 1e6;
         self.points.push(Point { series: series.to_owned(), batch, latency_us, per_second });

@@ -3,7 +3,7 @@
 //! ```text
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
 //!   plot.rs      charts                               corpus.rs, keys.rs   what is worked on
-//!   codec.rs, kx.rs, queue.rs, rsa.rs: one file for each question
+//!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs: one file for each question
 //! ```
 
 mod codec;
@@ -16,6 +16,7 @@ mod queue;
 #[cfg(feature = "rivals")]
 mod rivals;
 mod rsa;
+mod timing;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Name {
     Queue,
     /// RSA signatures, complete: blinded and verified
     Rsa,
+    /// Whether the time of a kernel tells of its secrets
+    Timing,
 }
 
 /// Measures, and files what it found.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Name::Kx => ("kx", kx::run),
         Name::Queue => ("queue", queue::run),
         Name::Rsa => ("rsa", rsa::run),
+        Name::Timing => ("timing", timing::run),
     };
     let mut bench = Bench::new(name, effort);
     let ran = run(&mut bench).and_then(|()| match &arguments.plot {

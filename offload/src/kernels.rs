@@ -29,6 +29,13 @@ impl RsaPower {
         Some(Self { key: Arc::clone(key), number, blinding, batch })
     }
 
+    /// From here on with this key, of the same size, and this number. What blinds them stays the
+    /// first key's: results mean nothing then.
+    pub fn put(&mut self, key: &Arc<PrivateKey>, number: &[u8]) {
+        self.key = Arc::clone(key);
+        self.number.copy_from_slice(number);
+    }
+
     /// Once.
     pub fn run(&mut self) {
         if !self.blinding.is_good_for(4) {
@@ -71,6 +78,32 @@ impl EcdsaSignatures {
         let signatures = hashes.map(|hash| (key, hash));
         drop(std::hint::black_box(self.0.sign(&signatures)));
     }
+}
+
+/// Eight points times eight scalars (RFC 7748), in lanes.
+///
+/// # Panics
+///
+/// Where there are no lanes.
+pub fn x25519(scalars: &[[u8; 32]; 8], points: &[[u8; 32]; 8]) -> [[u8; 32]; 8] {
+    assert!(lanes::are_here(), "this processor has no lanes");
+    let mut products = [[0; 32]; 8];
+    crate::kx::multiply(scalars, points, &mut products);
+    products
+}
+
+/// Eight signatures of P-256 by nonces, secrets and hashes, in lanes; r and s of each.
+///
+/// # Panics
+///
+/// Where there are no lanes.
+pub fn p256(
+    nonces: &[[u8; 32]; 8],
+    secrets: &[[u8; 32]; 8],
+    hashes: &[[u8; 32]; 8],
+) -> [[[u64; 5]; 2]; 8] {
+    assert!(lanes::are_here(), "this processor has no lanes");
+    crate::ecdsa::sign_bare(nonces, secrets, hashes)
 }
 
 /// What a vector of eight multiply-adds of 52 bits takes when nothing is in its way, in

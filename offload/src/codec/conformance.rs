@@ -68,8 +68,18 @@ macro_rules! conformance {
                     prop_assume!(!stored.is_empty());
                     let mut target = vec![0; stored.len() - 1];
                     let len_bytes = target.len();
-                    let result = Coders::default().of($codec).compress(1, &plain, &mut target);
-                    prop_assert_eq!(result, Err(Error::TargetTooSmall { len_bytes }));
+                    match Coders::default().of($codec).compress(1, &plain, &mut target) {
+                        // A library may know a shorter form that it does not use where there is
+                        // room (ISA-L).
+                        Ok(len) => {
+                            let mut back = vec![0; plain.len()];
+                            let stored = &target[..len];
+                            let result = Coders::default().of($codec).decompress(stored, &mut back);
+                            prop_assert_eq!(result, Ok(plain.len()));
+                            prop_assert_eq!(back, plain);
+                        }
+                        Err(error) => prop_assert_eq!(error, Error::TargetTooSmall { len_bytes }),
+                    }
                 }
 
                 #[test]

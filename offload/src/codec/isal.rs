@@ -11,13 +11,18 @@ use crate::codec::flate::{Inflated, Inflation};
 pub(crate) const LEVELS: std::ops::RangeInclusive<u32> = 1..=3;
 
 /// Room for the highest of them.
-const LEVEL_ROOM: usize = sys::ISAL_DEF_LVL3_DEFAULT as usize;
+const LEVEL_ROOM: u32 = sys::ISAL_DEF_LVL3_DEFAULT;
 
 /// States are made at first use, one per direction: 80 KB and 90 KB, and 340 KB of tables.
 #[derive(Default)]
 pub(crate) struct Isal {
-    compress: Option<(Box<MaybeUninit<sys::isal_zstream>>, Box<[u8]>)>,
+    compress: Option<Deflate>,
     decompress: Option<Box<MaybeUninit<sys::inflate_state>>>,
+}
+
+struct Deflate {
+    stream: Box<MaybeUninit<sys::isal_zstream>>,
+    room: Box<[u8]>,
 }
 
 // SAFETY: the states point into themselves, their room on the heap, and buffers of one call.
@@ -31,8 +36,10 @@ impl Isal {
         source: &[u8],
         target: &mut [u8],
     ) -> Option<usize> {
-        let (stream, room) =
-            self.compress.get_or_insert_with(|| (Box::new_uninit(), vec![0; LEVEL_ROOM].into()));
+        let Deflate { stream, room } = self.compress.get_or_insert_with(|| Deflate {
+            stream: Box::new_uninit(),
+            room: vec![0; LEVEL_ROOM as usize].into(),
+        });
         let avail_in = u32::try_from(source.len()).ok()?;
         let avail_out = u32::try_from(target.len()).unwrap_or(u32::MAX);
         let stream = stream.as_mut_ptr();
@@ -43,16 +50,17 @@ impl Isal {
             sys::isal_deflate_stateless_init(stream);
             (*stream).level = level;
             (*stream).level_buf = room.as_mut_ptr();
-            (*stream).level_buf_size = LEVEL_ROOM as u32;
+            (*stream).level_buf_size = LEVEL_ROOM;
             (*stream).end_of_stream = 1;
-            (*stream).flush = sys::NO_FLUSH as u16;
-            (*stream).gzip_flag = sys::IGZIP_DEFLATE as u16;
+            // `NO_FLUSH`, and no wrapper (`IGZIP_DEFLATE`).
+            (*stream).flush = 0;
+            (*stream).gzip_flag = 0;
             (*stream).next_in = source.as_ptr().cast_mut();
             (*stream).avail_in = avail_in;
             (*stream).next_out = target.as_mut_ptr();
             (*stream).avail_out = avail_out;
             let code = sys::isal_deflate_stateless(stream);
-            (code == sys::COMP_OK as i32).then(|| (*stream).total_out as usize)
+            (u32::try_from(code) == Ok(sys::COMP_OK)).then(|| (*stream).total_out as usize)
         }
     }
 

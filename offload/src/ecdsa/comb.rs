@@ -18,14 +18,16 @@
 //! - The sum before the first digit that is not 0, and the addend of a digit that is 0, are at
 //!   infinity: they are chosen away by mask.
 
+use std::hint::black_box;
 use std::sync::LazyLock;
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::field::{
     self, Constant, Element, Field, Prime, add, constant, inverse, multiply, select, square, sub,
     tighten,
 };
+use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
 use crate::rsa::lanes::{Lanes, X8, lanes_of};
 
 const WINDOW_BITS: usize = 5;
@@ -94,12 +96,7 @@ pub(super) unsafe fn multiply_base<V: Lanes>(scalars: &[Constant]) -> [Element<V
         // The digits' sizes and signs, by windows.
         let mut sizes = [zero; WINDOWS];
         let mut signs = [zero; WINDOWS];
-        for (lane, scalar) in scalars.iter().enumerate() {
-            recode(scalar, |window, size, sign| {
-                lanes_of(&mut sizes[window])[lane] = size;
-                lanes_of(&mut signs[window])[lane] = sign;
-            });
-        }
+        load(scalars, &mut sizes, &mut signs);
         let one = constant::<V>(&Field::ONE);
         let mut sum = Point { x: [zero; 5], y: [zero; 5], z: [zero; 5] };
         // Sum of the sizes so far: 0 while the sum is at infinity.
@@ -133,23 +130,40 @@ pub(super) unsafe fn multiply_base<V: Lanes>(scalars: &[Constant]) -> [Element<V
     }
 }
 
-/// The signed digits of a scalar, without a branch on it: the window, the digit's size, and 1 if it
-/// is negative.
-fn recode(scalar: &Constant, mut digit: impl FnMut(usize, u64, u64)) {
-    let mut carry = 0;
-    for window in 0..WINDOWS {
-        let (at, shift) = (window * WINDOW_BITS / 52, window * WINDOW_BITS % 52);
-        let next = scalar.get(at + 1).copied().unwrap_or(0);
-        let bits = (scalar[at] >> shift | next << (52 - shift)) & 31;
-        let value = bits + carry;
-        // From 17 on, 32 less, and one more in the next window.
-        carry = (value + 15) >> 5;
-        digit(
-            window,
-            value.wrapping_add(carry.wrapping_mul(32_u64.wrapping_sub(2 * value))),
-            carry,
-        );
+/// Puts the digits of scalars into their lanes. Not part of the kernel, whose instructions a compiler
+/// would scatter them with.
+#[inline(never)]
+fn load<V: Lanes>(scalars: &[Constant], sizes: &mut [V; WINDOWS], signs: &mut [V; WINDOWS]) {
+    for (lane, scalar) in scalars.iter().enumerate() {
+        let digits = Zeroizing::new(recode(scalar));
+        for (window, (size, sign)) in digits.iter().enumerate() {
+            lanes_of(&mut sizes[window])[lane] = *size;
+            lanes_of(&mut signs[window])[lane] = *sign;
+        }
     }
+}
+
+/// The signed digits of a scalar, without a branch on it: each digit's size, and 1 if it is negative.
+#[inline(never)]
+fn recode(scalar: &Constant) -> [(u64, u64); WINDOWS] {
+    let mut digits = [(0, 0); WINDOWS];
+    let mut carry = 0;
+    let mut words = *scalar;
+    for digit in &mut digits {
+        let value = (words[0] & 31) + carry;
+        // From 17 on, 32 less, and one more in the next window.
+        carry = black_box((value + 15) >> 5);
+        let size = value.wrapping_add(carry.wrapping_mul(32_u64.wrapping_sub(2 * value)));
+        *digit = (size, carry);
+        // Down by a window.
+        for at in 0..words.len() {
+            let above = words.get(at + 1).copied().unwrap_or(0);
+            words[at] =
+                words[at] >> WINDOW_BITS | (above << (DIGIT_BITS - WINDOW_BITS)) & DIGIT_MAX;
+        }
+    }
+    words.zeroize();
+    digits
 }
 
 /// The sum of two points that are neither equal nor opposite nor at infinity, the second in affine

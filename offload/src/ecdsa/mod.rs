@@ -110,6 +110,25 @@ struct Lane {
 
 impl DefaultIsZeroes for Lane {}
 
+/// Signs hashes with nonces and secrets times R, eight at a time: r and s of each. For benchmarks.
+#[cfg(feature = "kernels")]
+pub(crate) fn sign_bare(
+    nonces: &[[u8; 32]; 8],
+    secrets: &[[u8; 32]; 8],
+    hashes: &[[u8; 32]; 8],
+) -> [[Constant; 2]; 8] {
+    assert!(lanes::are_here(), "the caller has looked");
+    let mut lanes: [Lane; 8] = std::array::from_fn(|at| Lane {
+        nonce: number(&nonces[at]),
+        secret: number(&secrets[at]),
+        hash: number(&hashes[at]),
+        ..Lane::default()
+    });
+    // SAFETY: looked for above.
+    unsafe { sign::<X8>(&mut lanes) };
+    lanes.map(|lane| [lane.r, lane.s])
+}
+
 /// # Safety
 ///
 /// [`lanes::are_here`].
@@ -117,7 +136,7 @@ impl DefaultIsZeroes for Lane {}
 unsafe fn sign<V: Lanes>(signatures: &mut [Lane]) {
     // SAFETY: passed on from the caller.
     unsafe {
-        let one = constant::<V>(&[1, 0, 0, 0, 0]);
+        let (zero, one) = (constant::<V>(&[0; 5]), constant::<V>(&[1, 0, 0, 0, 0]));
         let nonces = Zeroizing::new(signatures.iter().map(|lane| lane.nonce).collect::<Vec<_>>());
         let [x, y] = comb::multiply_base::<V>(&nonces);
         let mut off_curve = comb::off_curve::<V>(x, y);
@@ -127,10 +146,10 @@ unsafe fn sign<V: Lanes>(signatures: &mut [Lane]) {
             lane.r = field::reduced::<Order>(field::reduced::<Field>(take(&mut x, at)));
             lane.good = field::reduced::<Field>(take(&mut off_curve, at)) == [0; 5];
         }
-        let mut k = gather::<V>(signatures, |lane| &lane.nonce);
-        let mut d = gather::<V>(signatures, |lane| &lane.secret);
-        let r = gather::<V>(signatures, |lane| &lane.r);
-        let z = gather::<V>(signatures, |lane| &lane.hash);
+        let mut k = load(signatures, |lane| &lane.nonce, zero);
+        let mut d = load(signatures, |lane| &lane.secret, zero);
+        let r = load(signatures, |lane| &lane.r, zero);
+        let z = load(signatures, |lane| &lane.hash, zero);
         let mut inverted = inverse::<Order, V>(multiply::<Order, V>(k, constant(&Order::R2)));
         // z is below 2 and r d below 2.
         let sum = add(z, multiply::<Order, V>(r, d));
@@ -145,14 +164,13 @@ unsafe fn sign<V: Lanes>(signatures: &mut [Lane]) {
     }
 }
 
-/// A number of each signature, in its lane. The other lanes have 0.
-///
-/// # Safety
-///
-/// As [`sign`].
-unsafe fn gather<V: Lanes>(lanes: &[Lane], number: impl Fn(&Lane) -> &Constant) -> Element<V> {
-    // SAFETY: passed on from the caller.
-    let mut element = unsafe { [V::splat(0); 5] };
+/// Puts a number of each signature into its lane. Not part of the kernel, as `comb::load`.
+#[inline(never)]
+fn load<V: Lanes>(
+    lanes: &[Lane],
+    number: impl Fn(&Lane) -> &Constant,
+    mut element: Element<V>,
+) -> Element<V> {
     for (at, lane) in lanes.iter().enumerate() {
         for (vector, digit) in element.iter_mut().zip(number(lane)) {
             lanes_of(vector)[at] = *digit;
@@ -162,6 +180,7 @@ unsafe fn gather<V: Lanes>(lanes: &[Lane], number: impl Fn(&Lane) -> &Constant) 
 }
 
 /// A lane's number.
+#[inline(never)]
 fn take<V: Lanes>(element: &mut Element<V>, lane: usize) -> Constant {
     let mut digits = [0; 5];
     for (digit, vector) in digits.iter_mut().zip(element) {

@@ -30,15 +30,7 @@ pub(super) unsafe fn multiply_points<V: Lanes>(
         // Words of 64 bits, the lowest first.
         let mut words = [zero; 4];
         let mut u: Element<V> = [zero; 5];
-        for (lane, (scalar, point)) in scalars.iter().zip(points).enumerate() {
-            for (word, bytes) in words.iter_mut().zip(scalar.chunks_exact(8)) {
-                let bytes = bytes.try_into().expect("eight bytes");
-                lanes_of(word)[lane] = u64::from_le_bytes(bytes);
-            }
-            for (digit, value) in u.iter_mut().zip(field::digits(point)) {
-                lanes_of(digit)[lane] = value;
-            }
-        }
+        load(scalars, points, &mut words, &mut u);
         words[0] = words[0].and(V::splat(!7));
         words[3] = words[3].and(V::splat(u64::MAX >> 1));
         let one: Element<V> = [V::splat(1), zero, zero, zero, zero];
@@ -84,6 +76,26 @@ pub(super) unsafe fn multiply_points<V: Lanes>(
         }
         for vector in words.iter_mut().chain(&mut product) {
             lanes_of(vector).zeroize();
+        }
+    }
+}
+
+/// Puts scalars and points into their lanes. Not part of the kernel, whose instructions a compiler
+/// would gather them with.
+#[inline(never)]
+fn load<V: Lanes>(
+    scalars: &[[u8; 32]],
+    points: &[[u8; 32]],
+    words: &mut [V; 4],
+    u: &mut Element<V>,
+) {
+    for (lane, (scalar, point)) in scalars.iter().zip(points).enumerate() {
+        for (word, bytes) in words.iter_mut().zip(scalar.chunks_exact(8)) {
+            let bytes = bytes.try_into().expect("eight bytes");
+            lanes_of(word)[lane] = u64::from_le_bytes(bytes);
+        }
+        for (digit, value) in u.iter_mut().zip(field::digits(point)) {
+            lanes_of(digit)[lane] = value;
         }
     }
 }

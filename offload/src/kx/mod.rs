@@ -118,7 +118,7 @@ impl Exchanger {
 }
 
 /// Multiplies points by scalars, four or eight lanes at a time.
-fn multiply(scalars: &[[u8; 32]], points: &[[u8; 32]], products: &mut [[u8; 32]]) {
+pub(crate) fn multiply(scalars: &[[u8; 32]], points: &[[u8; 32]], products: &mut [[u8; 32]]) {
     // SAFETY: `exchange` has looked whether the lanes are here.
     unsafe {
         if scalars.len() <= 4 {

@@ -1,6 +1,8 @@
 //! Numbers as digits of 52 bits, the least first: how the kernels have them. What is done here takes
 //! the same time whatever the numbers are: loops go by length, and choices by mask.
 
+use std::hint::black_box;
+
 use zeroize::Zeroizing;
 
 /// Bits of a digit.
@@ -54,13 +56,17 @@ fn double(number: &mut [u64], modulus: &[u64]) {
 }
 
 /// `number`, less `modulus` unless that leaves less than nothing.
+///
+/// A function of its own, so that its machine code can be looked at: a compiler that sees where the
+/// mask comes from makes a jump of it.
+#[inline(never)]
 pub(crate) fn subtract_once(number: &mut [u64], modulus: &[u64]) {
     let mut borrow = 0_u64;
     for (digit, subtrahend) in number.iter().zip(modulus) {
         borrow = digit.wrapping_sub(*subtrahend).wrapping_sub(borrow) >> 63;
     }
     // All ones if it is to be subtracted.
-    let mask = borrow.wrapping_sub(1);
+    let mask = black_box(borrow.wrapping_sub(1));
     let mut borrow = 0;
     for (digit, subtrahend) in number.iter_mut().zip(modulus) {
         let difference = digit.wrapping_sub(*subtrahend & mask).wrapping_sub(borrow);
