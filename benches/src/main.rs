@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
+//!   hosts.rs     ours on the executors of others
 //!   plot.rs      charts                               corpus.rs, keys.rs   what is worked on
 //!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs: one file for each question
 //! ```
@@ -9,6 +10,8 @@
 mod codec;
 mod corpus;
 mod harness;
+#[cfg(feature = "rivals")]
+mod hosts;
 mod keys;
 mod kx;
 mod plot;

@@ -16,7 +16,7 @@ use warpcore_offload::{Call, Codec, Compress, CustomKernel, Devices, Model, Mode
 
 use crate::harness::{Bench, OURS, System, Unit};
 #[cfg(feature = "rivals")]
-use crate::rivals;
+use crate::{hosts, rivals};
 
 const ROUNDS: usize = 30;
 /// Operations in a sample.
@@ -35,7 +35,10 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         #[allow(unused_mut, reason = "with rivals it is")]
         let mut systems = vec![System::new(OURS, move || noop(&queue, depth))];
         #[cfg(feature = "rivals")]
-        systems.extend(rivals::hand_over(depth)?);
+        {
+            systems.extend(hosts::adapters(depth)?);
+            systems.extend(rivals::hand_over(depth)?);
+        }
         let case = format!("noop depth {depth}");
         bench.measure(&case, Unit::Ns, ROUNDS, systems);
         bench.point("noop", &case, depth);
@@ -109,7 +112,7 @@ fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
 }
 
 /// A kernel that does nothing.
-struct Noop;
+pub(crate) struct Noop;
 
 impl CustomKernel for Noop {
     type Item = u64;

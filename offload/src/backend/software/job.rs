@@ -20,8 +20,10 @@ pub(crate) struct Job {
     /// Their slots, which are Running.
     tokens: Vec<Token>,
     works: Vec<Work>,
-    /// One for each, once it is known.
+    /// One for each, where each has its own.
     results: Vec<Option<Result<usize, Error>>>,
+    /// How the others end.
+    rest: Result<usize, Error>,
     /// Signatures that are begun.
     running: Option<Running>,
     items: Vec<Item>,
@@ -35,6 +37,7 @@ impl Default for Job {
             tokens: Vec::new(),
             works: Vec::new(),
             results: Vec::new(),
+            rest: Err(Error::Closed),
             running: None,
             items: Vec::new(),
             spent_ns: 0,
@@ -47,6 +50,7 @@ impl Job {
     pub(crate) fn start(&mut self, kernel: Kernel) {
         debug_assert!(self.tokens.is_empty() && self.running.is_none(), "the last has ended");
         self.kernel = kernel;
+        self.rest = Err(Error::Closed);
         self.spent_ns = 0;
     }
 
@@ -88,10 +92,7 @@ impl Job {
                 *software.borrow_mut() = Software::new();
             }
             self.running = None;
-            self.results.resize(self.works.len(), None);
-            for result in self.results.iter_mut().filter(|result| result.is_none()) {
-                *result = Some(Err(Error::Panicked));
-            }
+            self.rest = Err(Error::Panicked);
             true
         })
     }
@@ -125,7 +126,7 @@ impl Job {
                 }));
                 // SAFETY: they are this kernel's, as gathered; the rest as the caller promises.
                 unsafe { kernel.run_erased(&mut self.items) };
-                results.resize(works.len(), Some(Ok(0)));
+                self.rest = Ok(0);
             }
             Kernel::Ecdsa if EcdsaSigner::has_lanes() => {
                 // SAFETY: passed on from the caller.
@@ -170,7 +171,7 @@ impl Job {
             }
             match software.start(encoded) {
                 Ok(running) => self.running = Some(running),
-                Err(error) => self.end_rest(&error),
+                Err(error) => self.rest = Err(error),
             }
             return self.running.is_none();
         };
@@ -179,7 +180,7 @@ impl Job {
             Ok(true) => {}
             Err(error) => {
                 self.running = None;
-                self.end_rest(&error);
+                self.rest = Err(error);
                 return true;
             }
         }
@@ -195,22 +196,17 @@ impl Job {
         true
     }
 
-    /// Ends those that have no result yet.
-    fn end_rest(&mut self, error: &Error) {
-        for result in self.results.iter_mut().filter(|result| result.is_none()) {
-            *result = Some(Err(error.clone()));
-        }
-    }
-
     /// How each has ended, in order. The works are dropped first: nobody follows their addresses
     /// once a request is given back.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Token, Result<usize, Error>)> {
         self.works.clear();
         self.items.clear();
         self.running = None;
-        let Self { tokens, results, .. } = self;
-        results.resize(tokens.len(), None);
-        let results = results.drain(..).map(|result| result.unwrap_or(Err(Error::Closed)));
-        tokens.drain(..).zip(results)
+        let Self { tokens, results, rest, .. } = self;
+        let mut results = results.drain(..);
+        tokens.drain(..).map(move |token| {
+            let result = results.next().flatten();
+            (token, result.unwrap_or_else(|| rest.clone()))
+        })
     }
 }
