@@ -154,8 +154,7 @@ pub struct Fed<S, T> {
 /// Raise `source` to a key's private exponent: the bare operation (RSASP1 of RFC 8017, section
 /// 5.2.1), without padding. The result is checked by the public exponent before it is given out.
 ///
-/// In software it takes lanes, see [`Error::NoDevice`], and is one unit of a turn: 0.5 ms for a key
-/// of 2048 bits.
+/// In software it goes with signatures and takes lanes, see [`Error::NoDevice`].
 #[derive(Debug, Clone)]
 pub struct RsaPrivate<S, T> {
     /// With which key.
@@ -365,7 +364,7 @@ impl<S: Source, T: Target> Request for RsaPrivate<S, T> {
     type Output = Done<S, T>;
 
     fn kernel(&self) -> Kernel {
-        Kernel::Rsa
+        Kernel::Sign
     }
 
     fn describe(&mut self) -> Work {
@@ -522,10 +521,10 @@ impl StreamSpan {
 }
 
 impl Work {
-    /// Length of the modulus of a signature's key.
+    /// Length of the modulus of a private operation's key.
     pub(crate) fn modulus_len_bytes(&self) -> usize {
         match self {
-            Self::Sign { key, .. } => key.modulus_len_bytes(),
+            Self::RsaPrivate { key, .. } | Self::Sign { key, .. } => key.modulus_len_bytes(),
             _ => 0,
         }
     }

@@ -16,9 +16,9 @@ pub enum Kernel {
     Ecdsa,
     /// [`KeyExchange`](crate::KeyExchange).
     KeyExchange,
-    /// [`RsaPrivate`](crate::RsaPrivate) and [`RsaPublic`](crate::RsaPublic).
+    /// [`RsaPublic`](crate::RsaPublic).
     Rsa,
-    /// [`Sign`](crate::Sign).
+    /// [`Sign`](crate::Sign) and [`RsaPrivate`](crate::RsaPrivate).
     Sign,
 }
 
@@ -44,7 +44,7 @@ impl Kernel {
             Self::Decompress => "decompress",
             Self::Ecdsa => "p256",
             Self::KeyExchange => "x25519",
-            Self::Rsa => "rsa",
+            Self::Rsa => "rsa public",
             Self::Sign => "sign",
         }
     }

@@ -76,6 +76,17 @@ impl Signer {
         Ok(Encoded { key: Arc::clone(key), number })
     }
 
+    /// Takes a number for [`start`](Self::start) that is raised as it is.
+    pub(crate) fn take(key: &Arc<PrivateKey>, number: &[u8]) -> Result<Encoded, Error> {
+        if number.len() != key.modulus_len_bytes() || number >= key.public().modulus() {
+            return Err(Error::NotInRange);
+        }
+        if key.lanes().is_none() {
+            return Err(Error::NoDevice);
+        }
+        Ok(Encoded { key: Arc::clone(key), number: number.to_vec() })
+    }
+
     /// Takes up signatures with keys of one size, four at most.
     pub(crate) fn start(&mut self, signatures: Vec<Encoded>) -> Result<Running, Error> {
         let k = signatures[0].key.modulus_len_bytes();
@@ -170,35 +181,6 @@ impl Signer {
         let pair = key.pair().ok_or(Error::NoDevice)?;
         let made = pair.sign(scheme.encoding(), &self.random, message, target);
         made.map(|()| target.len()).map_err(|_| Error::Sign)
-    }
-
-    /// Raises one number to a private exponent, from start to end.
-    pub(crate) fn private(
-        &mut self,
-        key: &Arc<PrivateKey>,
-        number: &[u8],
-        target: &mut [u8],
-    ) -> Result<usize, Error> {
-        let k = key.modulus_len_bytes();
-        if number.len() != k || number >= key.public().modulus() {
-            return Err(Error::NotInRange);
-        }
-        let len_bytes = target.len();
-        let target = target.get_mut(..k).ok_or(Error::TargetTooSmall { len_bytes })?;
-        if key.lanes().is_none() {
-            return Err(Error::NoDevice);
-        }
-        let signature = Encoded { key: Arc::clone(key), number: number.to_vec() };
-        self.alone(signature, target)
-    }
-
-    /// Makes one signature from start to end, in lanes.
-    fn alone(&mut self, signature: Encoded, target: &mut [u8]) -> Result<usize, Error> {
-        let len = target.len();
-        let mut running = self.start(vec![signature])?;
-        while !self.step(&mut running)? {}
-        let [end, ..] = self.finish(running, &mut [target]);
-        end.map(|()| len)
     }
 }
 

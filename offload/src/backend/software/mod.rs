@@ -106,7 +106,8 @@ impl Software {
                 Work::EcdsaSign { key, .. } => ecdsa.sign_alone(key, source, target),
                 Work::Feed { stream, end, .. } => stream.as_state().run(source, target, *end),
                 Work::Call(_) | Work::KeyExchange { .. } => unreachable!("done above"),
-                Work::RsaPrivate { key, .. } => signer.private(key, source, target),
+                // In lanes only, where its job does it.
+                Work::RsaPrivate { .. } => Err(Error::NoDevice),
                 Work::RsaPublic { key, .. } => raise(key, source, target),
                 Work::Sign { key, scheme, .. } => signer.sign_alone(key, *scheme, source, target),
             })
@@ -115,18 +116,29 @@ impl Software {
 }
 
 impl Software {
-    /// Encodes the message of a signature that is to go with others in lanes.
+    /// Encodes the message of a signature that is to go with others in lanes, or takes the number of
+    /// a bare operation.
     ///
     /// # Safety
     ///
     /// The bytes that `work` names are alive, and nobody writes the message.
     pub(crate) unsafe fn encode(&mut self, work: &Work) -> Result<Encoded, Error> {
-        let Work::Sign { key, scheme, message, .. } = work else {
-            unreachable!("only signatures gather")
-        };
-        // SAFETY: passed on from the caller.
-        let message = unsafe { message.as_slice(&mut self.gathered) };
-        self.signer.encode(key, *scheme, message)
+        match work {
+            Work::RsaPrivate { key, source, target } => {
+                let len_bytes = target.0.len_bytes();
+                if len_bytes < key.modulus_len_bytes() {
+                    return Err(Error::TargetTooSmall { len_bytes });
+                }
+                // SAFETY: passed on from the caller.
+                Signer::take(key, unsafe { source.as_slice(&mut self.gathered) })
+            }
+            Work::Sign { key, scheme, message, .. } => {
+                // SAFETY: passed on from the caller.
+                let message = unsafe { message.as_slice(&mut self.gathered) };
+                self.signer.encode(key, *scheme, message)
+            }
+            _ => unreachable!("only private operations gather"),
+        }
     }
 
     /// Takes up signatures with keys of one size.
@@ -235,15 +247,17 @@ impl Software {
         let mut rooms = [const { [0; SIGNATURE_LEN_BYTES_MAX] }; Signer::TOGETHER];
         let mut targets: Vec<&mut [u8]> = Vec::with_capacity(works.len());
         for (room, work) in rooms.iter_mut().zip(works) {
-            let Work::Sign { key, .. } = work else { unreachable!("only signatures gather") };
-            targets.push(&mut room[..key.modulus_len_bytes()]);
+            targets.push(&mut room[..work.modulus_len_bytes()]);
         }
         let ends = self.signer.finish(running, &mut targets);
         let mut results = [const { Err(Error::Sign) }; Signer::TOGETHER];
         for ((work, room), (end, result)) in
             works.iter().zip(&rooms).zip(ends.into_iter().zip(&mut results))
         {
-            let Work::Sign { key, target, .. } = work else { continue };
+            let (Work::RsaPrivate { key, target, .. } | Work::Sign { key, target, .. }) = work
+            else {
+                continue;
+            };
             let len = key.modulus_len_bytes();
             *result = match end {
                 // SAFETY: passed on from the caller.
@@ -255,8 +269,9 @@ impl Software {
                 },
                 Err(error) => {
                     tracing::error!("a signature came out wrong and was withheld: {key:?}");
+                    let again = matches!(work, Work::Sign { .. }) && key.pair().is_some();
                     // SAFETY: passed on from the caller.
-                    if key.pair().is_some() { unsafe { self.execute(work) } } else { Err(error) }
+                    if again { unsafe { self.execute(work) } } else { Err(error) }
                 }
             };
         }
