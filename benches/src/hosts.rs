@@ -1,7 +1,6 @@
 //! The queue on the executors of others, by their adapters.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -61,18 +60,16 @@ fn tokio_local(runtime: &Runtime, depth: usize) -> f64 {
     per_operation(elapsed.get())
 }
 
-fn on(local: Local, depth: usize) -> impl Future<Output = Duration> {
-    async move {
-        let mut ops = Vec::with_capacity(depth);
-        let started = Instant::now();
-        for _ in 0..batches(depth) {
-            for _ in 0..depth {
-                ops.push(local.submit(Call { kernel: &Noop, item: 1 }));
-            }
-            for op in ops.drain(..) {
-                black_box(op.await.result).expect("it does not panic");
-            }
+async fn on(local: Local, depth: usize) -> Duration {
+    let mut ops = Vec::with_capacity(depth);
+    let started = Instant::now();
+    for _ in 0..batches(depth) {
+        for _ in 0..depth {
+            ops.push(local.submit(Call { kernel: &Noop, item: 1 }));
         }
-        started.elapsed()
+        for op in ops.drain(..) {
+            black_box(op.await.result).expect("it does not panic");
+        }
     }
+    started.elapsed()
 }

@@ -197,11 +197,16 @@ impl Queue {
     /// for about `slice`, at least one unit. Wakes who waits for any of it; a waker may use the
     /// queue, and turn it.
     ///
-    /// A unit is never interrupted: one chunk compressed, a raw private operation, or about 50 us of
-    /// signatures that are made together (at the first use of a key and every 256th, up to 1 ms).
-    /// Signatures and key exchanges wait for company until there are enough for all lanes, until the
-    /// oldest has waited for 100 and 35 us by `now`, or until the owner has nothing else to do
+    /// A unit is never interrupted: one chunk compressed, one group of key exchanges or of signatures
+    /// of P-256, or about 50 us of RSA signatures that are made together (at the first use of a key
+    /// and every 256th, up to 1 ms). RSA signatures that are begun get three units for one of any
+    /// other kernel. Signatures and key exchanges wait for company until there are enough for all
+    /// lanes, until the oldest has waited by `now` for as long as it takes alone (RSA: 100 us, key
+    /// exchanges: 35 us, P-256: 20 us), or until the owner has nothing else to do
     /// ([`flush`](Self::flush)).
+    ///
+    /// In a [`Team`] a unit may be another queue's, if this one has none; and compression that takes
+    /// more than about a millisecond (zstd from level 9 up, for 64 KiB) is left to engine threads.
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
         let mut units = 0;
         if self.shared.generation.is_past() {

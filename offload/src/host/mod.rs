@@ -12,7 +12,8 @@
 //! task that is ready run once, and takes that for it. So a lone signature waits for one round of
 //! the executor. Work is done on the executor's thread, in slices of about 50 us; who must not wait
 //! for that uses threads of its own. glommio has no place for another source of completions: there
-//! devices are polled, every 50 us while something is in flight.
+//! devices are polled, every 50 us while something is in flight; and a queue of a
+//! [`Team`](crate::Team) that sleeps there does not hear that others want help.
 
 #[cfg(feature = "glommio")]
 pub mod glommio;

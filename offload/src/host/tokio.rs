@@ -25,7 +25,7 @@ use crate::request::Request;
 use crate::team::Team;
 
 /// Turns a queue until nobody has it any more: to be spawned by `spawn_local`, on the runtime
-/// (with I/O and time enabled, if the queue has devices) of those who use it.
+/// (with I/O and time enabled, if the queue has devices or a team) of those who use it.
 ///
 /// # Errors
 ///
