@@ -25,6 +25,7 @@ use flate2::{FlushCompress, FlushDecompress, Status};
 use crate::codec::Codec;
 use crate::codec::flate::{compression, produced};
 use crate::codec::framing::{self, Checksum, HeaderReader, Short};
+use crate::codec::zstd::ZstdStream;
 use crate::error::Error;
 
 /// How far deflate looks back (RFC 1951, section 2).
@@ -53,17 +54,26 @@ pub struct Progress {
 impl Stream {
     /// A stream that compresses. `level` is the codec's own scale; a device may ignore it.
     pub fn compress(codec: Codec, level: i32) -> Result<Self, Error> {
+        if codec == Codec::Zstd {
+            let direction = Direction::Zstd(ZstdStream::compress(level)?);
+            return Self::new(codec, direction, Vec::new());
+        }
         let direction = Direction::Compress(compression(codec, level)?);
         Self::new(codec, direction, framing::header(codec).to_vec())
     }
 
-    /// A stream that decompresses one member: what follows its end is not consumed.
+    /// A stream that decompresses one member or frame: what follows its end is not consumed. A frame
+    /// of zstd may ask for a window of 8 MiB.
     pub fn decompress(codec: Codec) -> Result<Self, Error> {
+        if codec == Codec::Zstd {
+            let direction = Direction::Zstd(ZstdStream::decompress()?);
+            return Self::new(codec, direction, Vec::new());
+        }
         Self::new(codec, Direction::Decompress(HeaderReader::new(codec)), Vec::new())
     }
 
     fn new(codec: Codec, direction: Direction, held: Vec<u8>) -> Result<Self, Error> {
-        if !matches!(codec, Codec::Deflate | Codec::Gzip | Codec::Zlib) {
+        if !matches!(codec, Codec::Deflate | Codec::Gzip | Codec::Zlib | Codec::Zstd) {
             return Err(Error::NoStream { codec });
         }
         Ok(Self(Box::new(State {
@@ -132,6 +142,8 @@ pub(crate) struct State {
 pub(crate) enum Direction {
     Compress(flate2::Compression),
     Decompress(HeaderReader),
+    /// Either way, and software's alone: no device has it.
+    Zstd(ZstdStream),
 }
 
 /// Who transforms the bytes.
@@ -177,7 +189,7 @@ pub(crate) enum Software {
 
 impl State {
     pub(crate) fn is_compression(&self) -> bool {
-        matches!(self.direction, Direction::Compress(_))
+        matches!(self.direction, Direction::Compress(_) | Direction::Zstd(ZstdStream::Compress(_)))
     }
 
     /// Starts a feed with `room` bytes for its output: what is held goes out first, by `write`
@@ -259,7 +271,7 @@ impl State {
 
     pub(crate) fn has_header(&self) -> bool {
         match &self.direction {
-            Direction::Compress(_) => true,
+            Direction::Compress(_) | Direction::Zstd(_) => true,
             Direction::Decompress(header) => header.is_done(),
         }
     }
@@ -339,10 +351,15 @@ impl State {
             }
             self.read_header(std::iter::once(source))?;
         }
-        let result = self.enter_software().and_then(|()| match self.direction {
-            Direction::Compress(_) => self.compress(source, target, end),
-            Direction::Decompress(_) => self.decompress(source, target),
-        });
+        let result = match self.direction {
+            Direction::Compress(_) => {
+                self.enter_software().and_then(|()| self.compress(source, target, end))
+            }
+            Direction::Decompress(_) => {
+                self.enter_software().and_then(|()| self.decompress(source, target))
+            }
+            Direction::Zstd(_) => self.run_zstd(source, target, end),
+        };
         self.keep_error(result)?;
         let starved = self.progress.consumed == source.len()
             && self.progress.produced < target.len()
@@ -352,6 +369,19 @@ impl State {
             return self.keep_error(error);
         }
         self.done()
+    }
+
+    fn run_zstd(&mut self, source: &[u8], target: &mut [u8], end: bool) -> Result<(), Error> {
+        let Direction::Zstd(stream) = &mut self.direction else {
+            unreachable!("asked for this direction");
+        };
+        let piece = stream.run(source, target, end)?;
+        self.progress.consumed = piece.consumed;
+        self.progress.produced = piece.produced;
+        if piece.ended {
+            self.end();
+        }
+        Ok(())
     }
 
     /// Makes software the engine, from wherever the stream stands.
@@ -389,6 +419,7 @@ impl State {
                 checksum,
                 flushing: false,
             },
+            Direction::Zstd(_) => unreachable!("it is its own engine"),
             Direction::Decompress(_) => Software::Decompress {
                 raw: flate2::Decompress::new(false),
                 checksum,

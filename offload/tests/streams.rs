@@ -10,7 +10,7 @@ use warpcore_offload::{
     Stream,
 };
 
-const CODECS: [Codec; 3] = [Codec::Deflate, Codec::Gzip, Codec::Zlib];
+const CODECS: [Codec; 4] = [Codec::Deflate, Codec::Gzip, Codec::Zlib, Codec::Zstd];
 
 fn contents() -> impl Strategy<Value = Vec<u8>> {
     let run = prop_oneof![
@@ -56,6 +56,7 @@ fn reference(codec: Codec, stored: &[u8]) -> Vec<u8> {
         Codec::Deflate => flate2::read::DeflateDecoder::new(stored).read_to_end(&mut plain),
         Codec::Gzip => flate2::read::GzDecoder::new(stored).read_to_end(&mut plain),
         Codec::Zlib => flate2::read::ZlibDecoder::new(stored).read_to_end(&mut plain),
+        Codec::Zstd => zstd::Decoder::new(stored).and_then(|mut it| it.read_to_end(&mut plain)),
         other => panic!("no reference for {other}"),
     }
     .expect("the reference reads it");
@@ -90,12 +91,13 @@ proptest! {
     #[test]
     fn what_was_consumed_can_be_read_by_the_other_side(plain in contents()) {
         let queue = Queue::new(2);
+        for codec in CODECS {
         let (mut writer, mut reader) = (
-            Stream::compress(Codec::Gzip, 1).expect("a stream"),
-            Stream::decompress(Codec::Gzip).expect("a stream"),
+            Stream::compress(codec, 1).expect("a stream"),
+            Stream::decompress(codec).expect("a stream"),
         );
         for piece in plain.chunks(1000) {
-            let target = vec![0; Codec::Gzip.bound(piece.len())];
+            let target = vec![0; codec.bound(piece.len())];
             let fed = queue.run(queue.submit(Feed {
                 stream: writer, source: piece.to_vec(), target, end: false,
             }));
@@ -112,10 +114,24 @@ proptest! {
             let progress = fed.result.expect("reads");
             prop_assert_eq!(&fed.target[..progress.produced], piece);
         }
+        }
     }
 
     #[test]
-    fn a_stream_that_is_cut_or_damaged_is_refused(
+    fn a_stream_that_is_cut_says_so(plain in contents(), at: prop::sample::Index) {
+        let queue = Queue::new(2);
+        for codec in CODECS {
+            let stream = Stream::compress(codec, 6).expect("a stream");
+            let (stored, _) = feed(&queue, stream, &plain, 4096, 4096).expect("compresses");
+            let at = at.index(stored.len());
+            let stream = Stream::decompress(codec).expect("a stream");
+            let cut = feed(&queue, stream, &stored[..at], 1000, 1000);
+            assert!(matches!(cut, Err(Error::Corrupt { .. })), "{codec}, {at}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_damaged_is_refused(
         plain in contents(),
         at: prop::sample::Index,
         flip in 1..=255_u8,
@@ -124,9 +140,6 @@ proptest! {
         let stream = Stream::compress(Codec::Gzip, 6).expect("a stream");
         let (stored, _) = feed(&queue, stream, &plain, 4096, 4096).expect("compresses");
         let at = at.index(stored.len());
-        let stream = Stream::decompress(Codec::Gzip).expect("a stream");
-        let cut = feed(&queue, stream, &stored[..at], 1000, 1000);
-        assert!(matches!(cut, Err(Error::Corrupt { .. })), "{at} of {}: {cut:?}", stored.len());
         let mut damaged = stored.clone();
         damaged[at] ^= flip;
         let stream = Stream::decompress(Codec::Gzip).expect("a stream");

@@ -22,7 +22,7 @@ use crate::{
 /// A throw-away key of 2048 bits, in PKCS#8 DER as OpenSSL wrote it.
 const KEY: &[u8] = include_bytes!("conformance_key.der");
 
-const STREAMS: [Codec; 3] = [Codec::Deflate, Codec::Gzip, Codec::Zlib];
+const STREAMS: [Codec; 4] = [Codec::Deflate, Codec::Gzip, Codec::Zlib, Codec::Zstd];
 
 fn key() -> Arc<PrivateKey> {
     let der = rustls_pki_types::PrivatePkcs8KeyDer::from(KEY).into();

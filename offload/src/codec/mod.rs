@@ -7,7 +7,7 @@ mod isal;
 mod lz4;
 mod probe;
 mod store;
-mod zstd;
+pub(crate) mod zstd;
 
 #[cfg(test)]
 mod conformance;
