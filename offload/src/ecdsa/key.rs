@@ -3,14 +3,18 @@
 use std::fmt;
 
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair,
+    UnparsedPublicKey,
+};
 use rustls_pki_types::PrivateKeyDer;
 use sec1::EcPrivateKey;
 use zeroize::Zeroizing;
 
+use super::EcdsaSigner;
 use super::field::{Constant, Order, Prime};
 use super::nonce::number;
-use crate::error::KeyError;
+use crate::error::{Error, KeyError};
 use crate::rsa::{digits, read_pem};
 
 /// An ECDSA key of the curve P-256, checked when it was read. Wiped when it is dropped.
@@ -77,7 +81,18 @@ impl EcdsaKey {
         let shifted = digits::shift(&*Zeroizing::new(number(&secret)), 260, &Order::DIGITS);
         let mut digits = Zeroizing::new([0; 5]);
         digits.copy_from_slice(&shifted);
-        Ok(Self { pair, secret, digits })
+        let key = Self { pair, secret, digits };
+        key.try_out()
+            .map_err(|_| KeyError::Inconsistent("its public key does not verify its signature"))?;
+        Ok(key)
+    }
+
+    /// Makes a signature as it will be made later, and verifies it.
+    fn try_out(&self) -> Result<(), Error> {
+        let signed = EcdsaSigner::new().try_out(self)?;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.public())
+            .verify(&[], signed.as_ref())
+            .map_err(|_| Error::Sign)
     }
 
     /// The public key: a point, not compressed (SEC 1, section 2.3.3).

@@ -14,6 +14,7 @@ mod field;
 mod key;
 mod nonce;
 
+use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
@@ -68,6 +69,18 @@ impl EcdsaSigner {
             .ok_or(Error::TargetTooSmall { len_bytes })?
             .copy_from_slice(signature);
         Ok(signature.len())
+    }
+
+    /// A signature of nothing, as those of many are made.
+    fn try_out(&mut self, key: &EcdsaKey) -> Result<Der, Error> {
+        if Self::has_lanes() {
+            let hash = digest(&SHA256, &[]);
+            let hash = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
+            return self.sign(&[(key, hash)])?.pop().flatten().ok_or(Error::Sign);
+        }
+        let mut der = Der { bytes: [0; ECDSA_LEN_BYTES_MAX], len_bytes: 0 };
+        der.len_bytes = self.sign_alone(key, &[], &mut der.bytes)?;
+        Ok(der)
     }
 
     /// Signs hashes, eight at most, each with its key. One that did not come out right is none.
@@ -240,7 +253,7 @@ mod tests {
     }
 
     fn sha256(message: &[u8]) -> [u8; 32] {
-        let hash = ring::digest::digest(&ring::digest::SHA256, message);
+        let hash = digest(&SHA256, message);
         hash.as_ref().try_into().expect("32 bytes")
     }
 

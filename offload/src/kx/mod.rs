@@ -178,6 +178,43 @@ mod tests {
         assert_eq!(k, hex("684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51"));
     }
 
+    /// Project Wycheproof's: edge cases of multiplication, points on the twist, of small order, and
+    /// not canonical.
+    #[test]
+    fn the_vectors_of_wycheproof() {
+        if !lanes::are_here() {
+            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            return;
+        }
+        let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519);
+        let tests: Vec<_> = set
+            .expect("it is there")
+            .test_groups
+            .into_iter()
+            .flat_map(|group| group.tests)
+            .collect();
+        assert!(tests.len() > 400);
+        let number = |bytes: &[u8]| <[u8; 32]>::try_from(bytes).expect("32 bytes");
+        // Eight different ones at a time, and four.
+        for lanes in [8, 4] {
+            for tests in tests.chunks(lanes) {
+                let scalars: Vec<_> = tests.iter().map(|test| number(&test.private_key)).collect();
+                let points: Vec<_> = tests.iter().map(|test| number(&test.public_key)).collect();
+                let mut products = vec![[0; 32]; tests.len()];
+                multiply(&scalars, &points, &mut products);
+                for (test, product) in tests.iter().zip(products) {
+                    assert_eq!(
+                        product,
+                        number(&test.shared_secret),
+                        "{} {}",
+                        test.tc_id,
+                        test.comment
+                    );
+                }
+            }
+        }
+    }
+
     /// Points of small order (Cure25519, "How do I validate Curve25519 public keys?"), whose product
     /// would be the same for every scalar.
     #[test]

@@ -1,6 +1,7 @@
 //! Keys: read, checked, laid out for a device, and never printed when they are private.
 
 use std::fmt;
+use std::sync::Arc;
 
 use num_bigint::BigUint;
 use pkcs1::{RsaPrivateKeyRef, RsaPublicKeyRef, UintRef};
@@ -156,8 +157,8 @@ impl PrivateKey {
             return Err(KeyError::Encoding("multi-prime or unknown version"));
         }
         let public = PublicKey::new(key.modulus.as_bytes(), key.public_exponent.as_bytes())?;
-        // Big enough for ring, so it checks that the numbers belong together. A smaller key shows
-        // that they do not at its first signature, which is verified.
+        // Big enough for ring, so it checks that the numbers belong together. With a smaller key the
+        // signature that is tried below does.
         let pair = if public.modulus_len_bytes() * 8 >= 2048 {
             Some(KeyPair::from_der(der).map_err(|rejected| explain(&rejected.to_string()))?)
         } else {
@@ -169,7 +170,16 @@ impl PrivateKey {
             put(&mut numbers, trim(number.as_bytes()), h)?;
         }
         let lanes = lanes::are_here().then(|| LaneKey::new(&public, &numbers)).transpose()?;
-        Ok(Self { public, pair, numbers: Numbers::Crt(numbers), lanes })
+        Self { public, pair, numbers: Numbers::Crt(numbers), lanes }.tried()
+    }
+
+    /// The key, after it has made a signature that its public half verifies.
+    fn tried(self) -> Result<Self, KeyError> {
+        let key = Arc::new(self);
+        Signer::new()
+            .try_out(&key)
+            .map_err(|_| KeyError::Inconsistent("its public key does not verify its signature"))?;
+        Ok(Arc::into_inner(key).expect("the signature's own reference is gone"))
     }
 
     /// Length of the modulus and so of a signature, in bytes.

@@ -11,7 +11,7 @@ use super::encode::{Salts, encode};
 use super::key::PrivateKey;
 use super::lane_key::LaneKey;
 use super::private::{self, Batch, Input, SIGNATURES_MAX};
-use super::{Scheme, lanes};
+use super::{SIGNATURE_LEN_BYTES_MAX, Scheme, lanes};
 use crate::error::Error;
 
 /// Keys whose blinding is kept. Who uses more pays for drawing it anew.
@@ -167,6 +167,24 @@ impl Signer {
         let k = running.signatures[0].key.modulus_len_bytes();
         self.idle.push((k, running.wide, running.batch));
         ends
+    }
+
+    /// Makes a signature with a key as it will be made later; each is verified. A key that only
+    /// devices work with is not tried.
+    pub(crate) fn try_out(&mut self, key: &Arc<PrivateKey>) -> Result<(), Error> {
+        let mut room = [0; SIGNATURE_LEN_BYTES_MAX];
+        let target = &mut room[..key.modulus_len_bytes()];
+        if key.lanes().is_none() {
+            return match key.pair() {
+                Some(_) => self.sign_alone(key, Scheme::Pkcs1Sha256, &[], target).map(drop),
+                None => Ok(()),
+            };
+        }
+        let encoded = self.encode(key, Scheme::Pkcs1Sha256, &[])?;
+        let mut running = self.start(vec![encoded])?;
+        while !self.step(&mut running)? {}
+        let [end, ..] = self.finish(running, &mut [target]);
+        end
     }
 
     /// Makes one signature by `ring`: constant time, and verified with the public key before it is
