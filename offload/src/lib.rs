@@ -54,6 +54,7 @@ mod stats;
 mod stream;
 mod sync;
 mod team;
+mod wipe;
 
 pub use backend::{
     Device, Devices, Fault, Faults, Model, ModelKind, ModelQueue, SelectError, State, devices,

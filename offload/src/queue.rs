@@ -13,10 +13,12 @@
 //! An operation that is dropped leaves its slot an *orphan*: the request stays where it is until
 //! the backend is finished with it, and is then dropped by the queue.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::any::Any;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -162,8 +164,6 @@ impl Queue {
                 spare: RefCell::default(),
                 taken: RefCell::new(Vec::with_capacity(depth)),
                 team,
-                helping: RefCell::new(None),
-                helps_next: Cell::new(false),
                 bell: OnceCell::new(),
                 stats: RefCell::new(Stats::default()),
                 generation: Generation::current(),
@@ -251,6 +251,9 @@ impl Queue {
 
     /// A turn would find something to do right now: a cheap look, for who spins.
     pub fn has_news(&self) -> bool {
+        if self.shared.generation.is_past() {
+            return false;
+        }
         self.is_busy()
             || self.shared.team.as_ref().is_some_and(Membership::has_ready)
             || self.shared.has_devices
@@ -294,13 +297,20 @@ impl Queue {
         self.shared.epoll.as_ref().map(|epoll| epoll.as_fd())
     }
 
+    /// Nobody hears this queue's bell while it sleeps: it does not help, and is not to be woken for that.
+    pub(crate) fn stay_deaf(&self) {
+        if let Some(team) = &self.shared.team {
+            team.woken();
+            team.settle();
+        }
+    }
+
     /// Work is left that could run.
     fn is_busy(&self) -> bool {
         let slots = self.shared.slots.borrow();
         slots.arrived.iter().any(|(_, blocked)| !blocked)
             || !slots.batches.iter().all(Batch::is_empty)
             || self.shared.is_signing()
-            || self.shared.helping.borrow().is_some()
             || self
                 .shared
                 .team
@@ -338,15 +348,17 @@ impl Drop for Queue {
             slots.closed = true;
             slots.waiters.drain(..).map(|(_, waker)| waker).collect::<Vec<_>>()
         };
+        let mut foreign = Foreign::default();
         if self.shared.generation.is_past() {
             // The devices are the parent's: even closing their queues would disturb it.
             std::mem::forget(self.shared.backends.take());
         } else {
-            self.shared.close_devices();
-            self.shared.leave_team();
+            self.shared.leave_team(&mut foreign);
+            self.shared.close_devices(&mut foreign);
         }
-        self.shared.close_software();
-        wakers.into_iter().for_each(Waker::wake);
+        self.shared.close_software(&mut foreign);
+        wakers.into_iter().for_each(|waker| foreign.run(|| waker.wake()));
+        foreign.finish();
     }
 }
 
@@ -394,10 +406,6 @@ pub(crate) struct Shared {
     taken: RefCell<Vec<Token>>,
     /// Others that help, and are helped.
     team: Option<Membership>,
-    /// Work of another queue's, in hand.
-    helping: RefCell<Option<Helped>>,
-    /// That is next; else work of its own.
-    helps_next: Cell<bool>,
     /// Of [`Queue::run`].
     pub(crate) bell: OnceCell<Arc<Bell>>,
     stats: RefCell<Stats>,
@@ -481,8 +489,8 @@ enum State {
 enum Unit {
     /// Items of this kernel of others.
     Custom(usize),
-    /// Work of another queue's, that was begun.
-    Help,
+    /// Work of another queue's.
+    Help(Helped),
     /// A request, from start to end.
     One(Token),
     /// Signatures that are begun.
@@ -674,37 +682,33 @@ impl Shared {
     }
 
     /// Stops the devices and ends what they had, and what was to be offered to them.
-    fn close_devices(&self) {
+    fn close_devices(&self, foreign: &mut Foreign) {
         let mut ended = Vec::new();
         // Taken out: what is woken by the end of its operation may look at the queue.
         for mut backend in self.backends.take() {
             backend.close(&mut ended);
         }
         for (token, ended) in ended {
-            self.end(token, ended);
+            foreign.run(|| self.end(token, ended));
         }
         while let Some((token, _)) = { self.slots.borrow_mut().arrived.pop_front() } {
-            self.complete(token, Ending::Done(Err(Error::Closed)));
+            foreign.run(|| self.complete(token, Ending::Done(Err(Error::Closed))));
         }
     }
 
-    /// Ends what others have of this queue's, and what this one has of others'.
-    fn leave_team(&self) {
+    /// Ends what others have of this queue's.
+    fn leave_team(&self, foreign: &mut Foreign) {
         let Some(team) = &self.team else { return };
-        if let Some(mut helped) = self.helping.take() {
-            while !helped.step(&self.software) {}
-            helped.give_back();
-        }
-        while let Some(job) = team.withdraw() {
-            self.end_job(job);
-        }
-        team.settle();
+        // All of it first: nobody is to work on a slot once wakers run.
+        let jobs: Vec<_> = std::iter::from_fn(|| team.withdraw()).collect();
+        team.leave();
+        jobs.into_iter().for_each(|job| self.end_job(job, foreign));
     }
 
     /// Ends what software had, and what it was to do.
-    fn close_software(&self) {
+    fn close_software(&self, foreign: &mut Foreign) {
         if let Some(job) = self.signing.take() {
-            self.end_job(job);
+            self.end_job(job, foreign);
         }
         loop {
             let token = {
@@ -715,30 +719,28 @@ impl Shared {
                 gathered.or_else(|| slots.long.pop_front())
             };
             let Some(token) = token else { return };
-            self.complete(token, Ending::Done(Err(Error::Closed)));
+            foreign.run(|| self.complete(token, Ending::Done(Err(Error::Closed))));
         }
     }
 
-    /// The next unit of work: kernels take turns, and so do others' work and this queue's.
+    /// The next unit of work: of this queue's, which kernels take in turn; of what it has posted and
+    /// nobody claims; of others'.
     fn next_unit(&self, now: Instant) -> Option<Unit> {
-        let helps = self.helping.borrow().is_some();
-        if helps && self.helps_next.replace(false) {
-            return Some(Unit::Help);
+        let Some(team) = &self.team else { return self.next_own(now, true) };
+        if !self.is_signing()
+            && team.is_overdue()
+            && let Some(job) = team.take_back(Takes::Short)
+        {
+            return Some(Unit::Posted(job));
         }
-        self.helps_next.set(helps);
-        let own = self.next_own(now, true);
-        let Some(team) = &self.team else { return own };
-        if let Some(own) = own {
+        if let Some(own) = self.next_own(now, true) {
             team.settle();
             return Some(own);
         }
         if let Some(job) = team.take_back(Takes::Short) {
             return Some(Unit::Posted(job));
         }
-        if !helps {
-            *self.helping.borrow_mut() = Some(team.claim()?);
-        }
-        Some(Unit::Help)
+        team.claim().map(Unit::Help)
     }
 
     /// The next unit of what waits here; `begun`: signatures that are begun, too.
@@ -776,7 +778,7 @@ impl Shared {
     /// Works for a unit.
     fn run(&self, unit: Unit) {
         let job = match unit {
-            Unit::Help => return self.help(),
+            Unit::Help(helped) => return self.help(helped),
             Unit::Posted(job) => Some(job),
             Unit::Signing => self.signing.take(),
             unit => self.form(unit),
@@ -794,7 +796,9 @@ impl Shared {
             if let Some(team) = &self.team {
                 team.count_cost(job.kernel(), job.spent_ns());
             }
-            self.end_job(job);
+            let mut foreign = Foreign::default();
+            self.end_job(job, &mut foreign);
+            foreign.finish();
         } else if let Some(other) = self.signing.replace(Some(job)) {
             unreachable!("{} signatures were begun and left", other.len());
         }
@@ -830,7 +834,7 @@ impl Shared {
                     }
                 });
             }
-            Unit::Help | Unit::Posted(_) | Unit::Signing => unreachable!("those are formed"),
+            Unit::Help(_) | Unit::Posted(_) | Unit::Signing => unreachable!("those are formed"),
         }
         for token in taken.drain(..) {
             let slot = &mut slots.entries[token as usize];
@@ -863,33 +867,31 @@ impl Shared {
     }
 
     /// Ends the requests of a job that nobody works on any more.
-    fn end_job(&self, mut job: Box<Job>) {
+    fn end_job(&self, mut job: Box<Job>, foreign: &mut Foreign) {
         for (token, result) in job.drain() {
-            self.complete(token, Ending::Done(result));
+            foreign.run(|| self.complete(token, Ending::Done(result)));
         }
         self.spare.borrow_mut().push(job);
     }
 
     /// Works for a unit on what another queue has posted.
-    fn help(&self) {
-        let Some(mut helped) = self.helping.take() else { return };
-        if helped.step(&self.software) {
-            helped.give_back();
-        } else {
-            self.helping.replace(Some(helped));
-        }
+    fn help(&self, mut helped: Helped) {
+        let ended = helped.step(&self.software);
+        helped.give_back(ended);
     }
 
     /// Takes what others have finished. Returns how much that was.
     fn take_home(&self, team: &Membership) -> usize {
         let mut units = 0;
+        let mut foreign = Foreign::default();
         while let Some(job) = team.reap() {
             units += 1;
             let kernel = job.kernel();
             team.count_cost(kernel, job.spent_ns());
             self.count(|stats| stats.kernels[kernel as usize].helped += job.len() as u64);
-            self.end_job(job);
+            self.end_job(job, &mut foreign);
         }
+        foreign.finish();
         units
     }
 
@@ -902,6 +904,11 @@ impl Shared {
             if !team.call(true)
                 && let Some(job) = team.take_back(Takes::Long)
             {
+                // There will be nobody for the others either.
+                let mut slots = self.slots.borrow_mut();
+                let Slots { long, batches, .. } = &mut *slots;
+                long.drain(..).for_each(|token| batches[Kernel::Compress as usize].gather(token));
+                drop(slots);
                 self.run(Unit::Posted(job));
             }
         }
@@ -1094,6 +1101,27 @@ impl Shared {
 
     fn count(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.stats.borrow_mut());
+    }
+}
+
+/// Runs wakers, and drops of callers' buffers, for several operations: one that panics does so when all
+/// have had their turn.
+#[derive(Default)]
+struct Foreign(Option<Box<dyn Any + Send>>);
+
+impl Foreign {
+    fn run(&mut self, end: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(end)) {
+            self.0.get_or_insert(panic);
+        }
+    }
+
+    fn finish(self) {
+        if let Some(panic) = self.0
+            && !std::thread::panicking()
+        {
+            resume_unwind(panic);
+        }
     }
 }
 

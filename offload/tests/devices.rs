@@ -134,6 +134,8 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
         // A queue of the child's own works.
         let own = Queue::new(2);
         check(own.run(own.submit(compress(5))).result.is_ok(), 64);
+        let orphaned = Queue::in_team(2, &Devices::none(), &team);
+        check(orphaned.is_err(), 256);
         drop((queue, software, helped, team, own));
         // SAFETY: ends the child without running what belongs to the parent.
         unsafe { libc::_exit(failed) };

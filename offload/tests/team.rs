@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use warpcore_offload::{
-    Call, Codec, Compress, CustomKernel, Decompress, Devices, Error, Kernel, Queue, Team,
+    Call, Codec, Compress, CustomKernel, Decompress, Devices, Error, Kernel, Park, PrivateKey,
+    Queue, Scheme, Sign, Team,
 };
 
 /// Does what each item says.
@@ -284,4 +285,173 @@ fn queues_come_and_go() {
             });
         }
     });
+}
+
+/// Whether the queue's bell has been rung.
+fn readable(queue: &Queue) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let file = queue.fd().expect("a team's queue has one");
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut files = [PollFd::from_borrowed_fd(file, PollFlags::IN)];
+    poll(&mut files, Some(&now)).expect("polls") > 0
+}
+
+/// The story: the bell was only read when the flag told of a ring, which asking twice had hidden. It
+/// stayed rung, and every sleep of the core ended at once.
+#[test]
+fn a_bell_that_was_heard_is_silent() {
+    let team = Team::new();
+    let [a, b] = [(); 2].map(|()| Queue::in_team(64, &Devices::none(), &team).expect("a queue"));
+    a.run(a.submit(obey(Order::Burn))).result.expect("it obeys");
+    b.turn(Instant::now(), Duration::ZERO);
+    assert!(matches!(b.prepare_park(Instant::now()), Park::Sleep { .. }));
+    let mut ops: Vec<_> = (0..4).map(|_| a.submit(obey(Order::Burn))).collect();
+    a.turn(Instant::now(), Duration::ZERO);
+    assert!(readable(&b), "it is asked to help");
+    b.prepare_park(Instant::now());
+    while !ops.is_empty() {
+        a.turn(Instant::now(), Duration::ZERO);
+        ops.retain_mut(|op| poll(op).is_pending());
+    }
+    for _ in 0..2 {
+        b.turn(Instant::now(), Duration::ZERO);
+        assert!(matches!(b.prepare_park(Instant::now()), Park::Sleep { .. }));
+    }
+    assert!(!readable(&b));
+}
+
+/// The story: signatures of another queue stayed in hand between turns, and two queues of one thread
+/// waited for each other when the first was dropped.
+#[test]
+fn nobody_elses_work_is_kept_between_turns() {
+    let der = include_bytes!("../src/backend/conformance_key.der").as_slice();
+    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(der).into();
+    let key = Arc::new(PrivateKey::from_der(&der).expect("a good key"));
+    let team = Team::new();
+    let [a, b] = [(); 2].map(|()| Queue::in_team(64, &Devices::none(), &team).expect("a queue"));
+    // It looks for work.
+    b.turn(Instant::now(), Duration::ZERO);
+    assert!(!b.flush());
+    let sign = |_| a.submit(Sign::new(Arc::clone(&key), Scheme::PssSha256, vec![1; 32]));
+    let ops: Vec<_> = (0..16).map(sign).collect();
+    a.turn(Instant::now(), Duration::ZERO);
+    b.turn(Instant::now(), Duration::ZERO);
+    drop((ops, a, b));
+}
+
+/// The story: what was posted for a helper that then had something else to do was never taken back while
+/// newer work came in.
+#[test]
+fn what_was_posted_is_not_forgotten() {
+    let team = Team::new();
+    let [a, b] = [(); 2].map(|()| Queue::in_team(64, &Devices::none(), &team).expect("a queue"));
+    assert!(!b.flush(), "it looks for work, and does not come back");
+    a.run(a.submit(obey(Order::Burn))).result.expect("it obeys");
+    let mut flight: Vec<(usize, _)> = Vec::new();
+    let (mut ended, mut started) = (0, 0);
+    while ended < 100 {
+        while flight.len() < 8 {
+            flight.push((started, a.submit(obey(Order::Burn))));
+            started += 1;
+        }
+        a.turn(Instant::now(), Duration::ZERO);
+        flight.retain_mut(|(_, op)| poll(op).is_pending());
+        ended = started - flight.len();
+        let oldest = flight.iter().map(|(number, _)| *number).min().unwrap_or(started);
+        assert!(ended - oldest.min(ended) < 40, "{oldest} waits, {ended} have ended");
+    }
+}
+
+/// The story: engine threads stayed on the one core of the shard that had started them.
+#[test]
+fn engine_threads_are_not_pinned_with_who_starts_them() {
+    let free = rustix::thread::sched_getaffinity(None).expect("a mask");
+    let Some(first) = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| free.is_set(*cpu)) else {
+        panic!("no core to run on");
+    };
+    let team = Team::new();
+    let place = thread::scope(|scope| {
+        let pinned = scope.spawn(|| {
+            let mut one = rustix::thread::CpuSet::new();
+            one.set(first);
+            rustix::thread::sched_setaffinity(None, &one).expect("a core of ours");
+            let queue = Queue::in_team(64, &Devices::none(), &team).expect("a queue");
+            let place = Arc::new(Mutex::new(None));
+            let source = vec![7; 65_536];
+            let target = vec![0; Codec::Zstd.bound(source.len())];
+            let request = Compress { codec: Codec::Zstd, level: 19, source, target };
+            queue.run(queue.submit(request)).result.expect("the bound holds");
+            for task in std::fs::read_dir("/proc/self/task").expect("Linux has it") {
+                let path = task.expect("read").path();
+                let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+                if name.starts_with("engine ") {
+                    let id = path.file_name().and_then(|id| id.to_str()?.parse().ok());
+                    let id = rustix::thread::Pid::from_raw(id.expect("a number"));
+                    let mask = rustix::thread::sched_getaffinity(id);
+                    *place.lock().expect("not poisoned") = mask.ok().map(|mask| mask.count());
+                }
+            }
+            place
+        });
+        pinned.join().expect("no panic")
+    });
+    let place = place.lock().expect("not poisoned").take();
+    // Another test's engine may have ended meanwhile; ours lasts as long as the team.
+    assert_eq!(place, Some(free.count()));
+}
+
+/// Panics when it is woken.
+struct Panics;
+
+impl std::task::Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("as it was told to");
+    }
+}
+
+/// The story: a waker that panicked in the queue's drop left a helper at work on memory that was freed.
+#[test]
+fn a_waker_that_panics_ends_nothing_else() {
+    let (_team, queue) = with_engine();
+    let (mut op, blocked) = begin(&queue);
+    let mut others: Vec<_> = (0..3).map(|_| queue.submit(obey(Order::Burn))).collect();
+    let waker = Waker::from(Arc::new(Panics));
+    for op in &mut others {
+        assert!(Pin::new(op).poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    let ended = Arc::clone(&blocked.ended);
+    let dropped = thread::scope(|scope| {
+        scope.spawn(|| blocked.go.wait());
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(queue)))
+    });
+    assert!(dropped.is_err(), "it is passed on");
+    assert!(ended.load(Ordering::Acquire), "after the helper was finished");
+    assert!(poll(&mut op).is_ready() && others.iter_mut().all(|op| poll(op).is_ready()));
+}
+
+/// As a plain future a driver has nobody who hears the bell: it looks again and again.
+#[test]
+fn a_driver_as_a_future_sees_what_helpers_have_finished() {
+    let team = Team::new();
+    let queue = Queue::in_team(4, &Devices::none(), &team).expect("a queue");
+    let (local, driver) = warpcore_offload::host::Local::new(queue);
+    let source = vec![7; 65_536];
+    let target = vec![0; Codec::Zstd.bound(source.len())];
+    let mut op = local.submit(Compress { codec: Codec::Zstd, level: 19, source, target });
+    let mut driver = Box::pin(driver);
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    while poll(&mut op).is_pending() {
+        assert!(woken.0.swap(false, Ordering::AcqRel), "it would never be polled again");
+        assert!(driver.as_mut().poll(&mut cx).is_pending());
+    }
+}
+
+struct Woken(AtomicBool);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
 }

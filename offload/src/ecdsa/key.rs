@@ -16,10 +16,11 @@ use super::field::{Constant, Order, Prime};
 use super::nonce::number;
 use crate::error::{Error, KeyError};
 use crate::rsa::{digits, read_pem};
+use crate::wipe::{Wiped, burn_stack};
 
 /// An ECDSA key of the curve P-256, checked when it was read. Wiped when it is dropped.
 pub struct EcdsaKey {
-    pair: EcdsaKeyPair,
+    pair: Wiped<EcdsaKeyPair>,
     pub(super) secret: Zeroizing<[u8; 32]>,
     /// The secret times R, modulo the order.
     pub(super) digits: Zeroizing<Constant>,
@@ -81,7 +82,9 @@ impl EcdsaKey {
         let shifted = digits::shift(&*Zeroizing::new(number(&secret)), 260, &Order::DIGITS);
         let mut digits = Zeroizing::new([0; 5]);
         digits.copy_from_slice(&shifted);
-        let key = Self { pair, secret, digits };
+        let key = Self { pair: Wiped::new(pair), secret, digits };
+        // What was moved there.
+        burn_stack();
         key.try_out()
             .map_err(|_| KeyError::Inconsistent("its public key does not verify its signature"))?;
         Ok(key)

@@ -24,6 +24,7 @@ use self::nonce::{nonce, number};
 use crate::error::Error;
 use crate::rsa::lanes::{self, Lanes, X4, X8, lanes_of};
 use crate::rsa::{Salts, digits};
+use crate::wipe::burn_stack;
 
 /// The longest signature: two numbers of 33 bytes and what DER puts around them.
 pub(crate) const ECDSA_LEN_BYTES_MAX: usize = 72;
@@ -105,6 +106,8 @@ impl EcdsaSigner {
                 sign::<X8>(lanes);
             }
         }
+        // Nonces above all: one of them and its signature give the key away.
+        burn_stack();
         Ok(lanes.iter().map(|lane| lane.good.then(|| Der::of(&lane.r, &lane.s))).collect())
     }
 }

@@ -24,8 +24,9 @@ pub struct Local {
 /// The task that turns the queue of a [`Local`]: to be spawned beside those that use it. It ends
 /// when nobody has the queue any more and nothing is in flight.
 ///
-/// As a future it is for queues without devices, whose completions nobody else tells of; with
-/// devices the host calls [`poll_turn`](Self::poll_turn) and waits for their file.
+/// As a future it is for queues without devices and team, whose completions nobody else tells of;
+/// with them it keeps its executor awake as long as something is in flight, and does not help. Better
+/// the host calls [`poll_turn`](Self::poll_turn) and waits for [`Queue::fd`].
 #[must_use = "nothing happens on a queue that is not driven"]
 pub struct Driver {
     shared: Rc<Shared>,
@@ -117,9 +118,16 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         match self.poll_turn(cx) {
-            Turned::Ended => Poll::Ready(()),
-            Turned::Again | Turned::Parked { .. } => Poll::Pending,
+            Turned::Ended => return Poll::Ready(()),
+            Turned::Parked { .. } if self.queue().fd().is_some() => {
+                self.queue().stay_deaf();
+                if self.queue().stats().in_flight() > 0 {
+                    cx.waker().wake_by_ref();
+                }
+            }
+            Turned::Again | Turned::Parked { .. } => {}
         }
+        Poll::Pending
     }
 }
 

@@ -33,6 +33,8 @@ impl Queue {
                 // Should another `run` be in a future of this one: what woke it may have been
                 // taken for ours.
                 bell.rung.store(true, Ordering::Relaxed);
+                // It need not be turned again soon, or ever.
+                self.stay_deaf();
                 return output;
             }
             let turn = self.turn(Instant::now(), Duration::ZERO);

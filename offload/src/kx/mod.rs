@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::error::Error;
 use crate::rsa::Salts;
 use crate::rsa::lanes::{self, X4, X8};
+use crate::wipe::burn_stack;
 
 /// What two parties share after a key exchange. Wiped when it is dropped, never printed. On the
 /// heap, so that it leaves no copies where it was moved.
@@ -86,6 +87,7 @@ impl Exchanger {
             points[2 * pair + 1] = *peer;
         }
         multiply(&scalars[..2 * peers.len()], &points[..2 * peers.len()], &mut products[..]);
+        burn_stack();
         products
             .chunks_exact(2)
             .take(peers.len())

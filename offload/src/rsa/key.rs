@@ -89,8 +89,8 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// An RSA private key of 1024, 2048, 3072 or 4096 bits, checked when it was read. Wiped when it is
-/// dropped.
+/// An RSA private key of 1024, 2048, 3072 or 4096 bits, checked when it was read. What is ours of it is
+/// wiped when it is dropped; `ring`, which signs where there are no lanes, does not wipe its own form.
 ///
 /// Software signs with keys whose primes are known: in lanes, where the processor has them, else
 /// with 2048 bits and more. The others need a device.

@@ -3,12 +3,14 @@
 //! ```text
 //!            post             claim              finish            reap
 //!   free ──────────> ready ──────────> claimed ──────────> done ──────────> free
-//!            owner           anybody,           who claimed         owner
-//!                            the owner too
+//!            owner     ^     anybody,     │     who claimed         owner
+//!                      │     the owner too│
+//!                      └──── put back ────┘
 //! ```
 //!
 //! Each entry has one state word, and the result is written where the work was: a thread that is
-//! stopped in the middle delays what it has claimed and nothing else.
+//! stopped in the middle delays what it has claimed and nothing else. What was posted first is
+//! claimed first: beside the state the word has the number of the post.
 
 use std::fmt;
 
@@ -26,6 +28,8 @@ const READY: u32 = 1;
 const READY_LONG: u32 = 2;
 const CLAIMED: u32 = 3;
 const DONE: u32 = 4;
+/// Bits of a word that are its state; the others count posts.
+const STATE: u32 = 7;
 
 /// Which work a thread takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub(crate) struct Board<T> {
     states: States,
     /// Touched by the owner while free or done, and by who claimed it while claimed.
     places: [UnsafeCell<Option<T>>; ENTRIES],
+    /// The number of the next post, in the bits above the state. Only the owner touches it.
+    next: AtomicU32,
 }
 
 #[repr(align(64))]
@@ -69,6 +75,7 @@ impl<T> Board<T> {
         Self {
             states: States(std::array::from_fn(|_| AtomicU32::new(FREE))),
             places: std::array::from_fn(|_| UnsafeCell::new(None)),
+            next: AtomicU32::new(0),
         }
     }
 
@@ -78,8 +85,10 @@ impl<T> Board<T> {
         let index = self.room().expect("the owner has looked for room");
         self.put(index, work);
         let state = if long { READY_LONG } else { READY };
+        let number = self.next.load(Ordering::Relaxed);
+        self.next.store(number.wrapping_add(STATE + 1), Ordering::Relaxed);
         // Release: who claims it sees the work, and all that it names.
-        self.states.0[index].store(state, Ordering::Release);
+        self.states.0[index].store(number | state, Ordering::Release);
     }
 
     /// Whether an entry is free. For the owner.
@@ -89,36 +98,58 @@ impl<T> Board<T> {
 
     fn room(&self) -> Option<usize> {
         // Relaxed: only the owner takes an entry from free, or makes it that.
-        self.states.0.iter().position(|state| state.load(Ordering::Relaxed) == FREE)
+        self.states.0.iter().position(|word| word.load(Ordering::Relaxed) & STATE == FREE)
     }
 
-    /// Takes an entry's work, for whoever comes first.
+    /// Takes the oldest work, for whoever comes first.
     pub(crate) fn claim(&self, takes: Takes) -> Option<(usize, T)> {
-        for (index, state) in self.states.0.iter().enumerate() {
-            let ready = state.load(Ordering::Relaxed);
-            if is_ready(ready, takes)
-                // Acquire: pairs with the Release of `post`.
-                && state
-                    .compare_exchange(ready, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
+        loop {
+            let mut oldest: Option<(usize, u32)> = None;
+            for (index, word) in self.states.0.iter().enumerate() {
+                let word = word.load(Ordering::Relaxed);
+                let older = |than: u32| (word & !STATE).wrapping_sub(than & !STATE) >> 31 == 1;
+                if is_ready(word, takes) && oldest.is_none_or(|(_, other)| older(other)) {
+                    oldest = Some((index, word));
+                }
+            }
+            let (index, word) = oldest?;
+            let claimed = word & !STATE | CLAIMED;
+            // Acquire: pairs with the Release of `post` and `put_back`.
+            if self.states.0[index]
+                .compare_exchange(word, claimed, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
             {
                 return Some((index, self.take(index)));
             }
+            // Somebody was faster: the next look finds less.
         }
-        None
+    }
+
+    /// Puts short work back that was claimed and is not finished, for whoever comes first. Its owner
+    /// is to be woken.
+    pub(crate) fn put_back(&self, index: usize, work: T) {
+        self.put(index, work);
+        self.change(index, READY);
     }
 
     /// Puts finished work where it was claimed. Its owner is to be woken.
     pub(crate) fn finish(&self, index: usize, work: T) {
         self.put(index, work);
-        // Release: the owner sees the result.
-        self.states.0[index].store(DONE, Ordering::Release);
+        self.change(index, DONE);
+    }
+
+    /// Gives an entry, which the caller has claimed, another state.
+    fn change(&self, index: usize, state: u32) {
+        let word = &self.states.0[index];
+        let number = word.load(Ordering::Relaxed) & !STATE;
+        // Release: who takes the work sees what was done to it.
+        word.store(number | state, Ordering::Release);
     }
 
     /// Takes finished work. For the owner.
     pub(crate) fn reap(&self) -> Option<T> {
         // Acquire: pairs with the Release of `finish`.
-        let done = |state: &AtomicU32| state.load(Ordering::Acquire) == DONE;
+        let done = |word: &AtomicU32| word.load(Ordering::Acquire) & STATE == DONE;
         let index = self.states.0.iter().position(done)?;
         let work = self.take(index);
         self.states.0[index].store(FREE, Ordering::Relaxed);
@@ -132,20 +163,20 @@ impl<T> Board<T> {
 
     /// Whether there was such work just now.
     pub(crate) fn has_ready(&self, takes: Takes) -> bool {
-        self.count(|state| is_ready(state, takes)) > 0
+        self.count(|word| is_ready(word, takes)) > 0
     }
 
     /// How much short work waits.
     pub(crate) fn ready(&self) -> usize {
-        self.count(|state| state == READY)
+        self.count(|word| word & STATE == READY)
     }
 
     pub(crate) fn has_done(&self) -> bool {
-        self.count(|state| state == DONE) > 0
+        self.count(|word| word & STATE == DONE) > 0
     }
 
     fn count(&self, which: impl Fn(u32) -> bool) -> usize {
-        self.states.0.iter().filter(|state| which(state.load(Ordering::Relaxed))).count()
+        self.states.0.iter().filter(|word| which(word.load(Ordering::Relaxed))).count()
     }
 
     fn put(&self, index: usize, work: T) {
@@ -161,8 +192,8 @@ impl<T> Board<T> {
     }
 }
 
-fn is_ready(state: u32, takes: Takes) -> bool {
-    match state {
+fn is_ready(word: u32, takes: Takes) -> bool {
+    match word & STATE {
         READY => takes.takes(false),
         READY_LONG => takes.takes(true),
         _ => false,
@@ -215,9 +246,9 @@ impl Sleeper {
         sleeps
     }
 
-    /// Says that the thread is awake. True: somebody has rung.
-    pub(crate) fn unpark(&self) -> bool {
-        !self.parked.swap(false, Ordering::Relaxed)
+    /// Says that the thread is awake.
+    pub(crate) fn unpark(&self) {
+        self.parked.swap(false, Ordering::Relaxed);
     }
 }
 
@@ -249,6 +280,25 @@ mod tests {
         }
         assert_eq!(left, (2..ENTRIES).collect::<Vec<_>>());
         assert!(!board.has_ready(Takes::All) && !board.has_done());
+    }
+
+    #[test]
+    fn the_oldest_goes_first_wherever_it_lies() {
+        let board = Board::new();
+        // Around the end of the numbers too.
+        board.next.store(u32::MAX - STATE - 4 * (STATE + 1), Ordering::Relaxed);
+        board.post(0, false);
+        board.post(1, false);
+        for number in 2..40 {
+            let (index, work) = board.claim(Takes::Short).expect("two are there");
+            assert_eq!(work, number - 2);
+            board.put_back(index, work);
+            let (index, again) = board.claim(Takes::Short).expect("it is still the oldest");
+            assert_eq!(again, work);
+            board.finish(index, work);
+            assert_eq!(board.reap(), Some(work));
+            board.post(number, false);
+        }
     }
 }
 
@@ -336,8 +386,15 @@ mod loom_tests {
             let helper = {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
+                    let mut put_back = false;
                     while let Some((index, work)) = shared.board.claim(Takes::Short) {
-                        shared.board.finish(index, work * 10);
+                        // As one that takes several units.
+                        if put_back {
+                            shared.board.finish(index, work * 10);
+                        } else {
+                            shared.board.put_back(index, work);
+                            put_back = true;
+                        }
                         wake(&shared.owner);
                     }
                 })
@@ -353,7 +410,9 @@ mod loom_tests {
                     helped += work;
                     posted -= 1;
                 } else {
-                    park(&shared.owner, || shared.board.has_done());
+                    park(&shared.owner, || {
+                        shared.board.has_done() || shared.board.has_ready(Takes::All)
+                    });
                 }
             }
             assert_eq!(own * 10 + helped, 30);

@@ -25,6 +25,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 pub(crate) use self::board::Takes;
 use self::board::{Board, Sleeper};
@@ -34,6 +35,10 @@ use crate::stats::Kernel;
 
 /// How long an engine thread looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
+
+/// Units that a core works on while what it has posted waits for somebody. Half as many are a reason to
+/// wake one who sleeps, whoever else seems to be looking.
+const UNCLAIMED_MAX: u32 = 8;
 
 /// Niceness of engine threads that only do long work.
 const NICE: i32 = 10;
@@ -65,6 +70,8 @@ struct Shared {
     asleep: AtomicUsize,
     /// What waking a thread costs, in nanoseconds.
     wake_ns: u64,
+    /// Where the team was made: engine threads may run there, though who starts one is pinned.
+    cores: Option<CpuSet>,
     engines: Engines,
     /// No queue is left.
     closed: AtomicBool,
@@ -118,6 +125,7 @@ impl Team {
             idle: AtomicUsize::new(0),
             asleep: AtomicUsize::new(0),
             wake_ns: measure_wake(),
+            cores: sched_getaffinity(None).ok(),
             engines,
             closed: AtomicBool::new(false),
             generation: Generation::current(),
@@ -205,11 +213,13 @@ pub(crate) struct Membership {
     costs_ns: Cell<[u64; Kernel::ALL.len()]>,
     /// Jobs on the board.
     posted: Cell<usize>,
+    /// Units of its own since a job was last reaped or taken back, while some wait.
+    unclaimed: Cell<u32>,
     /// The team lasts as long as a queue is in it; engine threads do not hold it.
     _team: Option<Team>,
 }
 
-/// Work of another member, in hand.
+/// Work of another member, in hand: for a turn, not longer, since nobody else can have it meanwhile.
 pub(crate) struct Helped {
     owner: Arc<Member>,
     index: usize,
@@ -224,8 +234,12 @@ impl Helped {
         unsafe { self.job.step_measured(software) }
     }
 
-    pub(crate) fn give_back(self) {
-        self.owner.board.finish(self.index, self.job);
+    /// Gives it back, `ended` or not. Who sleeps and has the rest of its work back can do it.
+    pub(crate) fn give_back(self, ended: bool) {
+        match ended {
+            true => self.owner.board.finish(self.index, self.job),
+            false => self.owner.board.put_back(self.index, self.job),
+        }
         self.owner.wake();
     }
 }
@@ -233,17 +247,20 @@ impl Helped {
 impl Membership {
     /// A queue joins.
     pub(crate) fn join(team: &Team) -> io::Result<Self> {
-        let shared = Arc::clone(&team.0.0);
-        Self::new(shared, Takes::Short, Some(team.clone()))
+        if team.0.0.generation.is_past() {
+            return Err(io::Error::other(
+                "the team belongs to the process that this was forked from",
+            ));
+        }
+        let member = Self::new(Arc::clone(&team.0.0), Takes::Short, Some(team.clone()))?;
+        member.enter();
+        Ok(member)
     }
 
     fn new(shared: Arc<Shared>, takes: Takes, team: Option<Team>) -> io::Result<Self> {
-        let me = Member::new(takes)?;
-        lock(&shared.members).push(Arc::clone(&me));
-        shared.changes.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             shared,
-            me,
+            me: Member::new(takes)?,
             others: RefCell::default(),
             next: Cell::new(0),
             idle: Cell::new(false),
@@ -251,8 +268,23 @@ impl Membership {
             parked: Cell::new(false),
             costs_ns: Cell::new([0; Kernel::ALL.len()]),
             posted: Cell::new(0),
+            unclaimed: Cell::new(0),
             _team: team,
         })
+    }
+
+    /// Lets the others know.
+    fn enter(&self) {
+        lock(&self.shared.members).push(Arc::clone(&self.me));
+        self.shared.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Is neither helped nor helps from here on.
+    pub(crate) fn leave(&self) {
+        self.settle();
+        self.woken();
+        lock(&self.shared.members).retain(|member| !Arc::ptr_eq(member, &self.me));
+        self.shared.changes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Readable when somebody has rung.
@@ -300,8 +332,9 @@ impl Membership {
         self.refresh();
         let (_, others) = &*self.others.borrow();
         let engines = &self.shared.engines;
-        // Short work is seen by who is awake, or taken back.
+        // Short work is seen by who is awake; but one who only seems to be is not waited for.
         let looking = !long
+            && self.unclaimed.get() < UNCLAIMED_MAX / 2
             && self.shared.idle.load(Ordering::Relaxed)
                 > self.shared.asleep.load(Ordering::Relaxed);
         if looking || others.iter().any(|other| other.takes.takes(long) && other.wake()) {
@@ -310,8 +343,10 @@ impl Membership {
         if engines.takes.takes(long) && self.shared.start_engine() {
             return true;
         }
-        // All are busy, and look at the boards before they sleep.
+        // All are busy, and look at the boards before they sleep. An engine thread that was started
+        // just now may not be among the others yet, and looks too.
         others.iter().any(|other| other.takes.takes(long))
+            || engines.takes.takes(long) && engines.started.load(Ordering::Relaxed) > 0
     }
 
     /// A job of another member's, if there is any.
@@ -333,7 +368,17 @@ impl Membership {
         self.others.borrow().1.iter().any(|other| other.board.has_ready(self.me.takes))
     }
 
-    /// Takes back a job that nobody has claimed.
+    /// The own core has come to a unit that was not posted. True: what was posted has waited for too
+    /// many of them, and is to be taken back.
+    pub(crate) fn is_overdue(&self) -> bool {
+        if !self.has_posted() {
+            self.unclaimed.set(0);
+        }
+        self.unclaimed.set(self.unclaimed.get() + 1);
+        self.unclaimed.get() > UNCLAIMED_MAX
+    }
+
+    /// Takes back the oldest job that nobody has claimed.
     pub(crate) fn take_back(&self, takes: Takes) -> Option<Box<Job>> {
         if self.posted.get() == 0 {
             return None;
@@ -341,6 +386,7 @@ impl Membership {
         let (index, job) = self.me.board.claim(takes)?;
         self.me.board.free(index);
         self.posted.set(self.posted.get() - 1);
+        self.unclaimed.set(0);
         Some(job)
     }
 
@@ -351,6 +397,7 @@ impl Membership {
         }
         let job = self.me.board.reap()?;
         self.posted.set(self.posted.get() - 1);
+        self.unclaimed.set(0);
         Some(job)
     }
 
@@ -380,6 +427,8 @@ impl Membership {
 
     /// Asks whether it may sleep, until the bell.
     pub(crate) fn prepare_park(&self) -> bool {
+        // It may have been asked before without having slept.
+        self.woken();
         self.look();
         let sleeps = self.me.sleeper.prepare_park(|| {
             // Looked for here, after the fence: who has joined and rung before is seen.
@@ -404,10 +453,10 @@ impl Membership {
         if self.asleep.replace(false) {
             self.shared.asleep.fetch_sub(1, Ordering::Relaxed);
         }
-        if self.me.sleeper.unpark() {
-            // Nothing to read is fine: it was rung when it did not sleep yet.
-            let _ = rustix::io::read(&self.me.bell, &mut [0; 8]);
-        }
+        self.me.sleeper.unpark();
+        // Whether it was rung or not: who rings may have come to lower the flag and not to write yet,
+        // and that is read after the next sleep.
+        let _ = rustix::io::read(&self.me.bell, &mut [0; 8]);
     }
 
     /// What a unit of `kernel` took just now.
@@ -433,7 +482,7 @@ impl Membership {
             if self.posted.get() == 0 {
                 return None;
             }
-            if self.me.sleeper.prepare_park(|| self.me.board.has_done()) {
+            if self.me.sleeper.prepare_park(|| self.is_busy()) {
                 self.parked.set(true);
                 wait_for(&self.me.bell);
             }
@@ -460,11 +509,7 @@ impl Drop for Membership {
         if self.shared.generation.is_past() {
             return;
         }
-        self.settle();
-        self.woken();
-        let mut members = lock(&self.shared.members);
-        members.retain(|member| !Arc::ptr_eq(member, &self.me));
-        self.shared.changes.fetch_add(1, Ordering::Relaxed);
+        self.leave();
     }
 }
 
@@ -475,6 +520,7 @@ impl Shared {
         if threads.len() >= self.engines.most {
             return false;
         }
+        // It enters the team itself: one that could not be started is nobody to rely on.
         let started =
             Membership::new(Arc::clone(self), self.engines.takes, None).and_then(|member| {
                 let engine = Engine(member);
@@ -501,6 +547,12 @@ struct Engine(Membership);
 impl Engine {
     fn run(self) {
         let Self(member) = self;
+        member.enter();
+        if let Some(cores) = &member.shared.cores
+            && let Err(error) = rustix::thread::sched_setaffinity(None, cores)
+        {
+            tracing::warn!("an engine thread stays on the core that started it: {error}");
+        }
         if member.me.takes == Takes::Long
             && let Err(error) =
                 rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE)
@@ -512,7 +564,7 @@ impl Engine {
         while !member.shared.closed.load(Ordering::Relaxed) {
             if let Some(mut helped) = member.claim() {
                 while !helped.step(&software) {}
-                helped.give_back();
+                helped.give_back(true);
                 since = Instant::now();
                 continue;
             }
