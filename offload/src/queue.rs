@@ -848,12 +848,10 @@ impl Shared {
             slot.state = State::Running;
         }
         let count = job.len() as u64;
-        match unit {
-            Unit::Custom(index) => slots.custom[index].stats.count_batch(count),
-            // Counted when its batch was dispatched.
-            Unit::One(_) => {}
-            _ => {}
+        if let Unit::Custom(index) = unit {
+            slots.custom[index].stats.count_batch(count);
         }
+        // One was counted when its batch was dispatched.
         if !matches!(unit, Unit::One(_)) {
             self.count(|stats| stats.kernels[job.kernel() as usize].count_batch(count));
         }
@@ -900,6 +898,7 @@ impl Shared {
         while team.has_room() {
             let Some(token) = ({ self.slots.borrow_mut().long.pop_front() }) else { break };
             let Some(job) = self.form(Unit::One(token)) else { continue };
+            self.count(|stats| stats.kernels[job.kernel() as usize].count_batch(1));
             team.post(job, true);
             if !team.call(true)
                 && let Some(job) = team.take_back(Takes::Long)

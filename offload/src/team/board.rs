@@ -246,9 +246,9 @@ impl Sleeper {
         sleeps
     }
 
-    /// Says that the thread is awake.
-    pub(crate) fn unpark(&self) {
-        self.parked.swap(false, Ordering::Relaxed);
+    /// Says that the thread is awake. True: somebody has rung the bell, or is about to.
+    pub(crate) fn unpark(&self) -> bool {
+        !self.parked.swap(false, Ordering::Relaxed)
     }
 }
 

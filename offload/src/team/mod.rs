@@ -209,6 +209,8 @@ pub(crate) struct Membership {
     asleep: Cell<bool>,
     /// It may have slept since it was last awake.
     parked: Cell<bool>,
+    /// Somebody was about to ring.
+    owed: Cell<bool>,
     /// What a unit of each kernel takes, in nanoseconds; 0 is not known.
     costs_ns: Cell<[u64; Kernel::ALL.len()]>,
     /// Jobs on the board.
@@ -266,6 +268,7 @@ impl Membership {
             idle: Cell::new(false),
             asleep: Cell::new(false),
             parked: Cell::new(false),
+            owed: Cell::new(false),
             costs_ns: Cell::new([0; Kernel::ALL.len()]),
             posted: Cell::new(0),
             unclaimed: Cell::new(0),
@@ -453,10 +456,10 @@ impl Membership {
         if self.asleep.replace(false) {
             self.shared.asleep.fetch_sub(1, Ordering::Relaxed);
         }
-        self.me.sleeper.unpark();
-        // Whether it was rung or not: who rings may have come to lower the flag and not to write yet,
-        // and that is read after the next sleep.
-        let _ = rustix::io::read(&self.me.bell, &mut [0; 8]);
+        if self.me.sleeper.unpark() || self.owed.get() {
+            // Who rings lowers the flag and then writes: what is not there yet is read next time.
+            self.owed.set(rustix::io::read(&self.me.bell, &mut [0; 8]).is_err());
+        }
     }
 
     /// What a unit of `kernel` took just now.
@@ -621,4 +624,28 @@ fn measure_wake() -> u64 {
     }
     let _ = thread.join();
     u64::try_from(best.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// A helper that has lowered the flag, and is stopped before it rings.
+    #[test]
+    fn a_ring_that_comes_late_is_heard_once() {
+        let member = Membership::join(&Team::with_engine_threads(1)).expect("a descriptor is left");
+        assert!(member.prepare_park() && member.me.sleeper.wake());
+        // Something else has ended the sleep.
+        member.woken();
+        rustix::io::write(&member.me.bell, &1_u64.to_ne_bytes()).expect("it is not full");
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut rings = 0;
+        for _ in 0..10 {
+            assert!(member.prepare_park());
+            let mut bell = [PollFd::new(&member.me.bell, PollFlags::IN)];
+            rings += poll(&mut bell, Some(&now)).expect("polls");
+            member.woken();
+        }
+        assert_eq!(rings, 1);
+    }
 }
