@@ -38,6 +38,7 @@ mod custom;
 mod doorbell;
 mod ecdsa;
 mod error;
+mod five;
 mod fork;
 pub mod host;
 mod keep;

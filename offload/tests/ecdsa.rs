@@ -1,23 +1,17 @@
 //! Signatures of P-256 through the queue, verified by OpenSSL, and keys that must be refused.
 
-use std::process::Command;
+#[path = "common/openssl.rs"]
+mod openssl;
+
 use std::sync::Arc;
 
-use warpcore_need::{Need, need};
+use warpcore_need::need;
 use warpcore_offload::{EcdsaKey, EcdsaSign, Kernel, KeyError, Queue};
 
-const OPENSSL: [Need; 1] = [Need::Tool("openssl", "openssl")];
-
-fn openssl(arguments: &[&str]) -> Vec<u8> {
-    let output = Command::new("openssl").args(arguments).output();
-    let output = output.expect("checked by need");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
+use openssl::{OPENSSL, openssl};
 
 fn generate(curve: &str) -> Vec<u8> {
-    let option = format!("ec_paramgen_curve:{curve}");
-    openssl(&["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", &option])
+    openssl::generate("EC", &format!("ec_paramgen_curve:{curve}"))
 }
 
 #[test]

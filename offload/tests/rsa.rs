@@ -1,31 +1,19 @@
 //! Signatures through the queue, verified by the public key, and keys that must be refused.
 
-use std::process::Command;
+#[path = "common/openssl.rs"]
+mod openssl;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
-use warpcore_need::{Need, need};
+use warpcore_need::need;
 use warpcore_offload::{Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
 
-const OPENSSL: [Need; 1] = [Need::Tool("openssl", "openssl")];
-
-fn openssl(arguments: &[&str]) -> Vec<u8> {
-    let output = Command::new("openssl").args(arguments).output();
-    let output = output.expect("checked by need");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
+use openssl::{OPENSSL, openssl};
 
 fn generate(bits: &str) -> Vec<u8> {
-    openssl(&[
-        "genpkey",
-        "-quiet",
-        "-algorithm",
-        "RSA",
-        "-pkeyopt",
-        &format!("rsa_keygen_bits:{bits}"),
-    ])
+    openssl::generate("RSA", &format!("rsa_keygen_bits:{bits}"))
 }
 
 /// As `warpcore devices` says.

@@ -8,11 +8,10 @@
 //!
 //! Nothing depends on the numbers: no branch, no address.
 
+use crate::five::{self, Columns};
+pub(super) use crate::five::{Element, select};
 use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
 use crate::rsa::lanes::Lanes;
-
-/// A number in each lane.
-pub(super) type Element<V> = [V; 5];
 
 /// The same number in all lanes.
 pub(super) type Constant = [u64; 5];
@@ -186,21 +185,7 @@ pub(super) unsafe fn sub<P: Prime, V: Lanes, const B: u64>(
 #[inline(always)]
 pub(super) unsafe fn multiply<P: Prime, V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe {
-        let zero = V::splat(0);
-        let (mut low, mut high) = ([zero; 9], [zero; 9]);
-        let mut i = 0;
-        while i < 5 {
-            let mut j = 0;
-            while j < 5 {
-                low[i + j] = low[i + j].mul_lo(a[i], b[j]);
-                high[i + j] = high[i + j].mul_hi(a[i], b[j]);
-                j += 1;
-            }
-            i += 1;
-        }
-        reduce::<P, V>(low, high)
-    }
+    unsafe { reduce::<P, V>(five::multiply(a, b)) }
 }
 
 /// # Safety
@@ -209,41 +194,16 @@ pub(super) unsafe fn multiply<P: Prime, V: Lanes>(a: Element<V>, b: Element<V>) 
 #[inline(always)]
 pub(super) unsafe fn square<P: Prime, V: Lanes>(a: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe {
-        let zero = V::splat(0);
-        let (mut low, mut high) = ([zero; 9], [zero; 9]);
-        let mut i = 0;
-        while i < 5 {
-            let mut j = i + 1;
-            while j < 5 {
-                low[i + j] = low[i + j].mul_lo(a[i], a[j]);
-                high[i + j] = high[i + j].mul_hi(a[i], a[j]);
-                j += 1;
-            }
-            i += 1;
-        }
-        let mut column = 0;
-        while column < 9 {
-            low[column] = low[column].add(low[column]);
-            high[column] = high[column].add(high[column]);
-            if column % 2 == 0 {
-                let own = a[column / 2];
-                low[column] = low[column].mul_lo(own, own);
-                high[column] = high[column].mul_hi(own, own);
-            }
-            column += 1;
-        }
-        reduce::<P, V>(low, high)
-    }
+    unsafe { reduce::<P, V>(five::square(a)) }
 }
 
-/// A product of nine low and nine high columns, divided by R.
+/// A product, divided by R.
 ///
 /// # Safety
 ///
 /// As [`constant`].
 #[inline(always)]
-unsafe fn reduce<P: Prime, V: Lanes>(low: [V; 9], high: [V; 9]) -> Element<V> {
+unsafe fn reduce<P: Prime, V: Lanes>(Columns { low, high }: Columns<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
     unsafe {
         let zero = V::splat(0);
@@ -310,29 +270,6 @@ pub(super) unsafe fn tighten<V: Lanes>(a: Element<V>) -> Element<V> {
             at += 1;
         }
         carried(sum)
-    }
-}
-
-/// `one` where the mask is set, else `zero`.
-///
-/// # Safety
-///
-/// As [`constant`].
-#[inline(always)]
-pub(super) unsafe fn select<V: Lanes>(
-    mask: V::Mask,
-    zero: Element<V>,
-    one: Element<V>,
-) -> Element<V> {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        [
-            V::select(mask, zero[0], one[0]),
-            V::select(mask, zero[1], one[1]),
-            V::select(mask, zero[2], one[2]),
-            V::select(mask, zero[3], one[3]),
-            V::select(mask, zero[4], one[4]),
-        ]
     }
 }
 

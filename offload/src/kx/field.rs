@@ -7,10 +7,9 @@
 //!
 //! Nothing depends on the numbers: no branch, no address.
 
+use crate::five::{self, Columns};
+pub(super) use crate::five::{Element, select};
 use crate::rsa::lanes::Lanes;
-
-/// A number in each lane.
-pub(super) type Element<V> = [V; 5];
 
 const DIGIT_MAX: u64 = (1 << 51) - 1;
 
@@ -81,7 +80,7 @@ pub(super) unsafe fn sub<V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V> {
 ///
 /// As [`tighten`].
 #[inline(always)]
-unsafe fn reduce<V: Lanes>(low: [V; 9], high: [V; 9]) -> Element<V> {
+unsafe fn reduce<V: Lanes>(Columns { low, high }: Columns<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
     unsafe {
         // Below 5 * 2^52 + 2 * 5 * 2^52, and so below 2^56; times 20, below 2^61.
@@ -153,21 +152,7 @@ pub(super) unsafe fn sum_and_difference<V: Lanes>(
 #[inline(always)]
 unsafe fn multiply_loosely<V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe {
-        let zero = V::splat(0);
-        let (mut low, mut high) = ([zero; 9], [zero; 9]);
-        let mut i = 0;
-        while i < 5 {
-            let mut j = 0;
-            while j < 5 {
-                low[i + j] = low[i + j].mul_lo(a[i], b[j]);
-                high[i + j] = high[i + j].mul_hi(a[i], b[j]);
-                j += 1;
-            }
-            i += 1;
-        }
-        reduce(low, high)
-    }
+    unsafe { reduce(five::multiply(a, b)) }
 }
 
 /// # Safety
@@ -176,32 +161,7 @@ unsafe fn multiply_loosely<V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V>
 #[inline(always)]
 pub(super) unsafe fn square<V: Lanes>(a: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe {
-        let zero = V::splat(0);
-        let (mut low, mut high) = ([zero; 9], [zero; 9]);
-        let mut i = 0;
-        while i < 5 {
-            let mut j = i + 1;
-            while j < 5 {
-                low[i + j] = low[i + j].mul_lo(a[i], a[j]);
-                high[i + j] = high[i + j].mul_hi(a[i], a[j]);
-                j += 1;
-            }
-            i += 1;
-        }
-        let mut column = 0;
-        while column < 9 {
-            low[column] = low[column].add(low[column]);
-            high[column] = high[column].add(high[column]);
-            if column % 2 == 0 {
-                let own = a[column / 2];
-                low[column] = low[column].mul_lo(own, own);
-                high[column] = high[column].mul_hi(own, own);
-            }
-            column += 1;
-        }
-        tighten(reduce(low, high))
-    }
+    unsafe { tighten(reduce(five::square(a))) }
 }
 
 /// `a` + `factor` `b`, for a factor below 2^18.
@@ -228,29 +188,6 @@ pub(super) unsafe fn add_times<V: Lanes>(a: Element<V>, b: Element<V>, factor: u
             a[3].mul_lo(b[3], factor).add(twice_high(b[2])),
             a[4].mul_lo(b[4], factor).add(twice_high(b[3])),
         ])
-    }
-}
-
-/// `one` where the mask is set, else `zero`.
-///
-/// # Safety
-///
-/// As [`tighten`].
-#[inline(always)]
-pub(super) unsafe fn select<V: Lanes>(
-    mask: V::Mask,
-    zero: Element<V>,
-    one: Element<V>,
-) -> Element<V> {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        [
-            V::select(mask, zero[0], one[0]),
-            V::select(mask, zero[1], one[1]),
-            V::select(mask, zero[2], one[2]),
-            V::select(mask, zero[3], one[3]),
-            V::select(mask, zero[4], one[4]),
-        ]
     }
 }
 
