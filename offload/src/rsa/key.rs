@@ -209,6 +209,13 @@ impl PrivateKey {
         &self.numbers
     }
 
+    /// The same key in another form for lanes.
+    #[cfg(test)]
+    pub(crate) fn with_lanes(&self, lanes: LaneKey) -> Self {
+        let numbers = Numbers::Plain(Zeroizing::new(Vec::new()));
+        Self { public: self.public.clone(), pair: None, numbers, lanes: Some(lanes) }
+    }
+
     pub(crate) fn lanes(&self) -> Option<&LaneKey> {
         self.lanes.as_ref()
     }

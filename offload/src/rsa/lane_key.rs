@@ -77,7 +77,7 @@ impl LaneKey {
 }
 
 impl Modulus {
-    fn new(number: Digits) -> Result<Self, KeyError> {
+    pub(super) fn new(number: Digits) -> Result<Self, KeyError> {
         if number[0] & 1 == 0 {
             return Err(KeyError::Inconsistent("a prime or the modulus is even"));
         }

@@ -535,7 +535,12 @@ fn bytes_of(digits: &[u64], len_bytes: usize) -> zeroize::Zeroizing<Vec<u8>> {
 mod tests {
     use rustls_pki_types::PrivatePkcs8KeyDer;
 
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::rsa::Numbers;
+    use crate::rsa::digits::DIGIT_MAX;
+    use crate::rsa::lane_key::Modulus;
     use crate::rsa::lanes::{self, portable};
 
     fn key() -> Arc<PrivateKey> {
@@ -601,6 +606,154 @@ mod tests {
         {
             assert_eq!(end, Ok(()));
             assert!(key.public().maps(&result, &number));
+        }
+    }
+
+    fn big(digits: &[u64]) -> BigUint {
+        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << digits::DIGIT_BITS) + *digit)
+    }
+
+    fn digits_of<const L: usize>(number: &BigUint) -> Digits {
+        digits::from_bytes(&number.to_bytes_be(), L)
+    }
+
+    /// Odd moduli of so many bits, among them those whose digits are all ones or almost all zeros.
+    fn moduli(bits: usize, random: &[u8]) -> Vec<BigUint> {
+        let top = BigUint::from(1_u8) << (bits - 1);
+        let any = |at: usize| {
+            let bytes: Vec<u8> = random.iter().cycle().skip(at).take(bits / 8).copied().collect();
+            BigUint::from_bytes_be(&bytes) | &top | BigUint::from(1_u8)
+        };
+        vec![
+            (&top << 1_u8) - 1_u8,
+            &top + 1_u8,
+            (BigUint::from(1_u8) << 52) - 1_u8,
+            &top + (BigUint::from(1_u8) << (bits / 2)) - 1_u8,
+            any(0),
+            any(1),
+            any(2),
+            any(3),
+        ]
+    }
+
+    /// The ring, and a window, of each lane, against the reference.
+    fn check<V: Lanes, const L: usize, const M: usize>(random: &[u8]) {
+        let moduli = moduli(L / 10 * 512, random);
+        let r = BigUint::from(1_u8) << (52 * L);
+        let inverse = |n: &BigUint| r.modinv(n).expect("moduli are odd");
+        let mut batch = Private::<V, L, M>::new();
+        let mut a = Number::<V, L>::zero();
+        let mut b = a.clone();
+        // Almost reduced: below twice the modulus.
+        let number = |n: &BigUint, at: usize| match at % 6 {
+            0 => BigUint::ZERO,
+            1 => BigUint::from(1_u8),
+            2 => n - 1_u8,
+            3 => n.clone(),
+            4 => n * 2_u8 - 1_u8,
+            _ => {
+                let bytes: Vec<u8> =
+                    random.iter().cycle().skip(at).take(52 * L / 8).copied().collect();
+                BigUint::from_bytes_be(&bytes) % (n * 2_u8)
+            }
+        };
+        for round in 0..36 {
+            let lanes = || (0..V::COUNT).map(|lane| &moduli[(lane + round) % moduli.len()]);
+            for (lane, n) in lanes().enumerate() {
+                let modulus = Modulus::new(digits_of::<L>(n)).expect("odd");
+                batch.half.set(lane, &modulus);
+                a.put(lane, &digits_of::<L>(&number(n, round)));
+                b.put(lane, &digits_of::<L>(&number(n, round / 6 + lane)));
+            }
+            let mut product = a.clone();
+            batch.half.multiply(&mut product, &a, &b);
+            let mut squared = a.clone();
+            batch.half.square(&mut squared);
+            // The highest windows of exponents that are all ones, and others.
+            let index = |lane: usize| (31 + round * lane) % 32;
+            for entry in 0..TABLE_LEN {
+                for (lane, n) in lanes().enumerate() {
+                    batch.factor.put(lane, &digits_of::<L>(&number(n, entry + lane)));
+                }
+                batch.put_entry(entry);
+            }
+            for lane in 0..V::COUNT {
+                lanes_mut(&mut batch.windows)[lane] = index(lane) as u64;
+            }
+            batch.power.0.copy_from_slice(&*a.0);
+            batch.window = 0;
+            batch.do_window();
+            for (lane, n) in lanes().enumerate() {
+                let (x, y) = (big(&a.get(lane)), big(&b.get(lane)));
+                for result in [&product, &squared, &batch.power] {
+                    let digits = result.get(lane);
+                    assert!(digits.iter().all(|digit| *digit <= DIGIT_MAX));
+                    assert!(big(&digits) < n * 2_u8, "almost reduced");
+                }
+                let inverse = inverse(n);
+                assert_eq!(big(&batch.half.reduced(&product, lane)), &x * &y * &inverse % n);
+                assert_eq!(big(&batch.half.reduced(&squared, lane)), &x * &x * &inverse % n);
+                let entry = number(n, index(lane) + lane);
+                let expected = x.pow(32) * entry * inverse.pow(32) % n;
+                assert_eq!(
+                    big(&batch.half.reduced(&batch.power, lane)),
+                    expected,
+                    "{round} {lane}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2, ..ProptestConfig::default() })]
+
+        #[test]
+        fn rings_are_those_of_the_reference(random in prop::collection::vec(any::<u8>(), 600)) {
+            check::<portable::X4, 10, 20>(&random);
+            if lanes::are_here() {
+                check::<X4, 10, 20>(&random);
+                check::<X8, 10, 20>(&random);
+                check::<X4, 20, 40>(&random);
+                check::<X8, 20, 40>(&random);
+                check::<X8, 30, 60>(&random);
+                check::<X4, 40, 80>(&random);
+                check::<X8, 40, 80>(&random);
+            }
+        }
+    }
+
+    /// Both orders of the primes: the difference of the halves has either sign.
+    #[test]
+    fn either_prime_may_be_the_larger() {
+        if !lanes::are_here() {
+            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            return;
+        }
+        let key = key();
+        let messages = numbers(&key);
+        let Numbers::Crt(numbers) = key.numbers() else { panic!("its primes are known") };
+        let field = |at: usize| &numbers[at * 128..][..128];
+        let (dq, dp, q, p) = (field(0), field(1), field(2), field(3));
+        let [big_p, big_q] = [p, q].map(BigUint::from_bytes_be);
+        let swapped = big_p.modinv(&big_q).expect("they are prime").to_bytes_be();
+        let swapped = [vec![0; 128 - swapped.len()], swapped].concat();
+        let swapped = [dp, dq, p, q, &swapped].concat();
+        for numbers in [&numbers[..], &swapped[..]] {
+            let lane_key = LaneKey::new(key.public(), numbers).expect("a good key");
+            let other = Arc::new(key.with_lanes(lane_key));
+            let mut batch = Private::<X8, 20, 40>::new();
+            let lanes = other.lanes().expect("given");
+            let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
+            let inputs: Vec<_> =
+                messages.iter().map(|number| Input { key: Arc::clone(&other), number }).collect();
+            batch.start(&inputs, &mut [blinding], &[0; 4]);
+            while !batch.step() {}
+            let mut results = vec![vec![0; 256]; 4];
+            let mut targets: Vec<_> = results.iter_mut().map(Vec::as_mut_slice).collect();
+            let ends = batch.finish(&mut targets);
+            for ((end, result), number) in ends.into_iter().zip(&results).zip(&messages) {
+                assert!(end == Ok(()) && key.public().maps(result, number));
+            }
         }
     }
 
