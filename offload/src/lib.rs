@@ -12,7 +12,7 @@
 //!
 //! The crate has no executor and no reactor. Whoever owns the queue calls [`Queue::turn`] as part
 //! of its own loop and asks [`Queue::prepare_park`] before it sleeps; [`Queue::run`] is such a
-//! loop for a thread that has none.
+//! loop for a thread that has none. Queues of a [`Team`] do each other's work when they are idle.
 //!
 //! ```
 //! use warpcore_offload::{Codec, Compress, Queue};
