@@ -46,9 +46,9 @@ const SIGN_AGE: Duration = Duration::from_micros(100);
 const EXCHANGE_AGE: Duration = Duration::from_micros(35);
 const ECDSA_AGE: Duration = Duration::from_micros(20);
 
-/// Units of signatures that are begun, for one of another kernel: together they take as long as one
-/// compression of 64 KiB, so that a signature is delayed by about as much as it takes itself.
-const SIGNING_UNITS: u32 = 3;
+/// Units of signatures that are begun, for one of another kernel: together they take about as long as
+/// one compression of 64 KiB, so that a signature is delayed by about as much as it takes itself.
+const SIGNING_UNITS: u32 = 4;
 
 /// One core's accelerator queue.
 ///
@@ -199,7 +199,7 @@ impl Queue {
     ///
     /// A unit is never interrupted: one chunk compressed, one group of key exchanges or of signatures
     /// of P-256, or about 50 us of RSA signatures that are made together (at the first use of a key
-    /// and every 256th, up to 1 ms). RSA signatures that are begun get three units for one of any
+    /// and every 256th, up to 1 ms). RSA signatures that are begun get four units for one of any
     /// other kernel. Signatures and key exchanges wait for company until there are enough for all
     /// lanes, until the oldest has waited by `now` for as long as it takes alone (RSA: 100 us, key
     /// exchanges: 35 us, P-256: 20 us), or until the owner has nothing else to do
