@@ -226,9 +226,8 @@ fn wait(bench: &mut Bench, corpus: &Corpus) -> Result<(), String> {
     };
     let [p50, p99] = [500, 990].map(|per_mille| us(&mut waits, per_mille));
     let unit = us(&mut units, 990);
-    for (case, value) in [("wait of a signature, p50", p50), ("wait of a signature, p99", p99)] {
-        bench.measure(case, Unit::Us, 1, vec![System::new(OURS, || value)]);
-    }
+    bench.file("wait of a signature, p50", Unit::Us, p50);
+    bench.file("wait of a signature, p99", Unit::Us, p99);
     bench.note(format!(
         "wait: beyond the {:.0} us of a lone signature, behind zstd:1 without end; 99 of 100 units \
          of a turn take less than {unit:.0} us",

@@ -105,8 +105,23 @@ impl Bench {
         self.effort
     }
 
+    /// Said once, however often.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    /// Files what was measured elsewhere.
+    pub(crate) fn file(&mut self, case: &str, unit: Unit, value: f64) {
+        self.rows.push(Row {
+            case: case.to_owned(),
+            system: OURS.to_owned(),
+            samples: Samples { median: value, min: value, max: value },
+            unit,
+            limit: None,
+        });
     }
 
     /// Measures the systems of a case, `rounds` samples each (ten times that in a full run), after

@@ -54,7 +54,11 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
     #[allow(unused_mut, reason = "with rivals it is")]
     let mut systems = vec![System::new(OURS, || sign(&queue, &key, 16, COUNT) / COUNT as f64)];
     #[cfg(feature = "rivals")]
-    systems.extend(rivals::sign_ecdsa(der.secret_pkcs8_der(), COUNT, &mut Vec::new()));
+    {
+        let mut notes = Vec::new();
+        systems.extend(rivals::sign_ecdsa(der.secret_pkcs8_der(), COUNT, &mut notes));
+        notes.into_iter().for_each(|note| bench.note(note));
+    }
     bench.measure("p256 sign", Unit::Us, ROUNDS, systems);
     if let Some(ns) = multiply_add_ns {
         bench.limit("p256 sign", ECDSA_MULTIPLY_ADDS * ns / 1e3);

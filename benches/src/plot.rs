@@ -65,3 +65,30 @@ fn chart(
     }
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw().map_err(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{Effort, OURS, System, Unit};
+
+    #[test]
+    fn every_series_is_drawn() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("plot.svg");
+        let mut bench = Bench::new("test", Effort::Quick);
+        assert!(draw(&bench, &path).is_err(), "there is nothing to draw");
+        for (series, batch) in [("one", 1), ("one", 8), ("other", 1), ("other", 64)] {
+            let case = format!("{series} {batch}");
+            bench.measure(&case, Unit::Us, 1, vec![System::new(OURS, || 10.0)]);
+            bench.point(series, &case, batch);
+        }
+        draw(&bench, &path).expect("it is drawn");
+        let drawn = std::fs::read_to_string(&path).expect("written");
+        // In both charts, and on the axis how many there are.
+        for (text, times) in [(">one<", 2), (">other<", 2), ("waiting together", 2)] {
+            let flat: String = drawn.split_whitespace().collect::<Vec<_>>().join("");
+            let text = text.replace(' ', "");
+            assert_eq!(flat.matches(text.as_str()).count(), times, "{text}");
+        }
+    }
+}

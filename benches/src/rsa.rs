@@ -28,29 +28,18 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         let signer = Signer { queue: Queue::new(8), key: Arc::new(key) };
         #[allow(unused_mut, reason = "with rivals it is")]
         let mut systems = vec![System::new(OURS, || signer.waiting(8, count) / count as f64)];
-        // For each of a count, or a call of eight as a whole.
-        #[allow(unused_variables, reason = "with rivals it is used")]
-        let bare = |each: bool| -> Option<System<'static>> {
-            #[cfg(feature = "rivals")]
-            return rivals::rsa_bare(
-                der.secret_pkcs8_der(),
-                if each { count } else { 8 },
-                !each,
-                &mut Vec::new(),
-            );
-            #[cfg(not(feature = "rivals"))]
-            None
-        };
         #[cfg(feature = "rivals")]
-        {
-            let mut notes = Vec::new();
-            systems.extend(rivals::sign(der.secret_pkcs8_der(), count, &mut notes));
-            if bits == 2048 {
-                // The note says it once.
-                drop(rivals::rsa_bare(der.secret_pkcs8_der(), 8, false, &mut notes));
-            }
-            notes.into_iter().for_each(|note| bench.note(note));
-        }
+        let mut notes = Vec::new();
+        #[cfg(feature = "rivals")]
+        systems.extend(rivals::sign(der.secret_pkcs8_der(), count, &mut notes));
+        // For each of a count, or a call of eight as a whole.
+        #[cfg(feature = "rivals")]
+        let mut bare = |each: bool| {
+            let count = if each { count } else { 8 };
+            rivals::rsa_bare(der.secret_pkcs8_der(), count, !each, &mut notes)
+        };
+        #[cfg(not(feature = "rivals"))]
+        let bare = |_each: bool| None::<System<'static>>;
         let case = format!("rsa-{bits} sign");
         bench.measure(&case, Unit::Us, ROUNDS, systems);
         if let Some(ns) = multiply_add_ns {
@@ -74,6 +63,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
             bench.measure(&case, Unit::Us, ROUNDS, [ours].into_iter().chain(rival).collect());
             bench.point(&format!("rsa-{bits}"), &case, waiting);
         }
+        #[cfg(feature = "rivals")]
+        notes.into_iter().for_each(|note| bench.note(note));
     }
     if cfg!(not(feature = "rivals")) {
         bench.note("without rivals: build with `--features rivals` to measure them too");

@@ -13,7 +13,7 @@ use std::time::Instant;
 use warpcore_offload::{PrivateKey, kernels};
 
 use crate::corpus::Random;
-use crate::harness::{Bench, Effort, OURS, System, Unit};
+use crate::harness::{Bench, Effort, Unit};
 use crate::keys::generate;
 
 /// Secrets of a class.
@@ -29,19 +29,15 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
     };
     let mut random = Random::new(3);
 
-    let mut keys = Vec::new();
-    for _ in 0..POOL {
-        let der = generate("RSA", "rsa_keygen_bits:1024")?;
-        keys.push(der);
-    }
-    let read = |at: usize| PrivateKey::from_der(&keys[at].clone_key().into()).map(Arc::new);
+    let keys = (0..POOL).map(|_| generate("RSA", "rsa_keygen_bits:1024"));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
     // A key of its own in each place, though they are all alike in the first class.
-    let pools =
-        [0, 1].map(|class| (0..POOL).map(|at| read(class * at)).collect::<Result<Vec<_>, _>>());
-    let [fixed, mixed] = pools;
-    let pools = [fixed, mixed].map(|pool| pool.map_err(|error| error.to_string()));
-    let [fixed, mixed] = pools;
-    let pools = [fixed?, mixed?];
+    let pool = |class: usize| {
+        let read = |at: usize| PrivateKey::from_der(&keys[class * at].clone_key().into());
+        let pool = (0..POOL).map(|at| read(at).map(Arc::new)).collect::<Result<Vec<_>, _>>();
+        pool.map_err(|error| error.to_string())
+    };
+    let pools = [pool(0)?, pool(1)?];
     let numbers: [Vec<Vec<u8>>; 2] = [0, 1].map(|class| {
         let number = |at: usize| {
             let mut number = Random::new((class * at) as u64).bytes(128);
@@ -57,7 +53,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         power.run();
         time(&mut || power.run());
     });
-    file(bench, "rsa-1024 power", t);
+    bench.file("rsa-1024 power", Unit::Deviations, t);
 
     let numbers = |random: &mut Random| -> [Vec<[[u8; 32]; 8]>; 2] {
         let mut drawn = || {
@@ -78,7 +74,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
             black_box(kernels::x25519(&scalar, &point));
         });
     });
-    file(bench, "x25519", t);
+    bench.file("x25519", Unit::Deviations, t);
 
     let (secrets, hashes) = (numbers(&mut random), numbers(&mut random));
     let (mut secret, mut hash) = (secrets[0][0], hashes[0][0]);
@@ -88,13 +84,9 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
             black_box(kernels::p256(&scalar, &secret, &hash));
         });
     });
-    file(bench, "p256", t);
+    bench.file("p256", Unit::Deviations, t);
     bench.note(format!("{samples} samples; below 4.5 there is no evidence of a difference"));
     Ok(())
-}
-
-fn file(bench: &mut Bench, case: &str, t: f64) {
-    bench.measure(case, Unit::Deviations, 1, vec![System::new(OURS, || t)]);
 }
 
 /// Takes samples: `sample(class, place in the pool, time)` calls `time` with what is measured.

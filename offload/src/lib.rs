@@ -37,8 +37,9 @@ mod codec;
 mod custom;
 mod doorbell;
 mod ecdsa;
+mod element;
 mod error;
-mod five;
+
 mod fork;
 pub mod host;
 mod keep;

@@ -206,7 +206,7 @@ impl Queue {
     /// ([`flush`](Self::flush)).
     ///
     /// In a [`Team`] a unit may be another queue's, if this one has none; and compression that takes
-    /// more than about a millisecond (zstd from level 9 up, for 64 KiB) is left to engine threads.
+    /// more than about a millisecond (zstd from level 7 up, for 64 KiB) is left to engine threads.
     pub fn turn(&self, now: Instant, slice: Duration) -> Turn {
         let mut units = 0;
         if self.shared.generation.is_past() {
@@ -735,6 +735,7 @@ impl Shared {
         }
         if let Some(own) = self.next_own(now, true) {
             team.settle();
+            team.count_own_unit();
             return Some(own);
         }
         if let Some(job) = team.take_back(Takes::Short) {
@@ -911,16 +912,12 @@ impl Shared {
                 self.run(Unit::Posted(job));
             }
         }
-        let waiting_ns = {
-            let slots = self.slots.borrow();
-            if slots.waiting() == 0 {
-                return;
-            }
-            slots.waiting_ns(team)
-        };
+        if self.slots.borrow().waiting() == 0 {
+            return;
+        }
         // Or it would take itself for somebody who looks.
         team.settle();
-        for _ in 0..team.wanted(waiting_ns) {
+        for _ in 0..team.wanted(|| self.slots.borrow().waiting_ns(team)) {
             // One is this core's own.
             if !team.has_room() || self.slots.borrow().waiting() < 2 {
                 break;

@@ -336,9 +336,11 @@ impl<S: Source, T: Target> Request for Feed<S, T> {
     }
 
     fn describe(&mut self) -> Work {
+        let source = SourceSpan::of(&self.source);
         Work::Feed {
+            cost_ns: self.stream.state().cost_ns(source.0.len_bytes()),
             stream: StreamSpan(NonNull::from(self.stream.state())),
-            source: SourceSpan::of(&self.source),
+            source,
             target: TargetSpan::of(&mut self.target),
             end: self.end,
         }
@@ -492,7 +494,7 @@ pub enum Work {
     /// See [`EcdsaSign`].
     EcdsaSign { key: Arc<EcdsaKey>, message: SourceSpan, target: TargetSpan },
     /// See [`Feed`].
-    Feed { stream: StreamSpan, source: SourceSpan, target: TargetSpan, end: bool },
+    Feed { stream: StreamSpan, source: SourceSpan, target: TargetSpan, end: bool, cost_ns: u64 },
     /// See [`KeyExchange`].
     KeyExchange { peer: [u8; 32], target: TargetSpan },
     /// See [`RsaPrivate`].
@@ -531,11 +533,13 @@ impl Work {
 
     /// Whether software takes more than about a millisecond for it.
     pub(crate) fn is_long(&self) -> bool {
-        match self {
+        let cost_ns = match self {
             Self::Compress { codec, level, source, .. } => {
-                codec.cost_ns(*level, source.0.len_bytes()) > 1_000_000
+                codec.cost_ns(*level, source.0.len_bytes())
             }
-            _ => false,
-        }
+            Self::Feed { cost_ns, .. } => *cost_ns,
+            _ => 0,
+        };
+        cost_ns > 1_000_000
     }
 }

@@ -189,7 +189,20 @@ pub(crate) enum Software {
 
 impl State {
     pub(crate) fn is_compression(&self) -> bool {
-        matches!(self.direction, Direction::Compress(_) | Direction::Zstd(ZstdStream::Compress(_)))
+        matches!(
+            self.direction,
+            Direction::Compress(_) | Direction::Zstd(ZstdStream::Compress { .. })
+        )
+    }
+
+    /// About what software takes for the next `len_bytes` of a stream that compresses.
+    pub(crate) fn cost_ns(&self, len_bytes: usize) -> u64 {
+        let level = match &self.direction {
+            Direction::Compress(level) => level.level().cast_signed(),
+            Direction::Zstd(ZstdStream::Compress { level, .. }) => *level,
+            Direction::Decompress(_) | Direction::Zstd(ZstdStream::Decompress(_)) => return 0,
+        };
+        self.codec.cost_ns(level, len_bytes)
     }
 
     /// Starts a feed with `room` bytes for its output: what is held goes out first, by `write`

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use warpcore_offload::{
-    Call, Codec, Compress, CustomKernel, Decompress, Devices, Error, Kernel, Park, PrivateKey,
-    Queue, Scheme, Sign, Team,
+    Call, Codec, Compress, CustomKernel, Decompress, Devices, Error, Feed, Kernel, Park,
+    PrivateKey, Queue, Scheme, Sign, Stream, Team,
 };
 
 /// Does what each item says.
@@ -169,6 +169,12 @@ fn long_work_is_done_by_engine_threads_only() {
         assert_eq!(&queue.run(queue.submit(request)).target, source);
     }
     assert_eq!(helped(&queue, Kernel::Compress), 40);
+    // Pieces of streams are no exception.
+    let stream = Stream::compress(Codec::Zstd, 19).expect("a stream");
+    let (source, target) = (sources[0].clone(), vec![0; 70_000]);
+    let fed = queue.run(queue.submit(Feed { stream, source, target, end: true }));
+    assert!(fed.result.expect("it fits").ended);
+    assert_eq!(helped(&queue, Kernel::Compress), 41);
     assert!(team.engine_threads() > 0);
     // Without a team the owner does it.
     let alone = Queue::new(4);

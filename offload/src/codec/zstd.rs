@@ -54,7 +54,7 @@ const WINDOW_LOG_MAX: u32 = 23;
 
 /// One frame, piece by piece.
 pub(crate) enum ZstdStream {
-    Compress(CCtx<'static>),
+    Compress { context: CCtx<'static>, level: i32 },
     Decompress(DCtx<'static>),
 }
 
@@ -75,7 +75,7 @@ impl ZstdStream {
             .map_err(|_| Error::Level { codec: Codec::Zstd, level })?;
         // As gzip has one: nobody else keeps the length and sum of a stream.
         context.set_parameter(CParameter::ChecksumFlag(true)).map_err(corrupt)?;
-        Ok(Self::Compress(context))
+        Ok(Self::Compress { context, level })
     }
 
     pub(crate) fn decompress() -> Result<Self, Error> {
@@ -94,7 +94,7 @@ impl ZstdStream {
         let mut input = InBuffer::around(source);
         let mut output = OutBuffer::around(target);
         let left = match self {
-            Self::Compress(context) => {
+            Self::Compress { context, .. } => {
                 let directive = match end {
                     true => ZSTD_EndDirective::ZSTD_e_end,
                     false => ZSTD_EndDirective::ZSTD_e_flush,

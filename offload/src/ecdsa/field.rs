@@ -8,8 +8,8 @@
 //!
 //! Nothing depends on the numbers: no branch, no address.
 
-use crate::five::{self, Columns};
-pub(super) use crate::five::{Element, select};
+use crate::element::{self, Columns};
+pub(super) use crate::element::{Element, select};
 use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
 use crate::rsa::lanes::Lanes;
 
@@ -185,7 +185,7 @@ pub(super) unsafe fn sub<P: Prime, V: Lanes, const B: u64>(
 #[inline(always)]
 pub(super) unsafe fn multiply<P: Prime, V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe { reduce::<P, V>(five::multiply(a, b)) }
+    unsafe { reduce::<P, V>(element::multiply(a, b)) }
 }
 
 /// # Safety
@@ -194,7 +194,7 @@ pub(super) unsafe fn multiply<P: Prime, V: Lanes>(a: Element<V>, b: Element<V>) 
 #[inline(always)]
 pub(super) unsafe fn square<P: Prime, V: Lanes>(a: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe { reduce::<P, V>(five::square(a)) }
+    unsafe { reduce::<P, V>(element::square(a)) }
 }
 
 /// A product, divided by R.

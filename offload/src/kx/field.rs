@@ -7,8 +7,8 @@
 //!
 //! Nothing depends on the numbers: no branch, no address.
 
-use crate::five::{self, Columns};
-pub(super) use crate::five::{Element, select};
+use crate::element::{self, Columns};
+pub(super) use crate::element::{Element, select};
 use crate::rsa::lanes::Lanes;
 
 const DIGIT_MAX: u64 = (1 << 51) - 1;
@@ -152,7 +152,7 @@ pub(super) unsafe fn sum_and_difference<V: Lanes>(
 #[inline(always)]
 unsafe fn multiply_loosely<V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe { reduce(five::multiply(a, b)) }
+    unsafe { reduce(element::multiply(a, b)) }
 }
 
 /// # Safety
@@ -161,7 +161,7 @@ unsafe fn multiply_loosely<V: Lanes>(a: Element<V>, b: Element<V>) -> Element<V>
 #[inline(always)]
 pub(super) unsafe fn square<V: Lanes>(a: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
-    unsafe { tighten(reduce(five::square(a))) }
+    unsafe { tighten(reduce(element::square(a))) }
 }
 
 /// `a` + `factor` `b`, for a factor below 2^18.

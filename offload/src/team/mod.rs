@@ -296,16 +296,14 @@ impl Membership {
     }
 
     /// Short jobs that would find somebody: how many more to post, of those that wait and would
-    /// take `waiting_ns`.
-    pub(crate) fn wanted(&self, waiting_ns: u64) -> usize {
+    /// take `waiting_ns`, which is asked for if it matters.
+    pub(crate) fn wanted(&self, waiting_ns: impl FnOnce() -> u64) -> usize {
         // Relaxed: hints.
         let idle = self.shared.idle.load(Ordering::Relaxed);
         let asleep = self.shared.asleep.load(Ordering::Relaxed);
-        let worth_waking = waiting_ns >= 2 * self.shared.wake_ns;
-        let helpers = match worth_waking {
-            true => idle.max(self.engines_left()),
-            false => idle.saturating_sub(asleep),
-        };
+        let (awake, most) = (idle.saturating_sub(asleep), idle.max(self.engines_left()));
+        let worth_waking = awake < most && waiting_ns() >= 2 * self.shared.wake_ns;
+        let helpers = if worth_waking { most } else { awake };
         // Two for each: who has finished one need not wait until the owner comes by.
         let ready = if self.posted.get() == 0 { 0 } else { self.me.board.ready() };
         (2 * helpers).saturating_sub(ready)
@@ -371,14 +369,14 @@ impl Membership {
         self.others.borrow().1.iter().any(|other| other.board.has_ready(self.me.takes))
     }
 
-    /// The own core has come to a unit that was not posted. True: what was posted has waited for too
-    /// many of them, and is to be taken back.
+    /// The own core has come to a unit that was not posted.
+    pub(crate) fn count_own_unit(&self) {
+        self.unclaimed.set(if self.has_posted() { self.unclaimed.get() + 1 } else { 0 });
+    }
+
+    /// What was posted has waited for too many of them, and is to be taken back.
     pub(crate) fn is_overdue(&self) -> bool {
-        if !self.has_posted() {
-            self.unclaimed.set(0);
-        }
-        self.unclaimed.set(self.unclaimed.get() + 1);
-        self.unclaimed.get() > UNCLAIMED_MAX
+        self.unclaimed.get() >= UNCLAIMED_MAX
     }
 
     /// Takes back the oldest job that nobody has claimed.

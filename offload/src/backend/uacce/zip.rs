@@ -365,7 +365,7 @@ impl Engine for Zip {
                 Work::Decompress { codec, source, target } => {
                     self.fill_one_shot(token, *codec, None, &source.0, &target.0)
                 }
-                Work::Feed { stream, source, target, end } => {
+                Work::Feed { stream, source, target, end, .. } => {
                     self.fill_stream(token, stream.as_state(), (&source.0, &target.0), *end)
                 }
                 _ => Filled::Unfit,

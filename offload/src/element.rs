@@ -1,5 +1,5 @@
-//! Numbers of five digits in lanes: what the fields of both curves share. Each digit is below 2^52, in
-//! whatever radix.
+//! Field elements of five digits in lanes: what both curves share. Each digit is below 2^52, in whatever
+//! radix.
 
 use crate::rsa::lanes::Lanes;
 
