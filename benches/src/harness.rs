@@ -21,7 +21,7 @@ pub(crate) const OURS: &str = "warpcore";
 /// A bench and what it has found.
 #[derive(Debug)]
 pub(crate) struct Bench {
-    name: &'static str,
+    name: String,
     effort: Effort,
     rows: Vec<Row>,
     points: Vec<Point>,
@@ -59,8 +59,14 @@ pub(crate) enum Unit {
     Mbps,
     /// Nanoseconds: less is better.
     Ns,
+    /// Operations or files a second: more is better.
+    PerSecond,
     /// Of something else.
     Percent,
+    /// Of all processors, for 10^9 plain bytes: less is better.
+    SecondsPerGb,
+    /// How many times less room it takes: more is better.
+    Times,
     /// Microseconds: less is better.
     Us,
 }
@@ -71,7 +77,10 @@ impl Unit {
             Self::Deviations => "|t|",
             Self::Mbps => "MB/s",
             Self::Ns => "ns",
+            Self::PerSecond => "1/s",
             Self::Percent => "%",
+            Self::SecondsPerGb => "s/GB",
+            Self::Times => "x",
             Self::Us => "us",
         }
     }
@@ -97,8 +106,8 @@ impl<'a> System<'a> {
 }
 
 impl Bench {
-    pub(crate) fn new(name: &'static str, effort: Effort) -> Self {
-        Self { name, effort, rows: Vec::new(), points: Vec::new(), notes: Vec::new() }
+    pub(crate) fn new(name: impl Into<String>, effort: Effort) -> Self {
+        Self { name: name.into(), effort, rows: Vec::new(), points: Vec::new(), notes: Vec::new() }
     }
 
     pub(crate) fn effort(&self) -> Effort {
@@ -113,12 +122,17 @@ impl Bench {
         }
     }
 
-    /// Files what was measured elsewhere.
+    /// Files one value of ours that was measured elsewhere.
     pub(crate) fn file(&mut self, case: &str, unit: Unit, value: f64) {
+        self.record(case, unit, OURS, vec![value]);
+    }
+
+    /// Files samples that were taken elsewhere.
+    pub(crate) fn record(&mut self, case: &str, unit: Unit, system: &str, samples: Vec<f64>) {
         self.rows.push(Row {
             case: case.to_owned(),
-            system: OURS.to_owned(),
-            samples: Samples { median: value, min: value, max: value },
+            system: system.to_owned(),
+            samples: Samples::of(samples),
             unit,
             limit: None,
         });
@@ -144,9 +158,7 @@ impl Bench {
             }
         }
         for (system, samples) in systems.into_iter().zip(samples) {
-            let case = case.to_owned();
-            let samples = Samples::of(samples);
-            self.rows.push(Row { case, system: system.name, samples, unit, limit: None });
+            self.record(case, unit, &system.name, samples);
         }
     }
 
@@ -168,7 +180,7 @@ impl Bench {
             // Of each, one after the other.
             Unit::Ns => row.samples.median * batch as f64 / 1e3,
             Unit::Us => row.samples.median,
-            Unit::Deviations | Unit::Mbps | Unit::Percent => return,
+            _ => return,
         };
         let per_second = batch as f64 / latency_us * 1e6;
         self.points.push(Point { series: series.to_owned(), batch, latency_us, per_second });

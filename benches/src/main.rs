@@ -4,11 +4,12 @@
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
 //!   hosts.rs     ours on the executors of others
 //!   plot.rs      charts                               corpus.rs, keys.rs   what is worked on
-//!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs: one file for each question
+//!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs, fs/: one file for each question
 //! ```
 
 mod codec;
 mod corpus;
+mod fs;
 mod harness;
 #[cfg(feature = "rivals")]
 mod hosts;
@@ -39,9 +40,12 @@ struct Arguments {
     /// One object on standard output instead of a table
     #[arg(long)]
     json: bool,
-    /// Ten times the rounds
+    /// Ten times the rounds; fs: larger trees and more rivals
     #[arg(long)]
     full: bool,
+    /// fs: where the images of the filesystems are made [default: the system's temporary directory]
+    #[arg(long, value_name = "PATH")]
+    directory: Option<PathBuf>,
     /// Draw throughput and latency against batch size: rsa, kx, queue
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -51,6 +55,8 @@ struct Arguments {
 enum Name {
     /// Compression and checksums
     Codec,
+    /// The filesystem, beside ext4, btrfs, gocryptfs and bindfs; needs root
+    Fs,
     /// X25519: a fresh key, and what it shares with a peer's; signatures of P-256
     Kx,
     /// What the queue itself costs: of a device, and of software beside other ways to hand work over
@@ -61,21 +67,20 @@ enum Name {
     Timing,
 }
 
-/// Measures, and files what it found.
-type Run = fn(&mut Bench) -> Result<(), String>;
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
-    let (name, run): (_, Run) = match arguments.name {
-        Name::Codec => ("codec", codec::run),
-        Name::Kx => ("kx", kx::run),
-        Name::Queue => ("queue", queue::run),
-        Name::Rsa => ("rsa", rsa::run),
-        Name::Timing => ("timing", timing::run),
+    let name = arguments.name.to_possible_value().expect("none is skipped");
+    let mut bench = Bench::new(name.get_name(), effort);
+    let ran = match arguments.name {
+        Name::Codec => codec::run(&mut bench),
+        Name::Fs => fs::run(&mut bench, arguments.directory.as_deref()),
+        Name::Kx => kx::run(&mut bench),
+        Name::Queue => queue::run(&mut bench),
+        Name::Rsa => rsa::run(&mut bench),
+        Name::Timing => timing::run(&mut bench),
     };
-    let mut bench = Bench::new(name, effort);
-    let ran = run(&mut bench).and_then(|()| match &arguments.plot {
+    let ran = ran.and_then(|()| match &arguments.plot {
         Some(path) => plot::draw(&bench, path),
         None => Ok(()),
     });
