@@ -68,23 +68,24 @@ async fn open(path: &Path) -> Result<Contents<FileMedium>, Failure> {
         return Err(format!("{}: not a regular file", path.display()).into());
     }
     let medium = FileMedium::new(file.into());
-    let contents = Contents::open(medium, queue(), Options::default(), false).await;
+    let contents = Contents::open(medium, Options::default(), false).await;
     Ok(contents.map_err(|error| named(&error))?)
 }
 
 async fn cat(path: &Path) -> Result<(), Failure> {
     const PART: usize = 1 << 20;
-    let mut contents = open(path).await?;
+    let contents = open(path).await?;
     let mut out = std::io::stdout().lock();
+    let mut part = vec![0; PART];
     let mut offset = 0;
     loop {
-        let bytes = contents.read(offset, PART).await;
-        let bytes = bytes.map_err(|error| format!("{}: {error}", path.display()))?;
-        if bytes.is_empty() {
+        let len = contents.read(&queue(), offset, &mut part).await;
+        let len = len.map_err(|error| format!("{}: {error}", path.display()))?;
+        if len == 0 {
             return Ok(out.flush()?);
         }
-        out.write_all(&bytes)?;
-        offset += bytes.len() as u64;
+        out.write_all(&part[..len])?;
+        offset += len as u64;
     }
 }
 
@@ -92,8 +93,8 @@ async fn check(path: &Path) -> Result<(), Failure> {
     let (mut good, mut bad) = (0_u64, 0_u64);
     for path in files(path)? {
         let checked = match open(&path).await {
-            Ok(mut contents) => contents
-                .check()
+            Ok(contents) => contents
+                .check(&queue())
                 .await
                 .map_err(|error| Failure::from(format!("{}: {error}", path.display()))),
             Err(failure) => Err(failure),

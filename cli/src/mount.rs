@@ -1,11 +1,13 @@
 //! Mounts a directory that compresses what is written to it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_lock::OnceCell;
 use warpcore_fs::store::contents::Options;
-use warpcore_fs::{Config, Mount, Transport};
-use warpcore_offload::{Codec, Devices};
+use warpcore_fs::{Config, Mount, Summary, Transport};
+use warpcore_offload::{Codec, Devices, Stats};
 use warpcore_runtime::Builder;
 
 use crate::Failure;
@@ -75,12 +77,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if codec == Codec::Deflate && !(0..=9).contains(&level) || codec == Codec::Zstd && level == 0 {
         return Err(format!("{codec} has no level {level}: see `warpcore mount --help`").into());
     }
-    let summary = serve(config, devices)?;
-    devices::report(&summary.queue).iter().for_each(|line| eprintln!("{line}"));
-    if !summary.flushed {
+    let summaries = serve(config, devices)?;
+    let mut stats = Stats::default();
+    summaries.iter().for_each(|summary| stats.add(&summary.queue));
+    devices::report(&stats).iter().for_each(|line| eprintln!("{line}"));
+    if !summaries.iter().all(|summary| summary.flushed) {
         return Err("not everything could be flushed; see above".into());
     }
-    let way = match summary.transport {
+    let way = match summaries[0].transport {
         Some(Transport::IoUring) => "io_uring",
         Some(Transport::Classic) => "/dev/fuse",
         None => "none",
@@ -89,26 +93,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts and serves on one shard, until unmounted or told to stop.
-fn serve(config: Config, devices: Devices) -> Result<warpcore_fs::Summary, Failure> {
-    // The mount is made on the shard that serves it, once its ring stands and the signals are
-    // held: nothing can fail or kill us between mount and service.
-    // The next request of whoever waits for this one comes within microseconds.
-    let spin = Duration::from_micros(50);
-    let builder = Builder::new().shards(1).sqe128(true).stop_on_signals(true).spin(spin);
-    let builder = builder.devices(devices);
-    let config = std::sync::Mutex::new(Some(config));
-    let mut outputs = builder.run(|_| {
-        let config = config.lock().ok().and_then(|mut config| config.take());
+/// Mounts, and serves on every core, until unmounted or told to stop.
+fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
+    // The mount is made by a shard, once the rings stand and the signals are held: nothing can
+    // fail or kill us between mount and service.
+    let mount = Arc::new(OnceCell::new());
+    let config = Arc::new(config);
+    // Who waits for an answer waits on the same core: the sooner it is left, the better.
+    let builder = Builder::new().sqe128(true).stop_on_signals(true).spin(Duration::ZERO);
+    let outputs = builder.devices(devices).run(|_| {
+        let (mount, config) = (Arc::clone(&mount), Arc::clone(&config));
         async move {
-            let config = config.expect("one shard takes it once");
-            let (source, target) = (config.source.clone(), config.target.clone());
-            let mount = Mount::new(config).map_err(|error| error.to_string())?;
-            eprintln!("mounted {} on {}", source.display(), target.display());
+            let mounted = mount.get_or_init(async || {
+                let mount = Mount::new(&config).map_err(|error| error.to_string())?;
+                eprintln!("mounted {} on {}", config.source.display(), config.target.display());
+                Ok::<_, String>(mount)
+            });
+            let mount = mounted.await.as_ref().map_err(String::clone)?;
             mount.serve().await.map_err(|error| format!("the mount ended: {error}"))
         }
     })?;
-    Ok(outputs.pop().expect("one shard")?)
+    Ok(outputs.into_iter().collect::<Result<_, _>>()?)
 }
 
 fn parse(option: &str) -> Result<MountOption, String> {

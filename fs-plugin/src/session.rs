@@ -8,12 +8,16 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use async_lock::{Mutex, OnceCell};
+use futures_lite::future;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use warpcore_runtime::{Holders, Lock, queue, sleep, spawn, timeout, until_stopped};
+use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, timeout, until_stopped};
 
 use crate::fs::{Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
@@ -37,10 +41,22 @@ pub struct Config {
 /// A directory that was mounted, and waits to be served.
 #[derive(Debug)]
 pub struct Mount {
-    config: Config,
-    /// Holds the lock on the source.
-    source: OwnedFd,
-    device: OwnedFd,
+    target: PathBuf,
+    shared: Arc<Shared>,
+}
+
+/// What the shards that serve a mount share.
+pub(crate) struct Shared {
+    pub(crate) device: Arc<OwnedFd>,
+    pub(crate) fs: Fs,
+    /// Queues of FUSE over io_uring; None: it is not to be used.
+    queues: Option<u16>,
+    /// Set once INIT is answered: before it, the kernel would refuse entries.
+    agreed: OnceCell<Transport>,
+    /// Set once the connection has ended.
+    ended: OnceCell<()>,
+    /// Shards that have no request under way any more.
+    finished: AtomicUsize,
 }
 
 /// What a mount has done.
@@ -122,15 +138,42 @@ impl fmt::Display for MountError {
 
 impl std::error::Error for MountError {}
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("agreed", &self.agreed).finish_non_exhaustive()
+    }
+}
+
 impl Mount {
     /// Checks both directories and mounts. Nothing is changed when it fails.
-    pub fn new(config: Config) -> Result<Self, MountError> {
-        let (config, source) = check(config)?;
+    ///
+    /// Sets the umask of the process to 0: the kernel has applied the callers'. Raises the limit of
+    /// open files as far as the system allows.
+    pub fn new(config: &Config) -> Result<Self, MountError> {
+        let (config, source) = check(config.clone())?;
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = OwnedFd::from(device.map_err(MountError::Device)?);
         // Requests are read until there are none.
         rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK | OFlags::RDWR)
             .map_err(|errno| MountError::Device(errno.into()))?;
+        // Told before INIT: once io_uring is agreed on, the kernel waits for every queue.
+        let queues = match (config.io_uring, uring::queues()) {
+            (true, Ok(queues)) => Some(queues),
+            (true, Err(error)) => {
+                tracing::warn!("cannot tell the possible CPUs: {error}; using /dev/fuse");
+                None
+            }
+            (false, _) => None,
+        };
+        let unusable = |errno: Errno| MountError::Source {
+            path: config.source.clone(),
+            cause: io::Error::from(errno).to_string(),
+        };
+        let lower = Lower::new(source).map_err(unusable)?;
+        let fs = Fs::new(lower, config.contents, queues.is_some()).map_err(unusable)?;
+        rustix::process::umask(Mode::empty());
+        raise_descriptor_limit();
+
         let others = if config.allow_other { ",allow_other" } else { "" };
         let data = format!(
             "fd={},rootmode=40000,user_id={},group_id={},default_permissions{others}",
@@ -142,97 +185,131 @@ impl Mount {
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
             .map_err(|errno| MountError::Mount(errno.into()))?;
-        Ok(Self { config, source, device })
+        Ok(Self {
+            target: config.target,
+            shared: Arc::new(Shared {
+                device: Arc::new(device),
+                fs,
+                queues,
+                agreed: OnceCell::new(),
+                ended: OnceCell::new(),
+                finished: AtomicUsize::new(0),
+            }),
+        })
     }
 
-    /// Serves on the current shard until it is unmounted, or the machine is asked to stop; then
-    /// unmounts it, and flushes everything. The shard needs SQEs of 128 bytes for io_uring.
-    ///
-    /// Sets the umask of the process to 0: the kernel has applied the callers'.
-    pub async fn serve(self) -> io::Result<Summary> {
-        rustix::process::umask(Mode::empty());
-        raise_descriptor_limit();
-        let lower = Lower::new(self.source)?;
-        // Told before INIT: once io_uring is agreed on, the kernel waits for every queue.
-        let queues = match (self.config.io_uring, uring::queues()) {
-            (true, Ok(queues)) => Some(queues),
-            (true, Err(error)) => {
-                tracing::warn!("cannot tell the possible CPUs: {error}; using /dev/fuse");
-                None
-            }
-            (false, _) => None,
-        };
-        let fs = Fs::new(lower, queue(), self.config.contents, queues.is_some())?;
+    /// Serves on this shard, until it is unmounted or the machine is asked to stop. Every shard of
+    /// the machine has to call it; the first one unmounts and flushes everything, when the others
+    /// have finished. The shards need SQEs of 128 bytes for io_uring.
+    pub async fn serve(&self) -> io::Result<Summary> {
         let session = Rc::new(Session {
-            device: Rc::new(self.device),
-            fs: Rc::new(fs),
+            shared: Arc::clone(&self.shared),
             requests: Holders::default(),
             uring_requests: Cell::new(0),
-            uring_queues: Cell::new(queues),
-            flushing: Lock::default(),
         });
-        let flusher = spawn(flush_now_and_then(Rc::clone(&session)));
-        let mut reader = spawn(classic::serve(Rc::clone(&session)));
-        let ended = match until_stopped(&mut reader).await {
-            Some(ended) => ended,
-            None => {
-                session.fs.commit_all().await;
-                unmount(self.config.target).await;
-                timeout(Duration::from_secs(2), reader).await.unwrap_or(Ok(Ok(())))
-            }
-        };
-        // Not in the middle of a flush: a commit that is dropped loses what it had taken.
-        let idle = session.flushing.hold().await;
-        let _ = flusher.cancel().await;
-        drop(idle);
-        // Each request under way has somebody waiting, or its entry ends with the connection.
-        let _ = timeout(Duration::from_secs(2), session.requests.none()).await;
-        let flushed = session.fs.close_all().await;
-        match ended {
-            Ok(result) => result?,
-            Err(error) => return Err(io::Error::other(error)),
-        }
+        let result = if shard() == 0 { self.lead(&session).await } else { session.follow().await };
+        // Release: the leader, who acquires it, closes what this shard has written to.
+        self.shared.finished.fetch_add(1, Ordering::Release);
         Ok(Summary {
-            transport: session.fs.transport.get(),
+            transport: self.shared.fs.transport.get().copied(),
             uring_requests: session.uring_requests.get(),
-            flushed,
+            flushed: result?,
             queue: queue().stats(),
         })
     }
+
+    /// Reads `/dev/fuse`, ends the mount, and flushes what is left. False: not everything could be.
+    async fn lead(&self, session: &Rc<Session>) -> io::Result<bool> {
+        let shared = &self.shared;
+        let flushing = Rc::new(Mutex::new(()));
+        let flusher = spawn(flush_now_and_then(Arc::clone(shared), Rc::clone(&flushing)));
+        let entries = spawn(register_entries(Rc::clone(session)));
+        let mut reader = spawn(classic::serve(Rc::clone(session)));
+        let ended = match until_stopped(&mut reader).await {
+            Some(ended) => ended,
+            None => {
+                shared.fs.commit_all().await;
+                unmount(self.target.clone()).await;
+                timeout(PATIENCE, reader).await.unwrap_or(Ok(Ok(())))
+            }
+        };
+        let _ = entries.cancel().await;
+        let _ = shared.ended.set(()).await;
+        // Not in the middle of a flush: a commit that is dropped loses what it had taken.
+        let idle = flushing.lock().await;
+        let _ = flusher.cancel().await;
+        drop(idle);
+        // Each request under way has somebody waiting, or its entry ends with the connection.
+        let _ = timeout(PATIENCE, session.requests.none()).await;
+        let started = Instant::now();
+        while shared.finished.load(Ordering::Acquire) + 1 < shards() && started.elapsed() < PATIENCE
+        {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let flushed = shared.fs.close_all().await;
+        match ended {
+            Ok(result) => result.map(|()| flushed),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
 }
 
-/// What the ways of transport share.
+/// How long is waited for requests that are under way when the connection has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What one shard has of a mount.
 pub(crate) struct Session {
-    pub(crate) device: Rc<OwnedFd>,
-    pub(crate) fs: Rc<Fs>,
+    pub(crate) shared: Arc<Shared>,
     /// Requests under way, and entries of io_uring.
     pub(crate) requests: Holders,
     pub(crate) uring_requests: Cell<u64>,
-    /// Queues to be registered once io_uring is agreed on.
-    uring_queues: Cell<Option<u16>>,
-    /// Held while files are flushed by the clock.
-    flushing: Lock<()>,
 }
 
 impl Session {
-    /// After an answer on `/dev/fuse`: if it was INIT's and agreed on io_uring, the entries are
-    /// registered. Before it, the kernel would refuse them.
-    pub(crate) fn answered(self: &Rc<Self>) {
-        if self.fs.transport.get() == Some(Transport::IoUring)
-            && let Some(queues) = self.uring_queues.take()
+    /// After an answer on `/dev/fuse`: if it was INIT's, entries may be registered.
+    pub(crate) fn answered(&self) {
+        if let Some(transport) = self.shared.fs.transport.get()
+            && !self.shared.agreed.is_initialized()
         {
-            uring::start(self, queues);
+            // Nobody else sets it: there is one INIT.
+            let _ = self.shared.agreed.set_blocking(*transport);
         }
+    }
+
+    /// Serves on a shard that is not the first.
+    async fn follow(self: &Rc<Self>) -> io::Result<bool> {
+        let serve = async {
+            if *self.shared.agreed.wait().await == Transport::Classic {
+                classic::serve(Rc::clone(self)).await?;
+            } else {
+                register_entries(Rc::clone(self)).await;
+            }
+            self.requests.none().await;
+            Ok(true)
+        };
+        let give_up = async {
+            self.shared.ended.wait().await;
+            timeout(PATIENCE, self.requests.none()).await.ok();
+            Ok(true)
+        };
+        future::or(serve, give_up).await
+    }
+}
+
+async fn register_entries(session: Rc<Session>) {
+    let agreed = *session.shared.agreed.wait().await;
+    if let (Transport::IoUring, Some(queues)) = (agreed, session.shared.queues) {
+        uring::start(&session, queues);
     }
 }
 
 /// What nobody syncs reaches the lower filesystem within seconds all the same.
-async fn flush_now_and_then(session: Rc<Session>) {
+async fn flush_now_and_then(shared: Arc<Shared>, flushing: Rc<Mutex<()>>) {
     const EVERY: Duration = Duration::from_secs(5);
     loop {
         sleep(EVERY).await;
-        let _flushing = session.flushing.hold().await;
-        session.fs.commit_all().await;
+        let _flushing = flushing.lock().await;
+        shared.fs.commit_all().await;
     }
 }
 

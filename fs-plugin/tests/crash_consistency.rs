@@ -6,7 +6,7 @@ mod common;
 
 use std::rc::Rc;
 
-use common::{Data, File, Step, apply, codecs, options, run, seeds, steps};
+use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps};
 use proptest::prelude::*;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint};
@@ -19,20 +19,20 @@ struct History {
     durable: Vec<(usize, usize)>,
 }
 
-fn create(queue: &Rc<Queue>) -> (Rc<CrashMedium>, File) {
+fn create() -> (Rc<CrashMedium>, File) {
     let medium = Rc::new(CrashMedium::default());
-    let contents = Contents::create(Rc::clone(&medium), Rc::clone(queue), options());
+    let contents = Contents::create(Rc::clone(&medium), options());
     (medium, contents.expect("creates"))
 }
 
 fn open(queue: &Rc<Queue>, medium: &Rc<CrashMedium>) -> File {
-    let open = Contents::open(Rc::clone(medium), Rc::clone(queue), options(), true);
+    let open = Contents::open(Rc::clone(medium), options(), true);
     run(queue, open).expect("a file opens after a crash")
 }
 
 fn read_all(queue: &Queue, contents: &mut File) -> Vec<u8> {
     let size = usize::try_from(contents.size().expect("known")).expect("small");
-    run(queue, contents.read(0, size)).expect("what is found is whole")
+    read(queue, contents, 0, size).expect("what is found is whole")
 }
 
 proptest! {
@@ -47,15 +47,15 @@ proptest! {
         let queue = Rc::new(Queue::new(32));
         let medium = Rc::new(CrashMedium::default());
         let store = Options { codec, ..options() };
-        let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), store);
+        let create = Contents::create(Rc::clone(&medium), store);
         let mut contents = create.expect("creates");
         let mut model = Vec::new();
         let mut history = History { states: vec![(0, Vec::new())], durable: vec![(0, 0)] };
         for step in steps {
             match step {
                 Step::Reopen { .. } => {
-                    run(&queue, contents.close()).expect("closes");
-                    let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), store, true);
+                    run(&queue, contents.close(&queue)).expect("closes");
+                    let open = Contents::open(Rc::clone(&medium), store, true);
                     contents = run(&queue, open).expect("opens");
                 }
                 ref step => apply(&queue, &mut contents, &mut model, step),
@@ -87,8 +87,8 @@ proptest! {
                 );
                 // It can be written, closed and read again.
                 let end = found.len() as u64;
-                run(&queue, after.write(end, b"after the crash")).expect("writes");
-                run(&queue, after.close()).expect("closes");
+                run(&queue, after.write(&queue, end, b"after the crash")).expect("writes");
+                run(&queue, after.close(&queue)).expect("closes");
                 let mut again = open(&queue, &crashed);
                 let mut expected = found;
                 expected.extend(b"after the crash");
@@ -100,7 +100,7 @@ proptest! {
 
 fn read_whole(queue: &Queue, contents: &mut File) -> Option<Vec<u8>> {
     let size = usize::try_from(contents.size().expect("known")).expect("small");
-    run(queue, contents.read(0, size)).ok()
+    read(queue, contents, 0, size).ok()
 }
 
 /// What cannot be read must have changed since the last sync; what can be read was there.
@@ -114,7 +114,7 @@ fn check_damaged(queue: &Queue, contents: &mut File, states: &[(usize, Vec<u8>)]
             part
         };
         let mut parts = states.iter().map(|(_, state)| part(state));
-        match run(queue, contents.read(start as u64, end - start)) {
+        match read(queue, contents, start as u64, end - start) {
             Ok(found) => assert!(
                 found
                     .iter()
@@ -143,22 +143,22 @@ fn is_mixture(found: &[u8], states: &[(usize, Vec<u8>)]) -> bool {
 fn truncated_and_rewritten_to_the_same_length() {
     let queue = Rc::new(Queue::new(32));
     for seed in 0..200 {
-        let (medium, mut contents) = create(&queue);
+        let (medium, mut contents) = create();
         let old = Data::Noise(7).bytes(10_000);
-        run(&queue, contents.write(0, &old)).expect("writes");
-        run(&queue, contents.sync()).expect("syncs");
-        run(&queue, contents.close()).expect("closes");
+        run(&queue, contents.write(&queue, 0, &old)).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        run(&queue, contents.close(&queue)).expect("closes");
         let length = medium.bytes().len();
 
         let mut contents = open(&queue, &medium);
         run(&queue, contents.set_size(0)).expect("truncates");
         // Half the bytes in the same room: a trusted old size would cut or invent.
         let new = Data::Noise(8).bytes(10_000);
-        run(&queue, contents.write(0, &new)).expect("writes");
-        run(&queue, contents.sync()).expect("syncs");
+        run(&queue, contents.write(&queue, 0, &new)).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
         assert_eq!(medium.bytes().len(), length, "the case needs equal lengths");
         let synced = medium.changes();
-        run(&queue, contents.close()).expect("closes");
+        run(&queue, contents.close(&queue)).expect("closes");
 
         let crashed = Rc::new(medium.crashed(CrashPoint { changes: synced, seed }));
         assert!(read_all(&queue, &mut open(&queue, &crashed)) == new);
@@ -179,14 +179,14 @@ fn a_raw_chunk_that_holds_this_files_own_commit_records() {
     let medium = Rc::new(CrashMedium::default());
     // Nothing is compressed, so that the copy of head, frames and records lies there as it is.
     let store = Options { codec: Codec::Store, ..options() };
-    let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), store);
+    let create = Contents::create(Rc::clone(&medium), store);
     let mut contents = create.expect("creates");
     let first = Data::Noise(1).bytes(1000);
-    run(&queue, contents.write(0, &first)).expect("writes");
-    run(&queue, contents.sync()).expect("syncs");
+    run(&queue, contents.write(&queue, 0, &first)).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
     let copy = medium.bytes();
-    run(&queue, contents.write(1000, &copy)).expect("writes");
-    run(&queue, contents.commit()).expect("commits");
+    run(&queue, contents.write(&queue, 1000, &copy)).expect("writes");
+    run(&queue, contents.commit(&queue)).expect("commits");
     let mut expected = first;
     expected.extend(&copy);
     let stored = medium.bytes();
@@ -206,10 +206,10 @@ fn a_raw_chunk_that_holds_this_files_own_commit_records() {
 #[test]
 fn a_daemon_that_dies_loses_only_what_was_not_committed() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
-    run(&queue, contents.write(0, b"committed")).expect("writes");
-    run(&queue, contents.commit()).expect("commits");
-    run(&queue, contents.write(9, b" and lost")).expect("writes");
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"committed")).expect("writes");
+    run(&queue, contents.commit(&queue)).expect("commits");
+    run(&queue, contents.write(&queue, 9, b" and lost")).expect("writes");
     drop(contents);
     assert_eq!(read_all(&queue, &mut open(&queue, &medium)), b"committed");
 }
@@ -217,15 +217,15 @@ fn a_daemon_that_dies_loses_only_what_was_not_committed() {
 #[test]
 fn a_full_disk_loses_nothing_and_can_be_written_again() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
+    let (medium, mut contents) = create();
     let first = Data::Noise(1).bytes(20_000);
-    run(&queue, contents.write(0, &first)).expect("writes");
-    run(&queue, contents.sync()).expect("syncs");
+    run(&queue, contents.write(&queue, 0, &first)).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
     let full = medium.bytes().len() as u64;
     medium.fill_up_at(Some(full + 5000));
     let second = Data::Noise(2).bytes(20_000);
-    run(&queue, contents.write(20_000, &second)).expect("to memory");
-    let error = run(&queue, contents.sync()).expect_err("the disk is full");
+    run(&queue, contents.write(&queue, 20_000, &second)).expect("to memory");
+    let error = run(&queue, contents.sync(&queue)).expect_err("the disk is full");
     assert_eq!(error.errno(), libc::ENOSPC);
     assert_eq!(medium.bytes().len() as u64, full, "half an append was left");
     let mut both = first.clone();
@@ -234,53 +234,53 @@ fn a_full_disk_loses_nothing_and_can_be_written_again() {
     assert!(read_all(&queue, &mut open(&queue, &medium)) == first);
     // Somebody makes room.
     medium.fill_up_at(None);
-    run(&queue, contents.sync()).expect("syncs");
-    run(&queue, contents.close()).expect("closes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    run(&queue, contents.close(&queue)).expect("closes");
     assert!(read_all(&queue, &mut open(&queue, &medium)) == both);
 }
 
 #[test]
 fn a_failed_sync_is_never_simply_repeated() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
-    run(&queue, contents.write(0, b"bytes")).expect("writes");
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"bytes")).expect("writes");
     medium.fail_syncs(1);
-    assert_eq!(run(&queue, contents.sync()).expect_err("fails").errno(), libc::EIO);
-    assert_eq!(run(&queue, contents.sync()).expect_err("still unknown").errno(), libc::EIO);
-    run(&queue, contents.close()).expect_err("must not be called clean");
+    assert_eq!(run(&queue, contents.sync(&queue)).expect_err("fails").errno(), libc::EIO);
+    assert_eq!(run(&queue, contents.sync(&queue)).expect_err("still unknown").errno(), libc::EIO);
+    run(&queue, contents.close(&queue)).expect_err("must not be called clean");
 }
 
 #[test]
 fn a_damaged_chunk_is_an_error_for_its_bytes_only() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
+    let (medium, mut contents) = create();
     let plain = Data::Noise(5).bytes(3 * common::CHUNK);
-    run(&queue, contents.write(0, &plain)).expect("writes");
-    run(&queue, contents.close()).expect("closes");
+    run(&queue, contents.write(&queue, 0, &plain)).expect("writes");
+    run(&queue, contents.close(&queue)).expect("closes");
     // In the middle of the second chunk, which is stored raw.
     let middle = &plain[common::CHUNK + 1000..common::CHUNK + 1100];
     let at = medium.bytes().windows(100).position(|window| window == middle).expect("raw");
     medium.damage(|bytes| bytes[at] ^= 1);
 
-    let mut contents = open(&queue, &medium);
+    let contents = open(&queue, &medium);
     let chunk = |n: usize| (n * common::CHUNK) as u64;
     for n in [0, 2] {
-        let bytes = run(&queue, contents.read(chunk(n), common::CHUNK)).expect("whole");
+        let bytes = read(&queue, &contents, chunk(n), common::CHUNK).expect("whole");
         assert!(bytes == plain[n * common::CHUNK..][..common::CHUNK]);
     }
-    let error = run(&queue, contents.read(chunk(1), 10)).expect_err("damaged");
+    let error = read(&queue, &contents, chunk(1), 10).expect_err("damaged");
     assert_eq!(error.errno(), libc::EIO);
     assert!(error.to_string().starts_with("damaged extent at byte "), "{error}");
-    run(&queue, contents.check()).expect_err("damaged");
+    run(&queue, contents.check(&queue)).expect_err("damaged");
 }
 
 #[test]
 fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
     let queue = Rc::new(Queue::new(256));
-    let (medium, mut contents) = create(&queue);
+    let (medium, mut contents) = create();
     let base = Data::Text(1).bytes(200 * common::CHUNK);
-    run(&queue, contents.write(0, &base)).expect("writes");
-    run(&queue, contents.sync()).expect("syncs");
+    run(&queue, contents.write(&queue, 0, &base)).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
     let before = medium.changes();
     // Fewer dirty chunks than are stored early, each with many ranges: one commit of more than one
     // record.
@@ -289,10 +289,10 @@ fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
         for n in 0..10 {
             let at = chunk * common::CHUNK + n * 300;
             changed[at..at + 10].copy_from_slice(&[0xee; 10]);
-            run(&queue, contents.write(at as u64, &[0xee; 10])).expect("writes");
+            run(&queue, contents.write(&queue, at as u64, &[0xee; 10])).expect("writes");
         }
     }
-    run(&queue, contents.sync()).expect("syncs");
+    run(&queue, contents.sync(&queue)).expect("syncs");
     for changes in before..=medium.changes() {
         for seed in 0..50 {
             let crashed = Rc::new(medium.crashed(CrashPoint { changes, seed }));
@@ -307,14 +307,14 @@ fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
 #[test]
 fn a_mark_of_closing_without_the_last_bytes() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
-    run(&queue, contents.write(0, b"synced")).expect("writes");
-    run(&queue, contents.sync()).expect("syncs");
-    run(&queue, contents.close()).expect("closes");
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"synced")).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    run(&queue, contents.close(&queue)).expect("closes");
     let synced = medium.bytes().len();
     let mut contents = open(&queue, &medium);
-    run(&queue, contents.write(6, b" and more")).expect("writes");
-    run(&queue, contents.close()).expect("closes");
+    run(&queue, contents.write(&queue, 6, b" and more")).expect("writes");
+    run(&queue, contents.close(&queue)).expect("closes");
     drop(contents);
     medium.damage(|bytes| bytes[synced..].fill(0));
     assert_eq!(read_all(&queue, &mut open(&queue, &medium)), b"synced");
@@ -324,11 +324,11 @@ fn a_mark_of_closing_without_the_last_bytes() {
 #[test]
 fn a_bad_bit_in_what_was_durable_is_an_error_and_nothing_is_cut() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
+    let (medium, mut contents) = create();
     let mut ends = Vec::new();
     for n in 0..20_u64 {
-        run(&queue, contents.write(n * 100, &[1; 100])).expect("writes");
-        run(&queue, contents.sync()).expect("syncs");
+        run(&queue, contents.write(&queue, n * 100, &[1; 100])).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
         ends.push(medium.bytes().len());
     }
     // Killed: never closed. Then one bit of the head, of a record in the middle.
@@ -336,7 +336,7 @@ fn a_bad_bit_in_what_was_durable_is_an_error_and_nothing_is_cut() {
     for at in [20, ends[4] - 20] {
         let length = medium.bytes().len();
         medium.damage(|bytes| bytes[at] ^= 1);
-        let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
+        let open = Contents::open(Rc::clone(&medium), options(), true);
         let error = run(&queue, open).expect_err("damaged");
         assert_eq!(error.errno(), libc::EIO, "{error}");
         assert_eq!(medium.bytes().len(), length, "cut");
@@ -348,12 +348,12 @@ fn a_bad_bit_in_what_was_durable_is_an_error_and_nothing_is_cut() {
 #[test]
 fn what_a_full_disk_cannot_store_is_not_accepted() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
+    let (medium, mut contents) = create();
     medium.fill_up_at(Some(1000));
     let (mut accepted, mut refused) = (0, 0);
     for n in 0..100_u64 {
         let chunk = Data::Noise(n).bytes(common::CHUNK);
-        match run(&queue, contents.write(n * common::CHUNK as u64, &chunk)) {
+        match run(&queue, contents.write(&queue, n * common::CHUNK as u64, &chunk)) {
             Ok(()) => accepted += 1,
             Err(error) => {
                 assert_eq!(error.errno(), libc::ENOSPC);
@@ -372,20 +372,20 @@ fn what_a_full_disk_cannot_store_is_not_accepted() {
 #[test]
 fn a_damaged_extent_does_not_stop_later_commits() {
     let queue = Rc::new(Queue::new(32));
-    let (medium, mut contents) = create(&queue);
-    run(&queue, contents.write(0, &Data::Noise(1).bytes(common::CHUNK))).expect("writes");
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, &Data::Noise(1).bytes(common::CHUNK))).expect("writes");
     for n in 0..20_u64 {
-        run(&queue, contents.write(n * 50, &[9; 10])).expect("writes");
-        run(&queue, contents.commit()).expect("commits");
+        run(&queue, contents.write(&queue, n * 50, &[9; 10])).expect("writes");
+        run(&queue, contents.commit(&queue)).expect("commits");
         if n == 2 {
             // The base of the chunk, stored raw behind the head of its frame.
             medium.damage(|bytes| bytes[60] ^= 1);
         }
     }
-    run(&queue, contents.write(common::CHUNK as u64, b"elsewhere")).expect("writes");
-    run(&queue, contents.close()).expect("closes");
-    let mut contents = open(&queue, &medium);
-    let found = run(&queue, contents.read(common::CHUNK as u64, 9)).expect("whole");
+    run(&queue, contents.write(&queue, common::CHUNK as u64, b"elsewhere")).expect("writes");
+    run(&queue, contents.close(&queue)).expect("closes");
+    let contents = open(&queue, &medium);
+    let found = read(&queue, &contents, common::CHUNK as u64, 9).expect("whole");
     assert_eq!(found, b"elsewhere");
 }
 
@@ -400,27 +400,27 @@ proptest! {
         flip in 1..=255_u8,
     ) {
         let queue = Rc::new(Queue::new(32));
-        let (medium, mut contents) = create(&queue);
+        let (medium, mut contents) = create();
         let mut model = Vec::new();
         for step in steps {
             if !matches!(step, Step::Reopen { .. }) {
                 apply(&queue, &mut contents, &mut model, &step);
             }
         }
-        run(&queue, contents.sync()).expect("syncs");
-        run(&queue, contents.close()).expect("closes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        run(&queue, contents.close(&queue)).expect("closes");
         let len = medium.bytes().len();
         if len == 0 {
             // An empty file has nothing to rot.
             return Ok(());
         }
         medium.damage(|bytes| bytes[at.index(len)] ^= flip);
-        let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
-        if let Ok(mut contents) = run(&queue, open) {
+        let open = Contents::open(Rc::clone(&medium), options(), true);
+        if let Ok(contents) = run(&queue, open) {
             prop_assert_eq!(contents.size().expect("known"), model.len() as u64);
             for start in (0..model.len()).step_by(common::CHUNK) {
                 let end = model.len().min(start + common::CHUNK);
-                if let Ok(found) = run(&queue, contents.read(start as u64, end - start)) {
+                if let Ok(found) = read(&queue, &contents, start as u64, end - start) {
                     prop_assert!(found == model[start..end], "other bytes at {}", start);
                 }
             }
@@ -435,20 +435,20 @@ proptest! {
 fn nothing_is_built_on_what_an_earlier_crash_took() {
     let queue = Rc::new(Queue::new(32));
     for seed in 0..300 {
-        let (medium, mut contents) = create(&queue);
-        run(&queue, contents.write(0, b"first")).expect("writes");
-        run(&queue, contents.sync()).expect("syncs");
+        let (medium, mut contents) = create();
+        run(&queue, contents.write(&queue, 0, b"first")).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
         let second = Data::Noise(3).bytes(2 * common::CHUNK);
-        run(&queue, contents.write(5, &second)).expect("writes");
-        run(&queue, contents.close()).expect("closes");
+        run(&queue, contents.write(&queue, 5, &second)).expect("writes");
+        run(&queue, contents.close(&queue)).expect("closes");
         let point = CrashPoint { changes: medium.changes(), seed };
         let crashed = Rc::new(medium.crashed(point));
 
         let mut contents = open(&queue, &crashed);
         let end = contents.size().expect("known");
         // What is left of the second write is verified now, and cut if it does not hold.
-        run(&queue, contents.write(end.max(5), b"third")).expect("writes");
-        run(&queue, contents.sync()).expect("syncs");
+        run(&queue, contents.write(&queue, end.max(5), b"third")).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
         let synced = crashed.changes();
         let point = CrashPoint { changes: synced, seed: seed + 1 };
         let mut after = open(&queue, &Rc::new(crashed.crashed(point)));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Step, apply, codecs, options, run, seeds, steps};
+use common::{Step, apply, codecs, options, read, run, seeds, steps};
 use proptest::prelude::*;
 use std::rc::Rc;
 use warpcore_fs::store::contents::{Contents, Options};
@@ -19,27 +19,27 @@ proptest! {
         let options = || Options { codec, ..options() };
         let queue = Rc::new(Queue::new(32));
         let medium = Rc::new(CrashMedium::default());
-        let create = Contents::create(Rc::clone(&medium), Rc::clone(&queue), options());
+        let create = Contents::create(Rc::clone(&medium), options());
         let mut contents = create.expect("creates");
         let mut model = Vec::new();
         for step in steps {
             if let Step::Reopen { orderly, keep_attribute } = step {
-                let closed = if orderly { contents.close() } else { panic!("not generated") };
+                let closed = if orderly { contents.close(&queue) } else { panic!("not generated") };
                 run(&queue, closed).expect("closes");
                 if !keep_attribute && medium.len().expect("in memory") > 0 {
                     medium.lose_attribute();
                 }
-                let open = Contents::open(Rc::clone(&medium), Rc::clone(&queue), options(), true);
+                let open = Contents::open(Rc::clone(&medium), options(), true);
                 contents = run(&queue, open).expect("opens");
             } else {
                 apply(&queue, &mut contents, &mut model, &step);
             }
             prop_assert_eq!(contents.size().expect("known"), model.len() as u64);
         }
-        let all = run(&queue, contents.read(0, model.len() + 100)).expect("reads");
+        let all = read(&queue, &contents, 0, model.len() + 100).expect("reads");
         prop_assert!(all == model);
-        run(&queue, contents.close()).expect("closes");
-        run(&queue, contents.check()).expect("verifies");
+        run(&queue, contents.close(&queue)).expect("closes");
+        run(&queue, contents.check(&queue)).expect("verifies");
         let bytes = medium.bytes();
         if codec != Codec::Zstd && !bytes.is_empty() {
             prop_assert!(!contents.report().expect("known").linear);

@@ -12,10 +12,11 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use async_lock::Mutex;
 use bytes::BytesMut;
 use rustls::ServerConnection;
 use warpcore_runtime::net::TcpStream;
-use warpcore_runtime::{Lock, sleep_until};
+use warpcore_runtime::sleep_until;
 
 use crate::connection::{Cause, RECEIVE_LEN_BYTES, read_records};
 
@@ -26,7 +27,7 @@ struct Relay {
     client: TcpStream,
     upstream: TcpStream,
     /// Held from taking records out of `tls` until they are sent: records leave in order.
-    sending: Lock<()>,
+    sending: Mutex<()>,
     active_at: Cell<Instant>,
     /// The upstream has been told that no more will come: what it got is all there was.
     upstream_ended: Cell<bool>,
@@ -60,7 +61,7 @@ pub(crate) async fn relay(
         tls: RefCell::new(tls),
         client,
         upstream,
-        sending: Lock::default(),
+        sending: Mutex::default(),
         active_at: Cell::new(Instant::now()),
         upstream_ended: Cell::new(false),
         client_ended: Cell::new(false),
@@ -140,7 +141,7 @@ impl Relay {
         if !self.tls.borrow().wants_write() {
             return Ok(());
         }
-        let _held = self.sending.hold().await;
+        let _held = self.sending.lock().await;
         let mut records = Vec::new();
         {
             let mut tls = self.tls.borrow_mut();

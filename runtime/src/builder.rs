@@ -145,7 +145,7 @@ impl Builder {
         let signals = self.signals.then(Signals::block).transpose();
         let signals = signals.map_err(setup("signal handling"))?;
         let machine = (0..self.shards)
-            .map(|_| Remote::new().map(Arc::new))
+            .map(|index| Remote::new(self.core(&cores, index)).map(Arc::new))
             .collect::<Result<Arc<[_]>, Error>>()?;
         // Idle shards do the offloaded work of busy ones.
         let team = Team::new();
@@ -155,8 +155,7 @@ impl Builder {
             let start = |index: usize| {
                 let (machine, team) = (Arc::clone(&machine), team.clone());
                 let (main, builder) = (&main, &self);
-                let core = cores.get((self.first_core + index) % cores.len().max(1)).copied();
-                move || builder.run_shard(index, core, machine, &team, main)
+                move || builder.run_shard(index, machine, &team, main)
             };
             let mut threads = Vec::with_capacity(last);
             let mut started = Ok(());
@@ -196,10 +195,14 @@ impl Builder {
         })
     }
 
+    /// The core of a shard, of those that this process may use.
+    fn core(&self, cores: &[usize], shard: usize) -> Option<usize> {
+        cores.get((self.first_core + shard) % cores.len().max(1)).copied()
+    }
+
     fn run_shard<M, F, T>(
         &self,
         index: usize,
-        core: Option<usize>,
         machine: Arc<[Arc<Remote>]>,
         team: &Team,
         main: &M,
@@ -214,7 +217,7 @@ impl Builder {
         let pinning = |source| Error::Setup { what: "pinning", source };
         // The last shard is the caller's thread: it gets its freedom back.
         let _pinned = Pinned { before: sys::cores().map_err(pinning)? };
-        sys::pin(core.as_slice()).map_err(pinning)?;
+        sys::pin(machine[index].core.as_slice()).map_err(pinning)?;
         let bell = machine[index].bell.try_clone();
         let bell = bell.map_err(|source| Error::Setup { what: "the shard's bell", source })?;
         let queue = Queue::in_team(self.queue_depth, &self.devices, team);
@@ -263,7 +266,7 @@ impl Builder {
             match completions.try_clone_to_owned() {
                 Ok(completions) => {
                     own_tasks += 1;
-                    drop(spawn(reactor::watch_queue(Rc::new(completions))));
+                    drop(spawn(reactor::watch_queue(Arc::new(completions))));
                 }
                 Err(error) => {
                     tracing::error!("no file descriptor to wait for offloaded work with: {error}");

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use io_uring::{opcode, types};
 
@@ -10,7 +10,7 @@ use crate::buf::{IoBuf, IoBufMut};
 use crate::op::{self, SharedFd};
 use crate::ring::Sqe;
 
-/// An open file. Clones share the descriptor.
+/// An open file. Clones share the descriptor; any shard may use it, each through its own ring.
 #[derive(Debug, Clone)]
 pub struct File {
     fd: SharedFd,
@@ -18,13 +18,13 @@ pub struct File {
 
 impl From<std::fs::File> for File {
     fn from(file: std::fs::File) -> Self {
-        Self { fd: Rc::new(OwnedFd::from(file)) }
+        Self { fd: Arc::new(OwnedFd::from(file)) }
     }
 }
 
 impl From<OwnedFd> for File {
     fn from(fd: OwnedFd) -> Self {
-        Self { fd: Rc::new(fd) }
+        Self { fd: Arc::new(fd) }
     }
 }
 
@@ -43,7 +43,7 @@ impl AsFd for File {
 impl File {
     /// Reads at `offset` into the buffer's room; 0 at the end of the file, or without room.
     pub async fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> (io::Result<usize>, B) {
-        op::read_at(Rc::clone(&self.fd), buffer, offset).await
+        op::read_at(Arc::clone(&self.fd), buffer, offset).await
     }
 
     /// Reads the next bytes of something that has no offsets: a pipe, an eventfd, a device.
@@ -52,7 +52,7 @@ impl File {
         let fd = types::Fd(self.fd.as_raw_fd());
         // An offset of -1 is the file's own position.
         let sqe = opcode::Read::new(fd, start, op::len_of(len_bytes)).offset(u64::MAX).build();
-        let keep = (Rc::clone(&self.fd), buffer);
+        let keep = (Arc::clone(&self.fd), buffer);
         // SAFETY: the room stays where it is (`IoBufMut`); buffer and file are kept.
         let (result, (_, mut buffer)) = unsafe { op::submit(Sqe::Normal(sqe), keep) }.await;
         let result = result.map(|len| len as usize);
@@ -68,7 +68,7 @@ impl File {
         let (mut buffer, mut from) = (buffer, 0);
         while from < buffer.bytes().len() {
             let at = offset + from as u64;
-            let (result, back) = op::write_at(Rc::clone(&self.fd), buffer, from, at).await;
+            let (result, back) = op::write_at(Arc::clone(&self.fd), buffer, from, at).await;
             buffer = back;
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
@@ -81,11 +81,11 @@ impl File {
 
     /// Makes contents durable, and as much of the metadata as is needed to read them.
     pub async fn sync_data(&self) -> io::Result<()> {
-        op::fsync(Rc::clone(&self.fd), true).await
+        op::fsync(Arc::clone(&self.fd), true).await
     }
 
     /// Makes contents and metadata durable.
     pub async fn sync_all(&self) -> io::Result<()> {
-        op::fsync(Rc::clone(&self.fd), false).await
+        op::fsync(Arc::clone(&self.fd), false).await
     }
 }

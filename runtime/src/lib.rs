@@ -38,7 +38,6 @@ mod error;
 mod executor;
 pub mod fs;
 mod holders;
-mod lock;
 mod mailbox;
 pub mod net;
 pub mod op;
@@ -55,9 +54,8 @@ pub use builder::{Builder, shards_possible};
 pub use error::Error;
 pub use executor::{JoinError, JoinHandle};
 pub use holders::{Holder, Holders};
-pub use lock::{Held, Lock};
 pub use shard::{
-    Stats, Stopper, Stopping, queue, send, shard, shards, spawn, stats, stop, stopper, stopping,
-    until_stopped,
+    Stats, Stopper, Stopping, queue, send, shard, shard_on, shards, spawn, stats, stop, stopper,
+    stopping, until_stopped,
 };
 pub use time::{Elapsed, Sleep, sleep, sleep_until, timeout};

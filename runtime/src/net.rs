@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -33,7 +33,7 @@ impl TcpListener {
     /// Cancelling is safe: a connection is returned by this call or the next.
     pub async fn accept(&mut self) -> io::Result<TcpStream> {
         let fd = poll_fn(|cx| self.accept.poll_next(cx)).await?;
-        let stream = TcpStream { fd: Rc::new(fd) };
+        let stream = TcpStream { fd: Arc::new(fd) };
         // Fails only on a socket that is already gone, which the first read will tell.
         let _ = stream.socket().set_tcp_nodelay(true);
         Ok(stream)
@@ -47,8 +47,8 @@ impl TcpListener {
 
 impl From<std::net::TcpListener> for TcpListener {
     fn from(listener: std::net::TcpListener) -> Self {
-        let fd: SharedFd = Rc::new(OwnedFd::from(listener));
-        Self { accept: AcceptMulti::new(Rc::clone(&fd)), fd }
+        let fd: SharedFd = Arc::new(OwnedFd::from(listener));
+        Self { accept: AcceptMulti::new(Arc::clone(&fd)), fd }
     }
 }
 
@@ -63,21 +63,21 @@ impl TcpStream {
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
-        let fd: SharedFd = Rc::new(OwnedFd::from(socket));
-        op::connect(Rc::clone(&fd), address.into()).await?;
+        let fd: SharedFd = Arc::new(OwnedFd::from(socket));
+        op::connect(Arc::clone(&fd), address.into()).await?;
         Ok(Self { fd })
     }
 
     /// Receives into the buffer's room; 0 when the peer has closed its side, or there is no room.
     pub async fn recv<B: IoBufMut>(&self, buffer: B) -> (io::Result<usize>, B) {
-        op::recv(Rc::clone(&self.fd), buffer).await
+        op::recv(Arc::clone(&self.fd), buffer).await
     }
 
     /// Sends the whole buffer.
     pub async fn send_all<B: IoBuf>(&self, buffer: B) -> (io::Result<()>, B) {
         let (mut buffer, mut from) = (buffer, 0);
         while from < buffer.bytes().len() {
-            let (result, back) = op::send(Rc::clone(&self.fd), buffer, from).await;
+            let (result, back) = op::send(Arc::clone(&self.fd), buffer, from).await;
             buffer = back;
             match result {
                 Ok(len) => from += len,
@@ -89,7 +89,7 @@ impl TcpStream {
 
     /// Closes one direction or both; what was sent before still arrives.
     pub async fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        op::shutdown(Rc::clone(&self.fd), how).await
+        op::shutdown(Arc::clone(&self.fd), how).await
     }
 
     /// The other end.

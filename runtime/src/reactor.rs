@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,7 @@ pub(crate) async fn hear_bell(bell: std::fs::File) {
 /// Keeps a poll of the offload queue's file in flight, so that what devices or other shards have
 /// finished, or want help with, ends a park. The next turn sees to it, before the next poll is
 /// submitted.
-pub(crate) async fn watch_queue(completions: Rc<OwnedFd>) {
+pub(crate) async fn watch_queue(completions: Arc<OwnedFd>) {
     loop {
         if let Err(error) = op::readable(&completions).await {
             tracing::error!("completions cannot be waited for: {error}; looking every millisecond");

@@ -48,6 +48,8 @@ pub(crate) struct Shard {
 
 /// The side of a shard that other threads may touch.
 pub(crate) struct Remote {
+    /// The core that the shard is pinned to.
+    pub(crate) core: Option<usize>,
     pub(crate) mailbox: Mailbox<Message>,
     /// Wakes the shard out of its ring; the shard always has a read of it in flight.
     pub(crate) bell: File,
@@ -60,10 +62,10 @@ pub(crate) enum Message {
 }
 
 impl Remote {
-    pub(crate) fn new() -> Result<Self, Error> {
+    pub(crate) fn new(core: Option<usize>) -> Result<Self, Error> {
         let bell =
             sys::eventfd().map_err(|source| Error::Setup { what: "the shard's bell", source })?;
-        Ok(Self { mailbox: Mailbox::new(), bell })
+        Ok(Self { core, mailbox: Mailbox::new(), bell })
     }
 
     pub(crate) fn send(&self, message: Message) -> Result<(), Closed<Message>> {
@@ -209,6 +211,11 @@ pub fn shard() -> usize {
 /// Number of shards.
 pub fn shards() -> usize {
     current().machine.len()
+}
+
+/// The shard that is pinned to a core of this number, if one is.
+pub fn shard_on(core: usize) -> Option<usize> {
+    current().machine.iter().position(|remote| remote.core == Some(core))
 }
 
 /// Runs `action` on another shard (or this one) in one of its next turns; a panic of it is reported

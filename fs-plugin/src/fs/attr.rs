@@ -1,12 +1,14 @@
 //! Attributes: the lower inode's, with the length of the contents.
 
+use std::ffi::CString;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::lookup::{VALID_S, is_file};
-use super::lower::proc_path;
+use super::lookup::{Place, VALID_S, is_file};
+use super::lower::{attribute_at, proc_path};
 use super::{Answer, Fs, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
@@ -20,7 +22,7 @@ impl Fs {
     pub(crate) async fn attr_out(&self, nodeid: u64) -> Answer {
         let fd = self.path_fd(nodeid)?;
         let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
-        let attr = self.attributes(nodeid, &stat).await?;
+        let attr = self.attributes(nodeid, &stat, Place::Fd(&fd)).await?;
         reply::with(&fuse_attr_out { attr_valid: VALID_S, attr, ..Default::default() })
     }
 
@@ -28,7 +30,7 @@ impl Fs {
     pub(crate) async fn statx(&self, request: &Request) -> Answer {
         let fd = self.path_fd(request.nodeid)?;
         let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
-        let attr = self.attributes(request.nodeid, &stat).await?;
+        let attr = self.attributes(request.nodeid, &stat, Place::Fd(&fd)).await?;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let lower = fs::statx(&*fd, "", AtFlags::EMPTY_PATH, wanted)?;
         let time = |tv_sec: u64, tv_nsec| fuse_sx_time {
@@ -62,13 +64,18 @@ impl Fs {
     }
 
     /// The attributes of a node whose lower inode has these.
-    pub(crate) async fn attributes(&self, nodeid: u64, stat: &Stat) -> Result<fuse_attr, Errno> {
+    pub(crate) async fn attributes(
+        &self,
+        nodeid: u64,
+        stat: &Stat,
+        place: Place<'_>,
+    ) -> Result<fuse_attr, Errno> {
         let mut stat = *stat;
         let mut memory = None;
         if is_file(&stat)
             && let Some(file) = self.used_file(nodeid)
         {
-            let contents = file.contents.hold().await;
+            let contents = file.contents.read().await;
             if let Some(contents) = &*contents {
                 memory = Some((contents.size().ok(), contents.modified(), contents.dirty_len()));
             } else {
@@ -86,7 +93,7 @@ impl Fs {
             // A file without blocks would be taken for a hole.
             blocks += dirty.div_ceil(512);
         } else if is_file(&stat) && size > 0 {
-            size = self.stored_size(nodeid, size).await;
+            size = self.stored_size(nodeid, size, place).await;
         }
         Ok(fuse_attr {
             ino: stat.st_ino,
@@ -111,29 +118,41 @@ impl Fs {
     /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
     /// order, else by opening it. One that cannot be opened has the length of its backing file, so
     /// that it can be seen and removed; opening it tells what is wrong.
-    async fn stored_size(&self, nodeid: u64, backing_len: u64) -> u64 {
-        match self.marked_size(nodeid, backing_len) {
+    async fn stored_size(&self, nodeid: u64, backing_len: u64, place: Place<'_>) -> u64 {
+        match self.marked_size(nodeid, backing_len, place) {
             Ok(Some(size)) => size,
             Ok(None) => self.opened_size(nodeid).await.unwrap_or(backing_len),
             Err(_) => backing_len,
         }
     }
 
-    fn marked_size(&self, nodeid: u64, backing_len: u64) -> Result<Option<u64>, Errno> {
-        let fd = self.path_fd(nodeid)?;
+    fn marked_size(
+        &self,
+        nodeid: u64,
+        backing_len: u64,
+        place: Place<'_>,
+    ) -> Result<Option<u64>, Errno> {
         let mut value = [0; Attribute::LEN + 1];
-        match fs::getxattr(proc_path(&*fd), ATTRIBUTE_NAME, &mut value[..]) {
-            Ok(len) => Attribute::parse(&value[..len])
-                .map(|attribute| attribute.size_if_clean(backing_len))
-                .map_err(|error| self.errno(nodeid, "stat", &error)),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(errno),
-        }
+        let len = match place {
+            Place::Fd(fd) => match fs::getxattr(proc_path(fd), ATTRIBUTE_NAME, &mut value[..]) {
+                Ok(len) => Some(len),
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+                Err(errno) => return Err(errno),
+            },
+            Place::Name(parent, name) => {
+                let name = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
+                attribute_at(parent.as_fd(), &name, ATTRIBUTE_NAME, &mut value)?
+            }
+        };
+        let Some(len) = len else { return Ok(None) };
+        Attribute::parse(&value[..len])
+            .map(|attribute| attribute.size_if_clean(backing_len))
+            .map_err(|error| self.errno(nodeid, "stat", &error))
     }
 
     async fn opened_size(&self, nodeid: u64) -> Result<u64, Errno> {
         let file = self.load(nodeid).await?;
-        let size = match &*file.contents.hold().await {
+        let size = match &*file.contents.read().await {
             Some(contents) => contents.size().map_err(|error| self.errno(nodeid, "stat", &error)),
             None => Err(Errno::STALE),
         };
@@ -157,7 +176,7 @@ impl Fs {
         }
         if set(FATTR_SIZE) {
             let file = self.load(nodeid).await?;
-            let result = match &mut *file.contents.hold().await {
+            let result = match &mut *file.contents.write().await {
                 Some(contents) => contents.set_size(args.size).await,
                 // The mount is being closed.
                 None => return Err(Errno::STALE),
@@ -185,7 +204,7 @@ impl Fs {
             // Under the lock: a commit under way would put the old time back.
             let file = self.used_file(nodeid);
             let mut contents = match &file {
-                Some(file) => Some(file.contents.hold().await),
+                Some(file) => Some(file.contents.write().await),
                 None => None,
             };
             fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH)?;

@@ -4,16 +4,18 @@ use std::ffi::{CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::rc::Rc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
+use slab::Slab;
 use warpcore_runtime::fs::File as RingFile;
+use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
 use super::file::os;
 use super::lower::proc_path;
-use super::{Answer, Fs, MAX_WRITE, reply};
+use super::{Answer, Fs, MAX_WRITE, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
 use crate::fuse::request::Request;
@@ -30,13 +32,13 @@ struct DirectoryEntry {
 impl Fs {
     pub(crate) fn readlink(&self, request: &Request) -> Answer {
         let fd = self.path_fd(request.nodeid)?;
-        Ok(Some(fs::readlinkat(&*fd, "", Vec::new())?.into_bytes()))
+        Ok(Reply::Body(fs::readlinkat(&*fd, "", Vec::new())?.into_bytes()))
     }
 
     pub(crate) async fn symlink(&self, request: &Request) -> Answer {
         let (name, target) = request.name_and_rest()?;
         let target = target.strip_suffix(b"\0").ok_or(Errno::INVAL)?;
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         fs::symlinkat(OsStr::from_bytes(target), &*parent, name)?;
         self.give_to_caller(request, &parent, name, Mode::empty())?;
         self.entry(&parent, name).await
@@ -45,7 +47,7 @@ impl Fs {
     pub(crate) async fn mkdir(&self, request: &Request) -> Answer {
         let args: fuse_mkdir_in = request.args()?;
         let (name, mode) = (request.name()?, Mode::from_raw_mode(args.mode));
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         fs::mkdirat(&*parent, name, mode)?;
         self.give_to_caller(request, &parent, name, Mode::empty())?;
         self.entry(&parent, name).await
@@ -54,11 +56,11 @@ impl Fs {
     pub(crate) async fn mknod(&self, request: &Request) -> Answer {
         let args: fuse_mknod_in = request.args()?;
         let name = request.name()?;
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         let kind = FileType::from_raw_mode(args.mode);
         if kind == FileType::RegularFile {
             let mut contents = self.create_file(request, &parent, name, args.mode)?;
-            let closed = contents.close().await;
+            let closed = contents.close(&queue()).await;
             closed.map_err(|error| self.errno(request.nodeid, "mknod", &error))?;
         } else {
             let mode = Mode::from_raw_mode(args.mode);
@@ -69,7 +71,7 @@ impl Fs {
     }
 
     pub(crate) fn unlink(&self, request: &Request, directory: bool) -> Answer {
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         fs::unlinkat(&*parent, request.name()?, flags)?;
         DONE
@@ -83,8 +85,8 @@ impl Fs {
             (request.args::<u64>()?, RenameFlags::empty())
         };
         let [from, to] = request.names()?;
-        let source = self.path_fd(request.nodeid)?;
-        let target = self.path_fd(target)?;
+        let source = self.directory_fd(request.nodeid)?;
+        let target = self.directory_fd(target)?;
         // Data before the name that stands for them.
         self.commit_name(&source, from).await?;
         fs::renameat_with(&*source, from, &*target, to, flags)?;
@@ -95,7 +97,7 @@ impl Fs {
         let args: fuse_link_in = request.args()?;
         self.commit_if_used(args.oldnodeid).await?;
         let source = self.path_fd(args.oldnodeid)?;
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         let name = request.name()?;
         fs::linkat(CWD, proc_path(&*source), &*parent, name, AtFlags::SYMLINK_FOLLOW)?;
         self.entry(&parent, name).await
@@ -111,14 +113,14 @@ impl Fs {
     pub(crate) fn opendir(&self, request: &Request) -> Answer {
         let address = self.address(request.nodeid)?;
         let fd = self.lower.open(&address, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let fh = self.directories.borrow_mut().insert(Rc::new(fd)) as u64;
+        let fh = self.directories().insert(Arc::new(fd)) as u64;
         reply::with(&fuse_open_out { fh, ..Default::default() })
     }
 
     pub(crate) fn release_directory(&self, request: &Request) -> Answer {
         let args: fuse_release_in = request.args()?;
         let directory = usize::try_from(args.fh).map_err(|_| Errno::BADF)?;
-        self.directories.borrow_mut().try_remove(directory).ok_or(Errno::BADF)?;
+        self.directories().try_remove(directory).ok_or(Errno::BADF)?;
         DONE
     }
 
@@ -150,12 +152,16 @@ impl Fs {
             }
             entry.encode(&mut bytes);
         }
-        Ok(Some(bytes))
+        Ok(Reply::Body(bytes))
     }
 
-    fn directory(&self, fh: u64) -> Result<Rc<OwnedFd>, Errno> {
+    fn directories(&self) -> MutexGuard<'_, Slab<Arc<OwnedFd>>> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory(&self, fh: u64) -> Result<Arc<OwnedFd>, Errno> {
         let index = usize::try_from(fh).map_err(|_| Errno::BADF)?;
-        self.directories.borrow().get(index).cloned().ok_or(Errno::BADF)
+        self.directories().get(index).cloned().ok_or(Errno::BADF)
     }
 }
 

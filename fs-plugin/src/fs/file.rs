@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use warpcore_runtime::queue;
 
 use super::lookup::File;
-use super::{Answer, Fs, MAX_WRITE, reply};
+use super::{Answer, Fs, Reply, reply};
 use crate::error::Error;
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
@@ -30,7 +31,7 @@ impl Fs {
     async fn open_file(&self, nodeid: u64, flags: u32, open_flags: u32) -> Result<(), Errno> {
         let file = self.load(nodeid).await?;
         if flags & O_TRUNC != 0 {
-            let truncated = match &mut *file.contents.hold().await {
+            let truncated = match &mut *file.contents.write().await {
                 Some(contents) => contents.set_size(0).await,
                 // The mount is being closed.
                 None => return Err(Errno::STALE),
@@ -51,12 +52,12 @@ impl Fs {
     pub(crate) async fn create(&self, request: &Request) -> Answer {
         let args: fuse_create_in = request.args()?;
         let name = request.name()?;
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         match self.create_file(request, &parent, name, args.mode) {
             Ok(contents) => {
                 let entry = self.entry_out(&parent, name).await?;
                 let file = self.take_file(entry.nodeid)?;
-                *file.contents.hold().await = Some(contents);
+                *file.contents.write().await = Some(contents);
                 created(&entry)
             }
             // Somebody else was first: as good as ours, unless it had to be new.
@@ -82,7 +83,7 @@ impl Fs {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
         self.give_to_caller(request, parent, name, mode)?;
-        let contents = Contents::create(FileMedium::new(fd), Rc::clone(&self.queue), self.options);
+        let contents = Contents::create(FileMedium::new(fd), self.options);
         contents.map_err(|error| self.errno(request.nodeid, "create", &error))
     }
 
@@ -112,25 +113,23 @@ impl Fs {
         Ok(())
     }
 
-    pub(crate) async fn read(&self, request: &Request) -> Answer {
+    pub(crate) async fn read(&self, request: &Request, payload: &mut [u8]) -> Answer {
         let args: fuse_read_in = request.args()?;
-        let len = args.size.min(MAX_WRITE) as usize;
+        let len = payload.len().min(args.size as usize);
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.hold().await;
-        let contents = contents.as_mut().ok_or(Errno::STALE)?;
-        match contents.read(args.offset, len).await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => Err(self.errno(request.nodeid, "read", &error)),
-        }
+        let contents = file.contents.read().await;
+        let contents = contents.as_ref().ok_or(Errno::STALE)?;
+        let read = contents.read(&queue(), args.offset, &mut payload[..len]).await;
+        read.map(Reply::Payload).map_err(|error| self.errno(request.nodeid, "read", &error))
     }
 
-    pub(crate) async fn write(&self, request: &Request) -> Answer {
+    pub(crate) async fn write(&self, request: &Request, payload: &[u8]) -> Answer {
         let args: fuse_write_in = request.args()?;
-        let bytes = request.payload.get(..args.size as usize).ok_or(Errno::INVAL)?;
+        let bytes = payload.get(..args.size as usize).ok_or(Errno::INVAL)?;
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.hold().await;
+        let mut contents = file.contents.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
-        let written = contents.write(args.offset, bytes).await;
+        let written = contents.write(&queue(), args.offset, bytes).await;
         written.map_err(|error| self.errno(request.nodeid, "write", &error))?;
         if args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0 {
             self.kill_privileges(request.nodeid)?;
@@ -147,8 +146,8 @@ impl Fs {
 
     pub(crate) async fn commit_if_used(&self, nodeid: u64) -> Result<(), Errno> {
         let Some(file) = self.used_file(nodeid) else { return Ok(()) };
-        let committed = match &mut *file.contents.hold().await {
-            Some(contents) => contents.commit().await,
+        let committed = match &mut *file.contents.write().await {
+            Some(contents) => contents.commit(&queue()).await,
             None => Ok(()),
         };
         committed.map_err(|error| self.errno(nodeid, "flush", &error))
@@ -157,9 +156,9 @@ impl Fs {
     pub(crate) async fn fsync(&self, request: &Request) -> Answer {
         let args: fuse_fsync_in = request.args()?;
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.hold().await;
+        let mut contents = file.contents.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
-        let synced = contents.sync().await;
+        let synced = contents.sync(&queue()).await;
         synced.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
         if args.fsync_flags & FUSE_FSYNC_FDATASYNC == 0 {
             // Mode, owner, times and names of the inode itself.
@@ -183,7 +182,7 @@ impl Fs {
             _ => return Err(Errno::INVAL),
         };
         let file = self.in_use(request.nodeid)?;
-        let contents = file.contents.hold().await;
+        let contents = file.contents.read().await;
         let contents = contents.as_ref().ok_or(Errno::STALE)?;
         match contents.seek(args.offset, hole) {
             Ok(Some(offset)) => reply::with(&fuse_lseek_out { offset }),
@@ -193,10 +192,10 @@ impl Fs {
     }
 
     /// The contents of a node, loaded, in use until [`Fs::put_file`].
-    pub(crate) async fn load(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
+    pub(crate) async fn load(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let file = self.take_file(nodeid)?;
         let loaded = {
-            let mut contents = file.contents.hold().await;
+            let mut contents = file.contents.write().await;
             if contents.is_none() {
                 match self.open_contents(nodeid).await {
                     Ok(opened) => {
@@ -227,12 +226,11 @@ impl Fs {
             Err(errno) => return Err(errno),
         };
         let medium = FileMedium::new(fd);
-        let queue = Rc::clone(&self.queue);
-        let opened = Contents::open(medium, queue, self.options, writable).await;
+        let opened = Contents::open(medium, self.options, writable).await;
         opened.map_err(|error| self.errno(nodeid, "open", &error))
     }
 
-    fn in_use(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
+    fn in_use(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         self.used_file(nodeid).ok_or(Errno::BADF)
     }
 
@@ -250,8 +248,8 @@ impl Fs {
     /// Commits every file in use. Errors are logged; the bytes stay where they are.
     pub(crate) async fn commit_all(&self) {
         for (nodeid, file) in self.files() {
-            if let Some(contents) = &mut *file.contents.hold().await
-                && let Err(error) = contents.commit().await
+            if let Some(contents) = &mut *file.contents.write().await
+                && let Err(error) = contents.commit(&queue()).await
             {
                 tracing::error!("node {nodeid}: cannot be written: {error}");
             }
@@ -262,8 +260,8 @@ impl Fs {
     pub(crate) async fn close_all(&self) -> bool {
         let mut all = true;
         for (nodeid, file) in self.files() {
-            if let Some(mut contents) = file.contents.hold().await.take()
-                && let Err(error) = contents.close().await
+            if let Some(mut contents) = file.contents.write().await.take()
+                && let Err(error) = contents.close(&queue()).await
             {
                 tracing::error!("node {nodeid}: cannot be closed: {error}");
                 all = false;
@@ -276,7 +274,7 @@ impl Fs {
 fn created(entry: &fuse_entry_out) -> Answer {
     use zerocopy::IntoBytes;
     let open = fuse_open_out::default();
-    Ok(Some([entry.as_bytes(), open.as_bytes()].concat()))
+    Ok(Reply::Body([entry.as_bytes(), open.as_bytes()].concat()))
 }
 
 pub(crate) fn os(error: &std::io::Error) -> Errno {

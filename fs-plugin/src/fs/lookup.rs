@@ -1,19 +1,21 @@
 //! Inodes that the kernel knows: by number, until it forgets them.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use async_lock::RwLock;
 
 use rustix::fs::{self, AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use slab::Slab;
-use warpcore_runtime::Lock;
+use warpcore_runtime::queue;
 use zerocopy::FromBytes;
 
 use super::lower::{Address, Lower};
-use super::{Answer, Fs, reply};
+use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
 use crate::store::contents::Contents;
@@ -28,6 +30,8 @@ pub(crate) struct Inodes {
     nodes: Slab<Inode>,
     /// By number of the lower inode. Only the newest of those that had it.
     by_number: HashMap<u64, usize>,
+    /// Directories that were worked in lately: a name in them is found without opening them.
+    directories: HashMap<u64, Arc<OwnedFd>>,
     /// Counts reuses of node ids.
     generation: u64,
 }
@@ -39,16 +43,21 @@ struct Inode {
     /// Times that the kernel was told of it.
     lookups: u64,
     /// The contents, while somebody uses them.
-    file: Option<Rc<File>>,
+    file: Option<Arc<File>>,
 }
 
-/// The contents of a regular file that is in use.
+/// The contents of a regular file that is in use. Any shard works on them, one at a time, or
+/// several that only read.
 pub(crate) struct File {
     /// None until loaded, and again when nobody uses it any more.
-    pub(crate) contents: Lock<Option<Contents<FileMedium>>>,
-    /// Open handles of the kernel, and operations of ours.
-    pub(crate) users: Cell<u64>,
+    pub(crate) contents: RwLock<Option<Contents<FileMedium>>>,
+    /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
+    /// which orders it.
+    users: AtomicU64,
 }
+
+/// Descriptors of directories that are kept open.
+const DIRECTORIES_MAX: usize = 256;
 
 impl Inodes {
     pub(crate) fn new(lower: &Lower) -> Result<Self, Errno> {
@@ -64,7 +73,12 @@ impl Inodes {
         };
         let index = nodes.insert(root);
         debug_assert_eq!(index as u64 + 1, FUSE_ROOT_ID);
-        Ok(Self { nodes, by_number: HashMap::from([(stat.st_ino, index)]), generation: 0 })
+        Ok(Self {
+            nodes,
+            by_number: HashMap::from([(stat.st_ino, index)]),
+            directories: HashMap::new(),
+            generation: 0,
+        })
     }
 
     fn get(&self, nodeid: u64) -> Result<&Inode, Errno> {
@@ -100,6 +114,7 @@ impl Inodes {
         if node.lookups == 0 {
             let number = node.number;
             self.nodes.remove(index);
+            self.directories.remove(&nodeid);
             if self.by_number.get(&number) == Some(&index) {
                 self.by_number.remove(&number);
             }
@@ -108,8 +123,13 @@ impl Inodes {
 }
 
 impl Fs {
+    /// Never held across an await.
+    fn inodes(&self) -> MutexGuard<'_, Inodes> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) async fn lookup(&self, request: &Request) -> Answer {
-        let parent = self.path_fd(request.nodeid)?;
+        let parent = self.directory_fd(request.nodeid)?;
         self.entry(&parent, request.name()?).await
     }
 
@@ -124,8 +144,8 @@ impl Fs {
         name: &OsStr,
     ) -> Result<fuse_entry_out, Errno> {
         let (stat, address) = self.lower.find(parent.as_fd(), name)?;
-        let (nodeid, generation) = self.inodes.borrow_mut().remember(&stat, address);
-        match self.attributes(nodeid, &stat).await {
+        let (nodeid, generation) = self.inodes().remember(&stat, address);
+        match self.attributes(nodeid, &stat, Place::Name(parent, name)).await {
             Ok(attr) => Ok(fuse_entry_out {
                 nodeid,
                 generation,
@@ -135,7 +155,7 @@ impl Fs {
                 ..Default::default()
             }),
             Err(errno) => {
-                self.inodes.borrow_mut().forget(nodeid, 1);
+                self.inodes().forget(nodeid, 1);
                 Err(errno)
             }
         }
@@ -143,87 +163,117 @@ impl Fs {
 
     pub(crate) fn forget(&self, request: &Request) -> Answer {
         let args: fuse_forget_in = request.args()?;
-        self.inodes.borrow_mut().forget(request.nodeid, args.nlookup);
-        Ok(None)
+        self.inodes().forget(request.nodeid, args.nlookup);
+        Ok(Reply::None)
     }
 
     pub(crate) fn batch_forget(&self, request: &Request) -> Answer {
         let args: fuse_batch_forget_in = request.args()?;
-        let mut inodes = self.inodes.borrow_mut();
+        let mut inodes = self.inodes();
         let each = request.payload.chunks_exact(size_of::<fuse_forget_one>());
         for bytes in each.take(args.count as usize) {
             if let Ok(one) = fuse_forget_one::read_from_bytes(bytes) {
                 inodes.forget(one.nodeid, one.nlookup);
             }
         }
-        Ok(None)
+        Ok(Reply::None)
     }
 
     /// An `O_PATH` descriptor of a node.
-    pub(crate) fn path_fd(&self, nodeid: u64) -> Result<Rc<OwnedFd>, Errno> {
+    pub(crate) fn path_fd(&self, nodeid: u64) -> Result<Arc<OwnedFd>, Errno> {
         let address = self.address(nodeid)?;
         self.lower.path_fd(&address)
     }
 
+    /// An `O_PATH` descriptor of a directory, kept open for the next who asks.
+    pub(crate) fn directory_fd(&self, nodeid: u64) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(fd) = self.inodes().directories.get(&nodeid) {
+            return Ok(Arc::clone(fd));
+        }
+        let fd = self.path_fd(nodeid)?;
+        let mut inodes = self.inodes();
+        let crowded = inodes.directories.len() >= DIRECTORIES_MAX;
+        let old = crowded.then(|| std::mem::take(&mut inodes.directories));
+        inodes.directories.insert(nodeid, Arc::clone(&fd));
+        drop(inodes);
+        // Closing them takes time.
+        drop(old);
+        Ok(fd)
+    }
+
     pub(crate) fn address(&self, nodeid: u64) -> Result<Address, Errno> {
-        Ok(self.inodes.borrow().get(nodeid)?.address.clone())
+        Ok(self.inodes().get(nodeid)?.address.clone())
     }
 
     /// The node of a name, if the kernel knows it, without telling it again.
     pub(crate) fn known(&self, parent: &OwnedFd, name: &OsStr) -> Option<u64> {
         let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let index = *self.inodes.borrow().by_number.get(&stat.st_ino)?;
+        let index = *self.inodes().by_number.get(&stat.st_ino)?;
         Some(index as u64 + 1)
     }
 
     /// The contents of a node, in use until [`Fs::put_file`]. Not loaded yet, maybe.
-    pub(crate) fn take_file(&self, nodeid: u64) -> Result<Rc<File>, Errno> {
-        let mut inodes = self.inodes.borrow_mut();
+    pub(crate) fn take_file(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
+        let mut inodes = self.inodes();
         let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
         let file = node.file.get_or_insert_with(|| {
-            Rc::new(File { contents: Lock::default(), users: Cell::new(0) })
+            Arc::new(File { contents: RwLock::default(), users: AtomicU64::new(0) })
         });
-        file.users.set(file.users.get() + 1);
-        Ok(Rc::clone(file))
+        file.users.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::clone(file))
     }
 
     /// The contents of a node, if somebody uses them.
-    pub(crate) fn used_file(&self, nodeid: u64) -> Option<Rc<File>> {
-        self.inodes.borrow().get(nodeid).ok()?.file.clone()
+    pub(crate) fn used_file(&self, nodeid: u64) -> Option<Arc<File>> {
+        self.inodes().get(nodeid).ok()?.file.clone()
     }
 
     /// Lets go of the contents; the last user closes them.
-    pub(crate) async fn put_file(&self, nodeid: u64, file: &Rc<File>) -> Result<(), Errno> {
-        file.users.set(file.users.get() - 1);
-        let mut contents = file.contents.hold().await;
+    pub(crate) async fn put_file(&self, nodeid: u64, file: &Arc<File>) -> Result<(), Errno> {
+        {
+            let _inodes = self.inodes();
+            if file.users.fetch_sub(1, Ordering::Relaxed) > 1 {
+                return Ok(());
+            }
+        }
+        let mut contents = file.contents.write().await;
         // Somebody may have come while we waited.
-        if file.users.get() > 0 {
+        if file.users.load(Ordering::Relaxed) > 0 {
             return Ok(());
         }
         let closed = match &mut *contents {
-            Some(contents) => contents.close().await,
+            Some(contents) => contents.close(&queue()).await,
             None => Ok(()),
         };
         *contents = None;
         drop(contents);
+        let mut inodes = self.inodes();
         if let Ok(index) = index_of(nodeid)
-            && let Some(node) = self.inodes.borrow_mut().nodes.get_mut(index)
-            && node.file.as_ref().is_some_and(|other| Rc::ptr_eq(other, file))
-            && file.users.get() == 0
+            && let Some(node) = inodes.nodes.get_mut(index)
+            && node.file.as_ref().is_some_and(|other| Arc::ptr_eq(other, file))
+            && file.users.load(Ordering::Relaxed) == 0
         {
             node.file = None;
         }
+        drop(inodes);
         closed.map_err(|error| self.errno(nodeid, "close", &error))
     }
 
     /// Every file in use, with its node.
-    pub(crate) fn files(&self) -> Vec<(u64, Rc<File>)> {
-        let inodes = self.inodes.borrow();
+    pub(crate) fn files(&self) -> Vec<(u64, Arc<File>)> {
+        let inodes = self.inodes();
         let with_file = |(index, node): (usize, &Inode)| {
-            Some((index as u64 + 1, Rc::clone(node.file.as_ref()?)))
+            Some((index as u64 + 1, Arc::clone(node.file.as_ref()?)))
         };
         inodes.nodes.iter().filter_map(with_file).collect()
     }
+}
+
+/// Where a lower inode can be reached.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    Fd(&'a OwnedFd),
+    Name(&'a OwnedFd, &'a OsStr),
 }
 
 /// Whether this is a regular file, whose contents are ours to store.

@@ -3,11 +3,11 @@
 //! As root an inode is kept as a file handle (open_by_handle_at(2)), which survives renames and
 //! costs no descriptor; where that is not permitted or not supported, as an `O_PATH` descriptor.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -28,11 +28,13 @@ pub(crate) struct Lower {
 pub(crate) enum Address {
     Descriptor(Descriptor),
     Handle(Handle),
+    /// Of a filesystem with long handles.
+    LongHandle(Box<Handle<HANDLE_LEN_MAX>>),
 }
 
 /// An `O_PATH` descriptor. It pins the inode, so its number is not reused meanwhile.
 #[derive(Debug, Clone)]
-pub(crate) struct Descriptor(Rc<OwnedFd>);
+pub(crate) struct Descriptor(Arc<OwnedFd>);
 
 impl PartialEq for Descriptor {
     fn eq(&self, _: &Self) -> bool {
@@ -43,11 +45,17 @@ impl PartialEq for Descriptor {
 
 impl Eq for Descriptor {}
 
+/// Handles of ext4 have 8 bytes, of XFS 12, of btrfs 20: one for each inode that the kernel knows,
+/// so they lie in place.
+const HANDLE_LEN: usize = 20;
+
 /// A file handle: it tells an inode from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handle {
-    kind: i32,
-    bytes: Box<[u8]>,
+pub(crate) struct Handle<const LEN: usize = HANDLE_LEN> {
+    len: u8,
+    /// As `handle_type`, which fits a byte in every filesystem (`enum fid_type`).
+    kind: u8,
+    bytes: [u8; LEN],
 }
 
 /// `struct file_handle` with room.
@@ -64,8 +72,7 @@ impl Lower {
         let device = fs::fstat(&root)?.st_dev;
         let mut lower = Self { root, device, by_handle: true };
         let probe = lower.handle(lower.root.as_fd(), OsStr::new("."));
-        lower.by_handle =
-            probe.is_ok_and(|handle| lower.open_handle(&handle, OFlags::PATH).is_ok());
+        lower.by_handle = probe.is_ok_and(|handle| lower.open(&handle, OFlags::PATH).is_ok());
         Ok(lower)
     }
 
@@ -85,22 +92,20 @@ impl Lower {
             return Err(Errno::XDEV);
         }
         let address = if self.by_handle {
-            Address::Handle(self.handle(parent, name)?)
+            self.handle(parent, name)?
         } else {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = fs::openat(parent, name, flags, Mode::empty())?;
-            Address::Descriptor(Descriptor(Rc::new(fd)))
+            Address::Descriptor(Descriptor(Arc::new(fd)))
         };
         Ok((stat, address))
     }
 
     /// An `O_PATH` descriptor of an inode.
-    pub(crate) fn path_fd(&self, address: &Address) -> Result<Rc<OwnedFd>, Errno> {
+    pub(crate) fn path_fd(&self, address: &Address) -> Result<Arc<OwnedFd>, Errno> {
         match address {
-            Address::Descriptor(Descriptor(fd)) => Ok(Rc::clone(fd)),
-            Address::Handle(handle) => {
-                self.open_handle(handle, OFlags::PATH | OFlags::NOFOLLOW).map(Rc::new)
-            }
+            Address::Descriptor(Descriptor(fd)) => Ok(Arc::clone(fd)),
+            _ => self.open(address, OFlags::PATH | OFlags::NOFOLLOW).map(Arc::new),
         }
     }
 
@@ -110,11 +115,16 @@ impl Lower {
             Address::Descriptor(Descriptor(fd)) => {
                 fs::open(proc_path(fd), flags | OFlags::CLOEXEC, Mode::empty())
             }
-            Address::Handle(handle) => self.open_handle(handle, flags),
+            Address::Handle(Handle { len, kind, bytes }) => {
+                self.open_handle(*kind, &bytes[..usize::from(*len)], flags)
+            }
+            Address::LongHandle(handle) => {
+                self.open_handle(handle.kind, &handle.bytes[..usize::from(handle.len)], flags)
+            }
         }
     }
 
-    fn handle(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<Handle, Errno> {
+    fn handle(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<Address, Errno> {
         let name = std::ffi::CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
         let room = u32::try_from(HANDLE_LEN_MAX).expect("small");
         let mut raw = RawHandle { len_bytes: room, kind: 0, bytes: [0; HANDLE_LEN_MAX] };
@@ -132,14 +142,20 @@ impl Lower {
         if result != 0 {
             return Err(last_errno());
         }
-        let len = (raw.len_bytes as usize).min(HANDLE_LEN_MAX);
-        Ok(Handle { kind: raw.kind, bytes: raw.bytes[..len].into() })
+        let len = u8::try_from(raw.len_bytes).map_err(|_| Errno::OVERFLOW)?;
+        let kind = u8::try_from(raw.kind).map_err(|_| Errno::OVERFLOW)?;
+        Ok(if usize::from(len) <= HANDLE_LEN {
+            let bytes = *raw.bytes.first_chunk().expect("longer than that");
+            Address::Handle(Handle { len, kind, bytes })
+        } else {
+            Address::LongHandle(Box::new(Handle { len, kind, bytes: raw.bytes }))
+        })
     }
 
-    fn open_handle(&self, handle: &Handle, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let len_bytes = u32::try_from(handle.bytes.len()).expect("at most the maximum");
-        let mut raw = RawHandle { len_bytes, kind: handle.kind, bytes: [0; HANDLE_LEN_MAX] };
-        raw.bytes[..handle.bytes.len()].copy_from_slice(&handle.bytes);
+    fn open_handle(&self, kind: u8, bytes: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let len_bytes = u32::try_from(bytes.len()).expect("at most the maximum");
+        let mut raw = RawHandle { len_bytes, kind: kind.into(), bytes: [0; HANDLE_LEN_MAX] };
+        raw.bytes[..bytes.len()].copy_from_slice(bytes);
         let flags = i32::try_from((flags | OFlags::CLOEXEC).bits()).map_err(|_| Errno::INVAL)?;
         // SAFETY: a handle with as many bytes as it says.
         let fd =
@@ -151,6 +167,57 @@ impl Lower {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
+
+/// The value of an extended attribute of `name` in `parent`, as far as it fits; None if it has none,
+/// or can have none.
+pub(crate) fn attribute_at(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    value: &mut [u8],
+) -> Result<Option<usize>, Errno> {
+    /// `struct xattr_args` of linux/xattr.h.
+    #[repr(C)]
+    struct Arguments {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+    let arguments = Arguments {
+        value: value.as_mut_ptr().expose_provenance() as u64,
+        size: u32::try_from(value.len()).expect("a short value"),
+        flags: 0,
+    };
+    // SAFETY: valid strings, and a value with the room that it says.
+    let result = unsafe {
+        libc::syscall(
+            SYS_GETXATTRAT,
+            parent.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            attribute.as_ptr(),
+            &raw const arguments,
+            size_of::<Arguments>(),
+        )
+    };
+    let result = usize::try_from(result).map_err(|_| last_errno());
+    // Before Linux 6.13.
+    let result = if result == Err(Errno::NOSYS) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent, name, flags, Mode::empty())?;
+        fs::getxattr(proc_path(&fd), attribute, value)
+    } else {
+        result
+    };
+    match result {
+        Ok(len) => Ok(Some(len)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// `__NR_getxattrat` of asm-generic/unistd.h, the same on every architecture since they share it.
+const SYS_GETXATTRAT: libc::c_long = 464;
 
 /// A path that leads to an open descriptor, for system calls that have no other way to one.
 pub(crate) fn proc_path(fd: &impl AsRawFd) -> PathBuf {

@@ -9,17 +9,15 @@ mod lookup;
 mod lower;
 mod xattr;
 
-use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::io::Errno;
 use slab::Slab;
-use warpcore_offload::Queue;
 use zerocopy::IntoBytes;
 
 use crate::fuse::abi::*;
-use crate::fuse::reply::{self, Answer, DONE};
+use crate::fuse::reply::{self, Answer, DONE, Reply};
 use crate::fuse::request::Request;
 use crate::store::contents::Options;
 use lookup::Inodes;
@@ -28,18 +26,17 @@ pub(crate) use lower::Lower;
 /// The most bytes that one WRITE carries, and one READ asks for.
 pub(crate) const MAX_WRITE: u32 = 256 * 1024;
 
-/// What one mount serves. One shard's.
+/// What one mount serves: all shards' together.
 pub(crate) struct Fs {
     lower: Lower,
-    queue: Rc<Queue>,
     options: Options,
-    inodes: RefCell<Inodes>,
+    inodes: Mutex<Inodes>,
     /// Open directories, by their handle.
-    directories: RefCell<Slab<Rc<OwnedFd>>>,
+    directories: Mutex<Slab<Arc<OwnedFd>>>,
     /// Agree on io_uring, if the kernel offers it.
     io_uring: bool,
     /// INIT was answered: with io_uring, or without.
-    pub(crate) transport: Cell<Option<Transport>>,
+    pub(crate) transport: OnceLock<Transport>,
 }
 
 /// The way requests come.
@@ -52,27 +49,21 @@ pub enum Transport {
 }
 
 impl Fs {
-    pub(crate) fn new(
-        lower: Lower,
-        queue: Rc<Queue>,
-        options: Options,
-        io_uring: bool,
-    ) -> Result<Self, Errno> {
-        let inodes = RefCell::new(Inodes::new(&lower)?);
+    pub(crate) fn new(lower: Lower, options: Options, io_uring: bool) -> Result<Self, Errno> {
+        let inodes = Mutex::new(Inodes::new(&lower)?);
         Ok(Self {
             lower,
-            queue,
             options,
             inodes,
-            directories: RefCell::default(),
+            directories: Mutex::default(),
             io_uring,
-            transport: Cell::new(None),
+            transport: OnceLock::new(),
         })
     }
 
-    /// Answers a request.
-    pub(crate) async fn dispatch(this: &Rc<Self>, request: Request) -> Answer {
-        let answer = this.answer(&request).await;
+    /// Answers a request. `payload` holds what a WRITE brings, and takes what a READ gets.
+    pub(crate) async fn dispatch(&self, request: &Request, payload: &mut [u8]) -> Answer {
+        let answer = self.answer(request, payload).await;
         tracing::trace!(
             opcode = request.opcode,
             nodeid = request.nodeid,
@@ -81,7 +72,7 @@ impl Fs {
         answer
     }
 
-    async fn answer(&self, request: &Request) -> Answer {
+    async fn answer(&self, request: &Request, payload: &mut [u8]) -> Answer {
         match request.opcode {
             opcode::BATCH_FORGET => self.batch_forget(request),
             opcode::CREATE => self.create(request).await,
@@ -94,7 +85,7 @@ impl Fs {
             opcode::GETXATTR => self.getxattr(request),
             opcode::INIT => self.init(request),
             // Nothing we do is worth interrupting.
-            opcode::INTERRUPT => Ok(None),
+            opcode::INTERRUPT => Ok(Reply::None),
             // What the kernel says for a file without controls.
             opcode::IOCTL => Err(Errno::NOTTY),
             opcode::LINK => self.link(request).await,
@@ -106,7 +97,7 @@ impl Fs {
             opcode::OPEN => self.open(request).await,
             opcode::OPENDIR => self.opendir(request),
             opcode::POLL => poll(request),
-            opcode::READ => self.read(request).await,
+            opcode::READ => self.read(request, payload).await,
             opcode::READDIR => self.readdir(request, false).await,
             opcode::READDIRPLUS => self.readdir(request, true).await,
             opcode::READLINK => self.readlink(request),
@@ -121,7 +112,7 @@ impl Fs {
             opcode::STATX => self.statx(request).await,
             opcode::SYMLINK => self.symlink(request).await,
             opcode::UNLINK => self.unlink(request, false),
-            opcode::WRITE => self.write(request).await,
+            opcode::WRITE => self.write(request, payload).await,
             _ => Err(Errno::OPNOTSUPP),
         }
     }
@@ -151,7 +142,9 @@ impl Fs {
         ) | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };
         let agreed = offered & wanted;
         let uring = agreed & FUSE_OVER_IO_URING != 0;
-        self.transport.set(Some(if uring { Transport::IoUring } else { Transport::Classic }));
+        // The kernel sends it once.
+        let transport = if uring { Transport::IoUring } else { Transport::Classic };
+        let _ = self.transport.set(transport);
         let low = |flags: u64| u32::try_from(flags & u64::from(u32::MAX)).expect("masked");
         reply::with(&fuse_init_out {
             major: FUSE_KERNEL_VERSION,
@@ -183,7 +176,7 @@ impl Fs {
             frsize: narrow(stat.f_frsize),
             ..Default::default()
         };
-        Ok(Some(st.as_bytes().to_vec()))
+        Ok(Reply::Body(st.as_bytes().to_vec()))
     }
 }
 

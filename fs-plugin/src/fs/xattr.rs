@@ -7,7 +7,7 @@ use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 
 use super::lower::proc_path;
-use super::{Answer, Fs, reply};
+use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
 use crate::fuse::request::Request;
@@ -69,7 +69,8 @@ impl Fs {
 /// Ours is not shown, and must not be set. ACLs would be stored and not obeyed: refused until the
 /// mount obeys them.
 fn visible(name: &OsStr) -> Result<(), Errno> {
-    let hidden = name == ATTRIBUTE_NAME || name.as_bytes().starts_with(b"system.posix_acl_");
+    let hidden = name.as_bytes() == ATTRIBUTE_NAME.to_bytes()
+        || name.as_bytes().starts_with(b"system.posix_acl_");
     if hidden { Err(Errno::OPNOTSUPP) } else { Ok(()) }
 }
 
@@ -82,5 +83,5 @@ fn sized(bytes: &[u8], room: u32) -> Answer {
     if bytes.len() > room as usize {
         return Err(Errno::RANGE);
     }
-    Ok(Some(bytes.to_vec()))
+    Ok(Reply::Body(bytes.to_vec()))
 }

@@ -5,15 +5,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use bytes::BytesMut;
 use rustix::io::Errno;
 use warpcore_runtime::{op, spawn};
 use zerocopy::IntoBytes;
 
 use super::abi::{fuse_in_header, fuse_write_in};
-use super::reply::{Answer, header};
+use super::reply::{Answer, Reply, header};
 use super::request::Request;
-use crate::fs::{Fs, MAX_WRITE};
+use crate::fs::MAX_WRITE;
 use crate::session::Session;
 
 /// Room for the largest request.
@@ -22,15 +21,12 @@ const REQUEST_LEN_MAX: usize =
 
 /// Reads requests and makes a task of each, until the filesystem is unmounted.
 pub(crate) async fn serve(session: Rc<Session>) -> io::Result<()> {
+    let mut room = vec![0; REQUEST_LEN_MAX];
     loop {
-        op::readable(&session.device).await?;
+        op::readable(&session.shared.device).await?;
         loop {
-            let mut bytes = BytesMut::zeroed(REQUEST_LEN_MAX);
-            match rustix::io::read(&*session.device, &mut bytes[..]) {
-                Ok(len) => {
-                    bytes.truncate(len);
-                    accept(&session, bytes);
-                }
+            match rustix::io::read(&*session.shared.device, &mut room[..]) {
+                Ok(len) => accept(&session, &room[..len]),
                 Err(Errno::AGAIN) => break,
                 // A request that was interrupted before we had it: the next.
                 Err(Errno::INTR | Errno::NOENT) => {}
@@ -42,29 +38,29 @@ pub(crate) async fn serve(session: Rc<Session>) -> io::Result<()> {
     }
 }
 
-fn accept(session: &Rc<Session>, bytes: BytesMut) {
-    // A short request must not hold the room of the largest.
-    let bytes =
-        if bytes.len() < 4096 { bytes::Bytes::copy_from_slice(&bytes) } else { bytes.freeze() };
-    let Some(request) = Request::parse(bytes) else {
+fn accept(session: &Rc<Session>, bytes: &[u8]) {
+    let Some((request, data)) = Request::parse(bytes) else {
         tracing::error!("the kernel sent something that is not a request");
         return;
     };
+    // What a WRITE brings, or room for what a READ gets.
+    let mut payload = data.to_vec();
+    payload.resize(payload.len().max(request.answer_len_max()), 0);
     let holder = session.requests.enter();
     let session = Rc::clone(session);
     drop(spawn(async move {
         let _holder = holder;
-        let unique = request.unique;
-        let answer = Fs::dispatch(&session.fs, request).await;
-        send(&session.device, unique, &answer);
+        let answer = session.shared.fs.dispatch(&request, &mut payload).await;
+        send(&session.shared.device, request.unique, &answer, &payload);
         session.answered();
     }));
 }
 
-fn send(device: &OwnedFd, unique: u64, answer: &Answer) {
+fn send(device: &OwnedFd, unique: u64, answer: &Answer, payload: &[u8]) {
     let body: &[u8] = match answer {
-        Ok(None) => return,
-        Ok(Some(body)) => body,
+        Ok(Reply::None) => return,
+        Ok(Reply::Body(body)) => body,
+        Ok(Reply::Payload(len)) => &payload[..*len],
         Err(_) => &[],
     };
     let header = header(unique, &answer.as_ref().map(|_| body.len()).map_err(|errno| *errno));

@@ -5,15 +5,25 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::fuse_out_header;
 
-/// What follows the header of an answer, or the errno. `None`: the request has no answer.
-pub(crate) type Answer = Result<Option<Vec<u8>>, Errno>;
+/// What the answer of a request is, or the errno.
+pub(crate) type Answer = Result<Reply, Errno>;
+
+/// What follows the header of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// The request has no answer.
+    None,
+    Body(Vec<u8>),
+    /// So many bytes, which lie in the payload already.
+    Payload(usize),
+}
 
 /// An answer without anything in it.
-pub(crate) const DONE: Answer = Ok(Some(Vec::new()));
+pub(crate) const DONE: Answer = Ok(Reply::Payload(0));
 
 /// An answer that is one struct.
 pub(crate) fn with(body: &(impl IntoBytes + Immutable)) -> Answer {
-    Ok(Some(body.as_bytes().to_vec()))
+    Ok(Reply::Body(body.as_bytes().to_vec()))
 }
 
 /// The header of an answer with `len` bytes behind it.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{args_len, fuse_in_header};
+use super::abi::{args_len, fuse_in_header, fuse_read_in, opcode};
+use crate::fs::MAX_WRITE;
 
 /// One request, whichever way it came.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct Request {
     pub(crate) gid: u32,
     /// The operation's own struct.
     args: Bytes,
-    /// What follows it: names, data.
+    /// What follows it, but for a WRITE's data: names.
     pub(crate) payload: Bytes,
 }
 
@@ -33,18 +34,33 @@ impl Request {
         Self { opcode, unique, nodeid, uid, gid, args, payload }
     }
 
-    /// A request as read from `/dev/fuse`. None: not one.
-    pub(crate) fn parse(mut bytes: Bytes) -> Option<Self> {
-        let (header, _) = fuse_in_header::read_from_prefix(&bytes).ok()?;
+    /// A request as read from `/dev/fuse`, and the data that a WRITE brings. None: not one.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (header, _) = fuse_in_header::read_from_prefix(bytes).ok()?;
         if header.len as usize != bytes.len() {
             return None;
         }
-        let mut args = bytes.split_off(size_of::<fuse_in_header>());
+        let rest = &bytes[size_of::<fuse_in_header>()..];
         // Extensions stand at the end, in units of 8 bytes; we asked for none.
         let extensions = usize::from(header.total_extlen) * 8;
-        args.truncate(args.len().checked_sub(extensions)?);
-        let payload = args.split_off(args_len(header.opcode).min(args.len()));
-        Some(Self::new(&header, args, payload))
+        let rest = &rest[..rest.len().checked_sub(extensions)?];
+        let (args, payload) = rest.split_at(args_len(header.opcode).min(rest.len()));
+        let (names, data) = match header.opcode {
+            opcode::WRITE => (&[][..], payload),
+            _ => (payload, &[][..]),
+        };
+        let [args, names] = [args, names].map(Bytes::copy_from_slice);
+        Some((Self::new(&header, args, names), data))
+    }
+
+    /// Length of the longest answer that goes to the payload.
+    pub(crate) fn answer_len_max(&self) -> usize {
+        match self.opcode {
+            opcode::READ => {
+                self.args::<fuse_read_in>().map_or(0, |args| args.size.min(MAX_WRITE) as usize)
+            }
+            _ => 0,
+        }
     }
 
     /// The operation's struct.
@@ -81,20 +97,20 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
-    use super::super::abi::opcode;
     use super::*;
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
-    fn bytes(opcode: u32, rest: &[u8]) -> Bytes {
+    fn bytes(opcode: u32, rest: &[u8]) -> Vec<u8> {
         let len = u32::try_from(40 + rest.len()).expect("short");
         let header = fuse_in_header { len, opcode, unique: 2, nodeid: 1, ..Default::default() };
-        [header.as_bytes(), rest].concat().into()
+        [header.as_bytes(), rest].concat()
     }
 
     #[test]
     fn names_end_with_a_zero_and_are_no_paths() {
-        let lookup = |rest: &[u8]| Request::parse(bytes(opcode::LOOKUP, rest)).expect("a request");
+        let lookup =
+            |rest: &[u8]| Request::parse(&bytes(opcode::LOOKUP, rest)).expect("a request").0;
         assert_eq!(lookup(b"name\0").name(), Ok(OsStr::new("name")));
         for bad in [&b""[..], b"\0", b"name", b"../x\0", b"a/b\0"] {
             assert_eq!(lookup(bad).name(), Err(Errno::INVAL), "{bad:?}");
@@ -113,7 +129,8 @@ mod tests {
         ) {
             let mut bytes = bytes(opcode, &rest);
             bytes.truncate(cut);
-            if let Some(request) = Request::parse(bytes) {
+            if let Some((request, _)) = Request::parse(&bytes) {
+                let _ = request.answer_len_max();
                 let _ = request.name();
                 let _ = request.names::<2>();
                 let _ = request.name_and_rest();

@@ -3,7 +3,8 @@
 //!
 //! Each possible CPU has a queue, and the kernel uses the queue of the CPU that asks. All of them
 //! must have an entry before the kernel sends anything, also those of CPUs that are offline or not
-//! ours; one thread may serve several. An entry is a task: register, then for each request dispatch
+//! ours; one thread may serve several. A shard serves the queue of its own core, so that who asks and
+//! who answers change places on one core and nobody has to be woken on another. An entry is a task: register, then for each request dispatch
 //! and commit. The kernel writes header and payload from our own system calls (task work), never
 //! while we look at them: an entry is either being fetched or being dispatched.
 
@@ -18,11 +19,11 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::abi::{
     FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_CMD_REGISTER, UringCommand, UringHeader,
-    args_len, fuse_in_header,
+    args_len, fuse_in_header, opcode as fuse,
 };
-use super::reply::header;
+use super::reply::{Reply, header};
 use super::request::Request;
-use crate::fs::{Fs, MAX_WRITE};
+use crate::fs::MAX_WRITE;
 use crate::session::Session;
 
 /// Entries of each queue.
@@ -37,9 +38,14 @@ pub(crate) fn queues() -> io::Result<u16> {
     last.checked_add(1).ok_or_else(|| io::Error::other("too many CPUs"))
 }
 
-/// Registers every entry. The tasks end when the filesystem is unmounted.
+/// Registers the entries of this shard's queues: of its own core, and of cores that are nobody's.
+/// The tasks end when the filesystem is unmounted.
 pub(crate) fn start(session: &Rc<Session>, queues: u16) {
-    for qid in 0..queues {
+    let owner = |qid: &u16| {
+        let core = usize::from(*qid);
+        warpcore_runtime::shard_on(core).unwrap_or_else(|| core % warpcore_runtime::shards())
+    };
+    for qid in (0..queues).filter(|qid| owner(qid) == warpcore_runtime::shard()) {
         for _ in 0..DEPTH {
             let holder = session.requests.enter();
             let session = Rc::clone(session);
@@ -97,20 +103,22 @@ async fn serve_entry(session: &Rc<Session>, qid: u16) -> io::Result<()> {
         command = FUSE_IO_URING_CMD_COMMIT_AND_FETCH;
         let payload_len = (entry.header.entry.payload_sz as usize).min(entry.payload.len());
         let args = args_len(in_header.opcode).min(entry.header.op_in.len());
-        let request = Request::new(
-            &in_header,
-            Bytes::copy_from_slice(&entry.header.op_in[..args]),
-            Bytes::copy_from_slice(&entry.payload[..payload_len]),
-        );
-        let answer = Fs::dispatch(&session.fs, request).await;
-        let body = answer.as_ref().map(|body| body.as_deref().unwrap_or_default());
-        let len = match body {
-            Ok(body) => {
-                entry.payload[..body.len()].copy_from_slice(body);
-                Ok(body.len())
-            }
-            Err(errno) => Err(*errno),
+        // Data stay where they are; names are copied, since the answer goes to the same place.
+        let names = match in_header.opcode {
+            fuse::WRITE => Bytes::new(),
+            _ => Bytes::copy_from_slice(&entry.payload[..payload_len]),
         };
+        let args = Bytes::copy_from_slice(&entry.header.op_in[..args]);
+        let request = Request::new(&in_header, args, names);
+        let answer = session.shared.fs.dispatch(&request, &mut entry.payload).await;
+        let len = answer.map(|reply| match reply {
+            Reply::None => 0,
+            Reply::Payload(len) => len,
+            Reply::Body(body) => {
+                entry.payload[..body.len()].copy_from_slice(&body);
+                body.len()
+            }
+        });
         let out = header_bytes(in_header.unique, &len);
         entry.header.in_out[..out.len()].copy_from_slice(&out);
         let len = u32::try_from(len.unwrap_or(0)).expect("at most the payload");
@@ -129,7 +137,7 @@ async fn exchange(entry: Entry, cmd_op: u32, commit_id: u64, qid: u16) -> (io::R
     let command = UringCommand { flags: 0, commit_id, qid, padding: [0; 6] };
     let mut bytes = [0; 80];
     bytes[..size_of::<UringCommand>()].copy_from_slice(command.as_bytes());
-    let fd = types::Fd(std::os::fd::AsRawFd::as_raw_fd(&*entry.session.device));
+    let fd = types::Fd(std::os::fd::AsRawFd::as_raw_fd(&*entry.session.shared.device));
     let parts = entry.parts.as_ptr();
     let mut sqe =
         opcode::UringCmd80::new(fd, cmd_op).cmd(bytes).addr(Some(parts.addr() as u64)).build();

@@ -3,6 +3,8 @@
 //! All numbers are little-endian. Everything that is not a zstd frame of contents is a skippable
 //! frame (RFC 8878, section 3.1.2), so that a linear file is a valid zstd stream.
 
+use std::ffi::CStr;
+
 use crc64fast::Digest;
 use warpcore_offload::Codec;
 
@@ -27,7 +29,7 @@ pub const CHUNK_LEN_LOG2_MAX: u8 = 17;
 pub const CHUNK_LEN_LOG2_MIN: u8 = 12;
 
 /// Name of the extended attribute on a backing file.
-pub const ATTRIBUTE_NAME: &str = "user.warpcore";
+pub const ATTRIBUTE_NAME: &CStr = c"user.warpcore";
 
 /// Tells the files of one directory apart, and the lives of one file: a commit record belongs to
 /// the life whose id it carries.

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use std::future::Future;
 use std::rc::Rc;
+use warpcore_fs::Error;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::medium::CrashMedium;
 use warpcore_offload::{Codec, Queue};
@@ -94,12 +95,12 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
     match *step {
         Step::Append { len, data } => {
             let (offset, bytes) = (model.len() as u64, data.bytes(len));
-            run(queue, contents.write(offset, &bytes)).expect("writes");
+            run(queue, contents.write(queue, offset, &bytes)).expect("writes");
             model.extend(bytes);
         }
-        Step::Commit => run(queue, contents.commit()).expect("commits"),
+        Step::Commit => run(queue, contents.commit(queue)).expect("commits"),
         Step::Read { offset, len } => {
-            let bytes = run(queue, contents.read(offset as u64, len)).expect("reads");
+            let bytes = read(queue, contents, offset as u64, len).expect("reads");
             let from = offset.min(model.len());
             let to = (offset + len).min(model.len());
             assert!(bytes == model[from..to], "other bytes at {offset}+{len}");
@@ -109,16 +110,24 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
             run(queue, contents.set_size(size as u64)).expect("truncates");
             model.resize(size, 0);
         }
-        Step::Sync => run(queue, contents.sync()).expect("syncs"),
+        Step::Sync => run(queue, contents.sync(queue)).expect("syncs"),
         Step::Write { offset, len, data } => {
             let bytes = data.bytes(len);
-            run(queue, contents.write(offset as u64, &bytes)).expect("writes");
+            run(queue, contents.write(queue, offset as u64, &bytes)).expect("writes");
             if model.len() < offset + len {
                 model.resize(offset + len, 0);
             }
             model[offset..offset + len].copy_from_slice(&bytes);
         }
     }
+}
+
+/// Up to `len` bytes at `offset`.
+pub fn read(queue: &Queue, contents: &File, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0xAA; len];
+    let read = run(queue, contents.read(queue, offset, &mut bytes))?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 pub fn run<F: Future>(queue: &Queue, future: F) -> F::Output {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use io_uring::{opcode, types};
@@ -78,7 +79,7 @@ impl AcceptMulti {
 
     fn disarm(&mut self) {
         if let Some(token) = self.token.take() {
-            let listener = Rc::clone(&self.listener);
+            let listener = Arc::clone(&self.listener);
             self.shard.abandon_op(token, listener);
         }
     }

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::ring::Sqe;
@@ -42,7 +43,7 @@ pub use io_uring::{opcode, types};
 
 /// A descriptor that operations share: it is not closed, and so its number not reused, while an
 /// SQE that names it may still be waiting to be submitted.
-pub(crate) type SharedFd = Rc<OwnedFd>;
+pub(crate) type SharedFd = Arc<OwnedFd>;
 
 /// An operation that ends with one CQE. Its output is the result and what was kept for the kernel.
 #[must_use = "dropping an operation cancels it"]

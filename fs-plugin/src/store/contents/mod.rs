@@ -11,10 +11,13 @@
 //! is cut back, so that the previous commit stays the newest, and the dirty bytes stay dirty: the
 //! error goes to whoever asked, and the next attempt writes everything again.
 
+mod append;
+mod dirty;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -22,13 +25,12 @@ use ring::rand::{SecureRandom, SystemRandom};
 use warpcore_offload::{Codec, Compress, Decompress, Queue};
 
 use super::extents::Extents;
-use super::format::{
-    Attribute, Extent, Form, Head, Kind, OFFSET_MAX, REFUSING_FRAME, Record, SKIPPABLE_HEAD_LEN,
-    State, raw_frame_head, skippable, zeros_frame,
-};
+use super::format::{Attribute, Extent, Form, Head, Kind, OFFSET_MAX, Record, State};
 use super::medium::Medium;
 use super::recovery::{self, Found};
 use crate::error::Error;
+use append::{Append, Stored};
+use dirty::Dirty;
 
 /// How new contents are stored.
 #[derive(Debug, Clone, Copy)]
@@ -54,16 +56,9 @@ const DIRTY_CHUNKS_MAX: usize = 16;
 /// Visible extents of a chunk before a write stores it as a whole again.
 const EXTENTS_PER_CHUNK_MAX: usize = 16;
 
-/// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
-const LINEAR_GAP_MAX: u64 = 64 << 20;
-
-/// What lies over earlier bytes is stored at multiples of this, so that whole blocks can be freed.
-const BLOCK: u64 = 4096;
-
 /// The contents of one file.
 pub struct Contents<M> {
     medium: M,
-    queue: Rc<Queue>,
     options: Options,
     /// The backing file is open for writing.
     writable: bool,
@@ -72,8 +67,8 @@ pub struct Contents<M> {
     modified: Option<(i64, u32)>,
     /// A sync failed: what the lower filesystem holds is unknown.
     poisoned: bool,
-    /// The stored bytes last decompressed, by their offset.
-    decoded: Option<(u64, Vec<u8>)>,
+    /// The extent last decompressed, by the offset of its stored bytes.
+    decoded: Mutex<Option<(u64, Bytes)>>,
 }
 
 enum Body {
@@ -115,15 +110,6 @@ struct Container {
     durable_seq: u64,
 }
 
-/// The dirty bytes of a chunk.
-#[derive(Debug, Clone, Default)]
-struct Dirty {
-    /// From the start of the chunk to its last dirty byte.
-    bytes: Vec<u8>,
-    /// What of them is dirty, in order, with gaps in between.
-    ranges: Vec<Range<usize>>,
-}
-
 /// What [`Contents::report`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -144,9 +130,9 @@ pub struct Report {
 
 impl<M: Medium> Contents<M> {
     /// Contents of a backing file that was just created, and is empty.
-    pub fn create(medium: M, queue: Rc<Queue>, options: Options) -> Result<Self, Error> {
+    pub fn create(medium: M, options: Options) -> Result<Self, Error> {
         let body = Body::Container(Container::empty());
-        let mut contents = Self::new(medium, queue, options, true, body);
+        let mut contents = Self::new(medium, options, true, body);
         // Before the first byte: whatever is found here after a crash is a container.
         contents.mark_dirty()?;
         Ok(contents)
@@ -154,12 +140,7 @@ impl<M: Medium> Contents<M> {
 
     /// Contents of an existing backing file. When it was not closed in order and is `writable`,
     /// what a crash left behind the newest commit is cut.
-    pub async fn open(
-        medium: M,
-        queue: Rc<Queue>,
-        options: Options,
-        writable: bool,
-    ) -> Result<Self, Error> {
+    pub async fn open(medium: M, options: Options, writable: bool) -> Result<Self, Error> {
         let attribute = medium.attribute()?.map(|value| Attribute::parse(&value)).transpose()?;
         let len = medium.len()?;
         let body = match attribute {
@@ -173,19 +154,18 @@ impl<M: Medium> Contents<M> {
                 Err(error) => return Err(error),
             },
         };
-        Ok(Self::new(medium, queue, options, writable, body))
+        Ok(Self::new(medium, options, writable, body))
     }
 
-    fn new(medium: M, queue: Rc<Queue>, options: Options, writable: bool, body: Body) -> Self {
+    fn new(medium: M, options: Options, writable: bool, body: Body) -> Self {
         Self {
             medium,
-            queue,
             options,
             writable,
             body,
             modified: None,
             poisoned: false,
-            decoded: None,
+            decoded: Mutex::default(),
         }
     }
 
@@ -227,30 +207,42 @@ impl<M: Medium> Contents<M> {
         }
     }
 
-    /// Up to `len` bytes at `offset`; fewer only at the end of the file.
-    pub async fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+    /// Reads at `offset` into `target`, and says how much: less than its length only at the end of
+    /// the file.
+    pub async fn read(
+        &self,
+        queue: &Queue,
+        offset: u64,
+        target: &mut [u8],
+    ) -> Result<usize, Error> {
         let Body::Container(container) = &self.body else {
-            return Ok(self.medium.read_at(offset, len).await?);
+            let bytes = self.medium.read_at(offset, target.len()).await?;
+            target[..bytes.len()].copy_from_slice(&bytes);
+            return Ok(bytes.len());
         };
-        let end = container.size.min(offset.saturating_add(len as u64));
+        let end = container.size.min(offset.saturating_add(target.len() as u64));
         if offset >= end {
-            return Ok(Vec::new());
+            return Ok(0);
         }
-        let mut bytes = vec![0; to_index(end - offset)];
+        let target = &mut target[..to_index(end - offset)];
         let pieces: Vec<_> = container.extents.within(offset..end).collect();
-        for (visible, extent) in pieces {
-            let decoded = self.decode(&extent).await?;
+        let decoded = self.decode(queue, pieces.iter().map(|(_, extent)| *extent)).await?;
+        let mut done = 0;
+        for ((visible, extent), decoded) in pieces.into_iter().zip(decoded) {
             let from = to_index(visible.start - extent.logical);
             let to = to_index(visible.end - extent.logical);
             let at = to_index(visible.start - offset);
-            bytes[at..at + (to - from)].copy_from_slice(&decoded[from..to]);
+            target[done..at].fill(0);
+            done = at + (to - from);
+            target[at..done].copy_from_slice(&decoded[from..to]);
         }
-        self.container().overlay_dirty(offset, &mut bytes, self.chunk_len());
-        Ok(bytes)
+        target[done..].fill(0);
+        container.overlay_dirty(offset, target, self.chunk_len());
+        Ok(target.len())
     }
 
     /// Writes `bytes` at `offset`: to memory, or to the backing file when much has gathered.
-    pub async fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub async fn write(&mut self, queue: &Queue, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.check_writable()?;
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= OFFSET_MAX);
         let end = end.ok_or_else(|| errno(libc::EFBIG))?;
@@ -281,7 +273,7 @@ impl<M: Medium> Contents<M> {
         if self.container().dirty.len() >= DIRTY_CHUNKS_MAX {
             // Room first: what cannot be stored is not accepted either. The chunk that is written
             // on stays.
-            self.store(Some(first), false).await?;
+            self.store(queue, Some(first), false).await?;
         }
         let container = self.container_mut();
         let (mut at, mut left) = (offset, bytes);
@@ -318,7 +310,7 @@ impl<M: Medium> Contents<M> {
         }
         self.begin_change().await?;
         let chunk_len = self.chunk_len();
-        self.decoded = None;
+        self.forget_decoded();
         if size == 0 {
             self.medium.set_len(0)?;
             let attribute = self.container().attribute;
@@ -331,7 +323,7 @@ impl<M: Medium> Contents<M> {
     }
 
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
-    pub async fn commit(&mut self) -> Result<(), Error> {
+    pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
         if !self.is_dirty() {
             return Ok(());
         }
@@ -341,15 +333,15 @@ impl<M: Medium> Contents<M> {
             container.changed = false;
             return Ok(());
         }
-        self.store(None, true).await
+        self.store(queue, None, true).await
     }
 
     /// Commits, and makes it durable.
-    pub async fn sync(&mut self) -> Result<(), Error> {
+    pub async fn sync(&mut self, queue: &Queue) -> Result<(), Error> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
-        self.commit().await?;
+        self.commit(queue).await?;
         if let Err(error) = self.medium.sync_data().await {
             // The kernel reports a failed write-back once and drops the pages: asking again would
             // succeed and mean nothing (fsync(2), the PostgreSQL report of 2018).
@@ -363,8 +355,8 @@ impl<M: Medium> Contents<M> {
     }
 
     /// Commits, and marks the backing file as closed in order.
-    pub async fn close(&mut self) -> Result<(), Error> {
-        self.commit().await?;
+    pub async fn close(&mut self, queue: &Queue) -> Result<(), Error> {
+        self.commit(queue).await?;
         if self.poisoned {
             return Err(Error::Poisoned);
         }
@@ -407,13 +399,13 @@ impl<M: Medium> Contents<M> {
     }
 
     /// Reads every visible stored byte; the first that does not verify is the error.
-    pub async fn check(&mut self) -> Result<(), Error> {
+    pub async fn check(&self, queue: &Queue) -> Result<(), Error> {
         let Body::Container(container) = &self.body else {
             return Ok(());
         };
         let pieces: Vec<_> = container.extents.within(0..OFFSET_MAX).collect();
         for (_, extent) in pieces {
-            self.decode(&extent).await?;
+            self.decode(queue, std::iter::once(extent)).await?;
         }
         Ok(())
     }
@@ -445,35 +437,76 @@ impl<M: Medium> Contents<M> {
         })
     }
 
-    /// The plain bytes of a whole extent.
-    async fn decode(&mut self, extent: &Extent) -> Result<&[u8], Error> {
-        if self.decoded.as_ref().is_none_or(|(physical, _)| *physical != extent.physical) {
-            self.decoded = None;
-            let stored = self.medium.read_at(extent.physical, extent.stored_len as usize).await?;
-            let damaged = Error::Damaged { what: "extent", offset: extent.physical };
-            if stored.len() != extent.stored_len as usize
-                || crc32c::crc32c(&stored) != extent.checksum
-            {
-                return Err(damaged);
+    /// The plain bytes of whole extents, in their order. What lies side by side is read at once, and
+    /// all are decompressed at the same time.
+    async fn decode(
+        &self,
+        queue: &Queue,
+        extents: impl Iterator<Item = Extent>,
+    ) -> Result<Vec<Bytes>, Error> {
+        let known = self.decoded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut plain = Vec::new();
+        let mut missing = Vec::new();
+        for (index, extent) in extents.enumerate() {
+            match &known {
+                Some((physical, bytes)) if *physical == extent.physical => {
+                    plain.push(bytes.clone())
+                }
+                _ => {
+                    plain.push(Bytes::new());
+                    missing.push((index, extent));
+                }
             }
-            let Form::Codec(codec) = extent.form else {
-                unreachable!("zeros are not in the index");
-            };
-            let target = vec![0; to_index(extent.len)];
-            let done = self.queue.submit(Decompress { codec, source: stored, target }).await;
+        }
+        let mut ops = Vec::with_capacity(missing.len());
+        for run in missing.chunk_by(|(_, one), (_, next)| are_neighbours(one, next)) {
+            let (start, last) = (run[0].1.physical, run[run.len() - 1].1);
+            let len = to_index(last.physical - start) + last.stored_len as usize;
+            let stored = Bytes::from(self.medium.read_at(start, len).await?);
+            for (index, extent) in run {
+                let damaged = Error::Damaged { what: "extent", offset: extent.physical };
+                let from = to_index(extent.physical - start);
+                let source = stored.get(from..from + extent.stored_len as usize);
+                let source = match source {
+                    Some(source) if crc32c::crc32c(source) == extent.checksum => source,
+                    _ => return Err(damaged),
+                };
+                let Form::Codec(codec) = extent.form else {
+                    unreachable!("zeros are not in the index");
+                };
+                let source = stored.slice_ref(source);
+                if codec == Codec::Store && source.len() as u64 == extent.len {
+                    plain[*index] = source;
+                    continue;
+                }
+                let target = vec![0; to_index(extent.len)];
+                let op = queue.submit(Decompress { codec, source, target });
+                ops.push((*index, extent, damaged, op));
+            }
+        }
+        for (index, extent, damaged, op) in ops {
+            let done = op.await;
             if done.result != Ok(to_index(extent.len)) {
                 return Err(damaged);
             }
-            self.decoded = Some((extent.physical, done.target));
+            plain[index] = Bytes::from(done.target);
         }
-        Ok(self.decoded.as_ref().map_or(&[], |(_, bytes)| bytes))
+        if let Some((index, extent)) = missing.last() {
+            let last = (extent.physical, plain[*index].clone());
+            *self.decoded.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        }
+        Ok(plain)
+    }
+
+    fn forget_decoded(&mut self) {
+        *self.decoded.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Compresses and appends what is dirty, but for the chunk `keep`; with a commit record if
     /// `commit`, or when a record's worth of extents is pending.
-    async fn store(&mut self, keep: Option<u64>, commit: bool) -> Result<(), Error> {
+    async fn store(&mut self, queue: &Queue, keep: Option<u64>, commit: bool) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
-        self.merge_crowded(keep).await?;
+        self.merge_crowded(queue, keep).await?;
         let head = match self.container().head {
             Some(head) => head,
             None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
@@ -491,7 +524,7 @@ impl<M: Medium> Contents<M> {
                 sources.push((logical, bytes.slice(range)));
             }
         }
-        let stored = match self.compress(&sources).await {
+        let stored = match self.compress(queue, &sources).await {
             Ok(stored) => stored,
             Err(error) => {
                 self.make_dirty_again(&sources);
@@ -549,7 +582,11 @@ impl<M: Medium> Contents<M> {
 
     /// Compresses each source, all of them in flight at once. What does not become at least a
     /// sixteenth shorter is stored as it is.
-    async fn compress(&self, sources: &[(u64, Bytes)]) -> Result<Vec<Stored>, Error> {
+    async fn compress(
+        &self,
+        queue: &Queue,
+        sources: &[(u64, Bytes)],
+    ) -> Result<Vec<Stored>, Error> {
         let Options { codec, level, .. } = self.options;
         let ops: Vec<_> = sources
             .iter()
@@ -559,7 +596,7 @@ impl<M: Medium> Contents<M> {
                 }
                 let target = vec![0; source.len() - source.len().div_ceil(16)];
                 let request = Compress { codec, level, source: source.clone(), target };
-                (*logical, source.clone(), Some(self.queue.submit(request)))
+                (*logical, source.clone(), Some(queue.submit(request)))
             })
             .collect();
         let mut stored = Vec::with_capacity(ops.len());
@@ -585,7 +622,7 @@ impl<M: Medium> Contents<M> {
 
     /// Makes dirty chunks that consist of many extents dirty as a whole, so that they are stored as
     /// one again.
-    async fn merge_crowded(&mut self, keep: Option<u64>) -> Result<(), Error> {
+    async fn merge_crowded(&mut self, queue: &Queue, keep: Option<u64>) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
         let container = self.container();
         let crowded = container.dirty.keys().copied().filter(|chunk| {
@@ -593,9 +630,9 @@ impl<M: Medium> Contents<M> {
             Some(*chunk) != keep && container.extents.within(span).count() >= EXTENTS_PER_CHUNK_MAX
         });
         for chunk in crowded.collect::<Vec<_>>() {
-            let len = to_index(chunk_len);
-            let whole = match self.read(chunk * chunk_len, len).await {
-                Ok(whole) => whole,
+            let mut whole = vec![0; to_index(chunk_len)];
+            match self.read(queue, chunk * chunk_len, &mut whole).await {
+                Ok(len) => whole.truncate(len),
                 // What is damaged stays where it is, and stands in nobody's way.
                 Err(Error::Damaged { .. }) => continue,
                 Err(error) => return Err(error),
@@ -629,7 +666,7 @@ impl<M: Medium> Contents<M> {
                     None => recover(&self.medium, physical, State::Clean, self.writable).await?,
                 },
             );
-            self.decoded = None;
+            self.forget_decoded();
         }
         self.mark_dirty()
     }
@@ -772,6 +809,14 @@ fn is_zstd(codec: Codec) -> bool {
     matches!(codec, Codec::Store | Codec::Zstd)
 }
 
+/// Whether the second is stored right behind the first, so that one read brings both.
+fn are_neighbours(first: &Extent, second: &Extent) -> bool {
+    /// Bytes between them that are not worth a read of their own: heads of frames, records.
+    const GAP_MAX: u64 = 8192;
+    let end = first.physical + u64::from(first.stored_len);
+    second.physical.checked_sub(end).is_some_and(|gap| gap <= GAP_MAX)
+}
+
 /// Sets the attribute; None where the lower filesystem has none for us to set.
 fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<State>, Error> {
     match medium.set_attribute(&attribute.encode()) {
@@ -885,217 +930,6 @@ impl Container {
             (Some(stored), Some(dirty)) if dirty.start < stored.start => Some(dirty),
             (Some(stored), _) => Some(stored),
             (None, dirty) => dirty,
-        }
-    }
-}
-
-impl Dirty {
-    fn write(&mut self, within: usize, bytes: &[u8]) {
-        let end = within + bytes.len();
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        self.bytes[within..end].copy_from_slice(bytes);
-        let mut merged = within..end;
-        self.ranges.retain(|range| {
-            let apart = range.end < merged.start || range.start > merged.end;
-            if !apart {
-                merged = merged.start.min(range.start)..merged.end.max(range.end);
-            }
-            apart
-        });
-        let place = self.ranges.partition_point(|range| range.start < merged.start);
-        self.ranges.insert(place, merged);
-    }
-
-    fn cut_from(&mut self, within: usize) {
-        self.bytes.truncate(within);
-        self.ranges.retain_mut(|range| {
-            range.end = range.end.min(within);
-            range.start < range.end
-        });
-    }
-}
-
-/// A span, ready to be placed.
-struct Stored {
-    logical: u64,
-    len: u64,
-    form: Form,
-    bytes: Bytes,
-}
-
-/// One write at the end of the backing file, and what is true once it has succeeded.
-struct Append {
-    /// Where it goes.
-    start: u64,
-    bytes: Vec<u8>,
-    extents: Vec<Extent>,
-    linear: bool,
-    covered: u64,
-    refused: bool,
-    /// Seq and offset of the newest record in it, if it has one.
-    record: Option<(u64, u64)>,
-}
-
-impl Append {
-    fn new(container: &Container) -> Self {
-        Self {
-            start: container.physical,
-            bytes: Vec::new(),
-            extents: Vec::new(),
-            linear: container.linear,
-            covered: container.covered,
-            refused: container.refused,
-            record: None,
-        }
-    }
-
-    /// Lays out spans, in the order of the file.
-    fn place(&mut self, spans: Vec<Stored>) {
-        let mut spans = spans.into_iter().peekable();
-        while let Some(span) = spans.next_if(|span| self.extends(span)) {
-            self.place_in_line(span);
-        }
-        let rest: Vec<_> = spans.collect();
-        if !rest.is_empty() {
-            self.linear = false;
-            self.place_out_of_line(rest);
-        }
-    }
-
-    /// Whether the file stays linear with this span.
-    fn extends(&self, span: &Stored) -> bool {
-        let readable = match span.form {
-            Form::Codec(codec) => is_zstd(codec),
-            Form::Zeros => true,
-        };
-        let gap = span.logical.checked_sub(self.covered);
-        self.linear && readable && gap.is_some_and(|gap| gap <= LINEAR_GAP_MAX)
-    }
-
-    fn place_in_line(&mut self, span: Stored) {
-        self.bytes.extend(zeros_frame(span.logical - self.covered));
-        self.covered = span.logical + span.len;
-        match span.form {
-            Form::Zeros => self.bytes.extend(zeros_frame(span.len)),
-            Form::Codec(codec) => {
-                if codec == Codec::Store {
-                    self.bytes.extend(raw_frame_head(span.bytes.len()));
-                }
-                self.put(&span);
-            }
-        }
-    }
-
-    fn place_out_of_line(&mut self, spans: Vec<Stored>) {
-        self.refuse();
-        let frame = self.bytes.len();
-        self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
-        for span in spans {
-            let continues = span.logical >= self.covered;
-            self.covered = self.covered.max(span.logical + span.len);
-            if span.form == Form::Zeros {
-                self.extents.push(span.extent(0));
-                continue;
-            }
-            if !continues {
-                let padded = self.end().next_multiple_of(BLOCK) - self.start;
-                self.bytes.resize(to_index(padded), 0);
-            }
-            self.put(&span);
-        }
-        let len = self.bytes.len() - frame - SKIPPABLE_HEAD_LEN;
-        self.bytes[frame..frame + SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(len));
-    }
-
-    /// From here on, a zstd reader stops.
-    fn refuse(&mut self) {
-        if !self.refused {
-            self.bytes.extend(REFUSING_FRAME);
-            self.refused = true;
-        }
-    }
-
-    fn put(&mut self, span: &Stored) {
-        self.extents.push(span.extent(self.end()));
-        self.bytes.extend_from_slice(&span.bytes);
-    }
-
-    /// One commit of everything pending.
-    fn records(&mut self, container: &Container, head: &Head, modified: (i64, u32)) {
-        // While a linear file is being written, dirty bytes may be missing at its end, and then its
-        // length is what is there. At a commit none are dirty: a gap is a hole.
-        let mut size = container.size;
-        if self.linear && container.dirty.is_empty() && size > self.covered {
-            let gap = size - self.covered;
-            if gap <= LINEAR_GAP_MAX {
-                self.bytes.extend(zeros_frame(gap));
-                self.covered = size;
-            } else {
-                self.linear = false;
-            }
-        }
-        if self.linear {
-            size = self.covered;
-        } else {
-            self.refuse();
-        }
-        let all: Vec<_> = container.pending.iter().chain(&self.extents).copied().collect();
-        let mut parts: Vec<_> = all.chunks(Record::EXTENTS_MAX).collect();
-        if parts.is_empty() {
-            parts.push(&[]);
-        }
-        let (mut seq, mut previous) = (container.seq, container.previous);
-        for (i, part) in parts.iter().enumerate() {
-            seq += 1;
-            let record = Record {
-                extents: part.to_vec(),
-                last: i + 1 == parts.len(),
-                linear: self.linear,
-                seq,
-                previous,
-                durable_seq: container.durable_seq,
-                size,
-                modified,
-            };
-            previous = self.end();
-            self.bytes.extend(record.encode(&head.id, previous));
-        }
-        self.record = Some((seq, previous));
-    }
-
-    fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
-
-    /// The write has succeeded.
-    fn apply(self, container: &mut Container) {
-        for extent in &self.extents {
-            container.extents.lay_over(*extent);
-        }
-        container.linear = self.linear;
-        container.covered = self.covered;
-        container.refused = self.refused;
-        container.pending.extend(self.extents);
-        if let Some((seq, previous)) = self.record {
-            container.seq = seq;
-            container.previous = previous;
-            container.pending.clear();
-            container.changed = !container.dirty.is_empty();
-        }
-    }
-}
-
-impl Stored {
-    fn extent(&self, physical: u64) -> Extent {
-        Extent {
-            logical: self.logical,
-            len: self.len,
-            physical,
-            stored_len: u32::try_from(self.bytes.len()).expect("at most a chunk"),
-            form: self.form,
-            checksum: if self.form == Form::Zeros { 0 } else { crc32c::crc32c(&self.bytes) },
         }
     }
 }

@@ -1,0 +1,199 @@
+//! One write at the end of a backing file: frames, and the record that makes them count.
+
+use bytes::Bytes;
+use warpcore_offload::Codec;
+
+use super::{Container, is_zstd, to_index};
+use crate::store::format::{
+    Extent, Form, Head, REFUSING_FRAME, Record, SKIPPABLE_HEAD_LEN, raw_frame_head, skippable,
+    zeros_frame,
+};
+
+/// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
+const LINEAR_GAP_MAX: u64 = 64 << 20;
+
+/// What lies over earlier bytes is stored at multiples of this, so that whole blocks can be freed.
+const BLOCK: u64 = 4096;
+
+/// A span, ready to be placed.
+pub(super) struct Stored {
+    pub(super) logical: u64,
+    pub(super) len: u64,
+    pub(super) form: Form,
+    pub(super) bytes: Bytes,
+}
+
+/// One write at the end of the backing file, and what is true once it has succeeded.
+pub(super) struct Append {
+    /// Where it goes.
+    pub(super) start: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) extents: Vec<Extent>,
+    pub(super) linear: bool,
+    covered: u64,
+    refused: bool,
+    /// Seq and offset of the newest record in it, if it has one.
+    record: Option<(u64, u64)>,
+}
+
+impl Append {
+    pub(super) fn new(container: &Container) -> Self {
+        Self {
+            start: container.physical,
+            bytes: Vec::new(),
+            extents: Vec::new(),
+            linear: container.linear,
+            covered: container.covered,
+            refused: container.refused,
+            record: None,
+        }
+    }
+
+    /// Lays out spans, in the order of the file.
+    pub(super) fn place(&mut self, spans: Vec<Stored>) {
+        let mut spans = spans.into_iter().peekable();
+        while let Some(span) = spans.next_if(|span| self.extends(span)) {
+            self.place_in_line(span);
+        }
+        let rest: Vec<_> = spans.collect();
+        if !rest.is_empty() {
+            self.linear = false;
+            self.place_out_of_line(rest);
+        }
+    }
+
+    /// Whether the file stays linear with this span.
+    fn extends(&self, span: &Stored) -> bool {
+        let readable = match span.form {
+            Form::Codec(codec) => is_zstd(codec),
+            Form::Zeros => true,
+        };
+        let gap = span.logical.checked_sub(self.covered);
+        self.linear && readable && gap.is_some_and(|gap| gap <= LINEAR_GAP_MAX)
+    }
+
+    fn place_in_line(&mut self, span: Stored) {
+        self.bytes.extend(zeros_frame(span.logical - self.covered));
+        self.covered = span.logical + span.len;
+        match span.form {
+            Form::Zeros => self.bytes.extend(zeros_frame(span.len)),
+            Form::Codec(codec) => {
+                if codec == Codec::Store {
+                    self.bytes.extend(raw_frame_head(span.bytes.len()));
+                }
+                self.put(&span);
+            }
+        }
+    }
+
+    fn place_out_of_line(&mut self, spans: Vec<Stored>) {
+        self.refuse();
+        let frame = self.bytes.len();
+        self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
+        for span in spans {
+            let continues = span.logical >= self.covered;
+            self.covered = self.covered.max(span.logical + span.len);
+            if span.form == Form::Zeros {
+                self.extents.push(span.extent(0));
+                continue;
+            }
+            if !continues {
+                let padded = self.end().next_multiple_of(BLOCK) - self.start;
+                self.bytes.resize(to_index(padded), 0);
+            }
+            self.put(&span);
+        }
+        let len = self.bytes.len() - frame - SKIPPABLE_HEAD_LEN;
+        self.bytes[frame..frame + SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(len));
+    }
+
+    /// From here on, a zstd reader stops.
+    pub(super) fn refuse(&mut self) {
+        if !self.refused {
+            self.bytes.extend(REFUSING_FRAME);
+            self.refused = true;
+        }
+    }
+
+    fn put(&mut self, span: &Stored) {
+        self.extents.push(span.extent(self.end()));
+        self.bytes.extend_from_slice(&span.bytes);
+    }
+
+    /// One commit of everything pending.
+    pub(super) fn records(&mut self, container: &Container, head: &Head, modified: (i64, u32)) {
+        // While a linear file is being written, dirty bytes may be missing at its end, and then its
+        // length is what is there. At a commit none are dirty: a gap is a hole.
+        let mut size = container.size;
+        if self.linear && container.dirty.is_empty() && size > self.covered {
+            let gap = size - self.covered;
+            if gap <= LINEAR_GAP_MAX {
+                self.bytes.extend(zeros_frame(gap));
+                self.covered = size;
+            } else {
+                self.linear = false;
+            }
+        }
+        if self.linear {
+            size = self.covered;
+        } else {
+            self.refuse();
+        }
+        let all: Vec<_> = container.pending.iter().chain(&self.extents).copied().collect();
+        let mut parts: Vec<_> = all.chunks(Record::EXTENTS_MAX).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        let (mut seq, mut previous) = (container.seq, container.previous);
+        for (i, part) in parts.iter().enumerate() {
+            seq += 1;
+            let record = Record {
+                extents: part.to_vec(),
+                last: i + 1 == parts.len(),
+                linear: self.linear,
+                seq,
+                previous,
+                durable_seq: container.durable_seq,
+                size,
+                modified,
+            };
+            previous = self.end();
+            self.bytes.extend(record.encode(&head.id, previous));
+        }
+        self.record = Some((seq, previous));
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// The write has succeeded.
+    pub(super) fn apply(self, container: &mut Container) {
+        for extent in &self.extents {
+            container.extents.lay_over(*extent);
+        }
+        container.linear = self.linear;
+        container.covered = self.covered;
+        container.refused = self.refused;
+        container.pending.extend(self.extents);
+        if let Some((seq, previous)) = self.record {
+            container.seq = seq;
+            container.previous = previous;
+            container.pending.clear();
+            container.changed = !container.dirty.is_empty();
+        }
+    }
+}
+
+impl Stored {
+    fn extent(&self, physical: u64) -> Extent {
+        Extent {
+            logical: self.logical,
+            len: self.len,
+            physical,
+            stored_len: u32::try_from(self.bytes.len()).expect("at most a chunk"),
+            form: self.form,
+            checksum: if self.form == Form::Zeros { 0 } else { crc32c::crc32c(&self.bytes) },
+        }
+    }
+}
