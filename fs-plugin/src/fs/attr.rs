@@ -77,7 +77,12 @@ impl Fs {
         {
             let contents = file.contents.read().await;
             if let Some(contents) = &*contents {
-                memory = Some((contents.size().ok(), contents.modified(), contents.dirty_len()));
+                memory = Some((
+                    contents.size().ok(),
+                    contents.modified(),
+                    contents.changed(),
+                    contents.dirty_len(),
+                ));
             } else {
                 // Closed while we waited: what we were given is older than that.
                 drop(contents);
@@ -86,10 +91,13 @@ impl Fs {
         }
         let mut size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut modified = (stat.st_mtime, narrow(stat.st_mtime_nsec));
+        let mut changed = (stat.st_ctime, narrow(stat.st_ctime_nsec));
         let mut blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-        if let Some((known, changed, dirty)) = memory {
+        if let Some((known, modified_here, changed_here, dirty)) = memory {
             size = known.unwrap_or(size);
-            modified = changed.unwrap_or(modified);
+            modified = modified_here.unwrap_or(modified);
+            // What is only in memory has not moved the lower's.
+            changed = changed.max(changed_here.unwrap_or(changed));
             // A file without blocks would be taken for a hole.
             blocks += dirty.div_ceil(512);
         } else if is_file(&stat) && size > 0 {
@@ -101,10 +109,10 @@ impl Fs {
             blocks,
             atime: stat.st_atime.cast_unsigned(),
             mtime: modified.0.cast_unsigned(),
-            ctime: stat.st_ctime.cast_unsigned(),
+            ctime: changed.0.cast_unsigned(),
             atimensec: narrow(stat.st_atime_nsec),
             mtimensec: modified.1,
-            ctimensec: narrow(stat.st_ctime_nsec),
+            ctimensec: changed.1,
             mode: stat.st_mode,
             nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
             uid: stat.st_uid,

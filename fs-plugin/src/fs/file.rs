@@ -18,6 +18,8 @@ use crate::store::contents::Contents;
 use crate::store::medium::FileMedium;
 
 /// Bits of `open` as the kernel passes them.
+const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
+const O_RDONLY: u32 = libc::O_RDONLY.cast_unsigned();
 const O_TRUNC: u32 = libc::O_TRUNC.cast_unsigned();
 const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
 
@@ -25,7 +27,7 @@ impl Fs {
     pub(crate) async fn open(&self, request: &Request) -> Answer {
         let args: fuse_open_in = request.args()?;
         self.open_file(request.nodeid, args.flags, args.open_flags).await?;
-        reply::with(&fuse_open_out::default())
+        reply::with(&opened(args.flags))
     }
 
     async fn open_file(&self, nodeid: u64, flags: u32, open_flags: u32) -> Result<(), Errno> {
@@ -58,13 +60,13 @@ impl Fs {
                 let entry = self.entry_out(&parent, name).await?;
                 let file = self.take_file(entry.nodeid)?;
                 *file.contents.write().await = Some(contents);
-                created(&entry)
+                created(&entry, args.flags)
             }
             // Somebody else was first: as good as ours, unless it had to be new.
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
                 let entry = self.entry_out(&parent, name).await?;
                 self.open_file(entry.nodeid, args.flags, args.open_flags).await?;
-                created(&entry)
+                created(&entry, args.flags)
             }
             Err(errno) => Err(errno),
         }
@@ -96,6 +98,11 @@ impl Fs {
         name: &OsStr,
         mode: Mode,
     ) -> Result<(), Errno> {
+        // The kernel has made it ours.
+        let (our_uid, our_gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if (our_uid.as_raw(), our_gid.as_raw()) == (request.uid, request.gid) {
+            return Ok(());
+        }
         let directory = fs::statat(parent.as_fd(), "", AtFlags::EMPTY_PATH)?;
         let inherits = Mode::from_raw_mode(directory.st_mode).contains(Mode::SGID);
         let gid = (!inherits).then(|| Gid::from_raw(request.gid));
@@ -271,9 +278,17 @@ impl Fs {
     }
 }
 
-fn created(entry: &fuse_entry_out) -> Answer {
+/// How the kernel is to use a file that was opened with these flags: its pages stay valid, since
+/// contents change only through it; who only reads has nothing to flush.
+fn opened(flags: u32) -> fuse_open_out {
+    let reads_only = flags & O_ACCMODE == O_RDONLY;
+    let open_flags = FOPEN_KEEP_CACHE | if reads_only { FOPEN_NOFLUSH } else { 0 };
+    fuse_open_out { open_flags, ..Default::default() }
+}
+
+fn created(entry: &fuse_entry_out, flags: u32) -> Answer {
     use zerocopy::IntoBytes;
-    let open = fuse_open_out::default();
+    let open = opened(flags);
     Ok(Reply::Body([entry.as_bytes(), open.as_bytes()].concat()))
 }
 

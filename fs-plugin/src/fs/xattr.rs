@@ -21,9 +21,17 @@ impl Fs {
         let args: fuse_getxattr_in = request.args()?;
         let (name, _) = request.name_and_rest()?;
         visible(name).map_err(|_| Errno::NODATA)?;
-        let fd = self.path_fd(request.nodeid)?;
         let mut value = vec![0; LEN_MAX];
-        let len = fs::getxattr(proc_path(&*fd), name, &mut value[..])?;
+        // The kernel asks for capabilities before the first write to a file, which is open here.
+        let file = self.used_file(request.nodeid);
+        let open = file.as_ref().and_then(|file| file.contents.try_read());
+        let len = match open.as_deref() {
+            Some(Some(contents)) => fs::fgetxattr(contents.medium(), name, &mut value[..])?,
+            _ => {
+                let fd = self.path_fd(request.nodeid)?;
+                fs::getxattr(proc_path(&*fd), name, &mut value[..])?
+            }
+        };
         value.truncate(len);
         sized(&value, args.size)
     }

@@ -118,7 +118,6 @@ pub(crate) fn args_len(operation: u32) -> usize {
         opcode::MKDIR => size_of::<fuse_mkdir_in>(),
         opcode::MKNOD => size_of::<fuse_mknod_in>(),
         opcode::OPEN | opcode::OPENDIR => size_of::<fuse_open_in>(),
-        opcode::POLL => size_of::<fuse_poll_in>(),
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => size_of::<fuse_read_in>(),
         opcode::RELEASE | opcode::RELEASEDIR => size_of::<fuse_release_in>(),
         opcode::RENAME => RENAME_IN_LEN,

@@ -56,6 +56,9 @@ const DIRTY_CHUNKS_MAX: usize = 16;
 /// Visible extents of a chunk before a write stores it as a whole again.
 const EXTENTS_PER_CHUNK_MAX: usize = 16;
 
+/// Seconds and nanoseconds since 1970.
+pub type Time = (i64, u32);
+
 /// The contents of one file.
 pub struct Contents<M> {
     medium: M,
@@ -63,8 +66,11 @@ pub struct Contents<M> {
     /// The backing file is open for writing.
     writable: bool,
     body: Body,
-    /// Time of the last change through us; put back after our own writes.
-    modified: Option<(i64, u32)>,
+    /// Time of the last change of contents through us. Our own writes move the backing file's; it is
+    /// put back when the file is closed.
+    modified: Option<Time>,
+    /// As `modified`, and nobody can set it: a lower bound of the inode's time of change.
+    changed: Option<Time>,
     /// A sync failed: what the lower filesystem holds is unknown.
     poisoned: bool,
     /// The extent last decompressed, by the offset of its stored bytes.
@@ -104,6 +110,8 @@ struct Container {
     /// Closed in order before the system last started, and never synced as a whole: what is behind
     /// `durable_seq` may have been lost, and is not to be built on before it is verified.
     unverified: bool,
+    /// Time of the last change that the newest record tells, if the file was not closed in order.
+    recovered: Option<Time>,
     /// Of the newest record.
     seq: u64,
     previous: u64,
@@ -158,12 +166,17 @@ impl<M: Medium> Contents<M> {
     }
 
     fn new(medium: M, options: Options, writable: bool, body: Body) -> Self {
+        let modified = match &body {
+            Body::Container(container) => container.recovered,
+            Body::Plain { .. } => None,
+        };
         Self {
             medium,
             options,
             writable,
             body,
-            modified: None,
+            modified,
+            changed: None,
             poisoned: false,
             decoded: Mutex::default(),
         }
@@ -182,13 +195,18 @@ impl<M: Medium> Contents<M> {
         }
     }
 
-    /// Time of the last change, while our own writes may have moved the backing file's.
-    pub fn modified(&self) -> Option<(i64, u32)> {
+    /// Time of the last change of contents, while our own writes may have moved the backing file's.
+    pub fn modified(&self) -> Option<Time> {
         self.modified
     }
 
-    /// Sets the time of the last change, and puts it back after later writes of ours.
-    pub fn set_modified(&mut self, modified: (i64, u32)) {
+    /// The inode has changed at this time or later.
+    pub fn changed(&self) -> Option<Time> {
+        self.changed
+    }
+
+    /// Sets the time of the last change of contents, to be kept when later writes of ours move it.
+    pub fn set_modified(&mut self, modified: Time) {
         self.modified = Some(modified);
     }
 
@@ -263,8 +281,8 @@ impl<M: Medium> Contents<M> {
                 set_attribute(&self.medium, plain)?;
                 *marked = true;
             }
-            // The lower's own time of change stands.
-            self.modified = None;
+            // The lower's own times stand.
+            (self.modified, self.changed) = (None, None);
             return Ok(self.medium.write_at(bytes.to_vec(), offset).await?);
         }
         self.begin_change().await?;
@@ -296,7 +314,7 @@ impl<M: Medium> Contents<M> {
         }
         self.check_writable()?;
         if let Body::Plain { .. } = self.body {
-            self.modified = None;
+            (self.modified, self.changed) = (None, None);
             self.medium.set_len(size)?;
             if size > 0 {
                 return Ok(());
@@ -366,6 +384,9 @@ impl<M: Medium> Contents<M> {
         {
             set_attribute(&self.medium, container.attribute(State::Clean, self.medium.epoch()))?;
             container.attribute = Some(State::Clean);
+        }
+        if let Some(modified) = self.modified.filter(|_| self.writable) {
+            self.medium.set_modified(modified)?;
         }
         Ok(())
     }
@@ -565,9 +586,6 @@ impl<M: Medium> Contents<M> {
         container.head = Some(head);
         container.physical = end;
         append.apply(container);
-        if let Some(modified) = self.modified {
-            self.medium.set_modified(modified)?;
-        }
         Ok(())
     }
 
@@ -686,6 +704,7 @@ impl<M: Medium> Contents<M> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         self.modified = Some((seconds, now.subsec_nanos()));
+        self.changed = self.modified;
         self.container_mut().changed = true;
     }
 
@@ -774,7 +793,10 @@ async fn recover<M: Medium>(
         }
     };
     let container = match found {
-        Some((head, found)) => Container::loaded(head, found, Some(State::Dirty)),
+        Some((head, found)) => {
+            let recovered = Some(found.record.modified);
+            Container { recovered, ..Container::loaded(head, found, Some(State::Dirty)) }
+        }
         None => Container { attribute: Some(State::Dirty), ..Container::empty() },
     };
     let end = container.physical;
@@ -841,6 +863,7 @@ impl Container {
             refused: false,
             physical: 0,
             unverified: false,
+            recovered: None,
             seq: 0,
             previous: 0,
             durable_seq: 0,
