@@ -147,8 +147,7 @@ impl fmt::Debug for Shared {
 impl Mount {
     /// Checks both directories and mounts. Nothing is changed when it fails.
     ///
-    /// Sets the umask of the process to 0: the kernel has applied the callers'. Raises the limit of
-    /// open files as far as the system allows.
+    /// Raises the limit of open files as far as the system allows.
     pub fn new(config: &Config) -> Result<Self, MountError> {
         let (config, source) = check(config.clone())?;
         let device = File::options().read(true).write(true).open("/dev/fuse");
@@ -171,7 +170,6 @@ impl Mount {
         };
         let lower = Lower::new(source).map_err(unusable)?;
         let fs = Fs::new(lower, config.contents, queues.is_some()).map_err(unusable)?;
-        rustix::process::umask(Mode::empty());
         raise_descriptor_limit();
 
         let others = if config.allow_other { ",allow_other" } else { "" };
@@ -201,7 +199,10 @@ impl Mount {
     /// Serves on this shard, until it is unmounted or the machine is asked to stop. Every shard of
     /// the machine has to call it; the first one unmounts and flushes everything, when the others
     /// have finished. The shards need SQEs of 128 bytes for io_uring.
+    ///
+    /// The thread gets a umask of its own, and gives up CAP_SYS_RESOURCE.
     pub async fn serve(&self) -> io::Result<Summary> {
+        prepare_thread()?;
         let session = Rc::new(Session {
             shared: Arc::clone(&self.shared),
             requests: Holders::default(),
@@ -344,6 +345,35 @@ async fn unmount(target: PathBuf) {
     while !thread.is_finished() {
         sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Before a thread serves: it works on behalf of others, with a filesystem below that must hold for
+/// them, and memory that must not come from writing to the mount itself.
+fn prepare_thread() -> io::Result<()> {
+    // Each caller's umask is set before a file is made for it.
+    // SAFETY: unsharing the filesystem context changes umask, root and working directory of this
+    // thread only, on which nothing here relies from other threads.
+    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Memory for what we write must never be waited for by writing out pages that we have to store
+    // (PR_SET_IO_FLUSHER of linux/prctl.h). Needs CAP_SYS_RESOURCE.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: takes numbers only.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        let error = io::Error::last_os_error();
+        ONCE.call_once(|| {
+            tracing::warn!("under memory pressure the mount may wait for itself: {error}")
+        });
+    }
+    // With it, quotas would not bind who writes through us.
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None)?;
+    sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+    sets.permitted.remove(CapabilitySet::SYS_RESOURCE);
+    sets.inheritable.remove(CapabilitySet::SYS_RESOURCE);
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Every open file takes a descriptor of ours: as many as the system allows.

@@ -9,6 +9,8 @@ use std::path::Path;
 /// Something a machine may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
+    /// A program that cargo installs under its own name.
+    Crate(&'static str),
     /// `/dev/fuse`, and the right to mount.
     Fuse,
     /// FUSE over io_uring, switched on in the kernel module.
@@ -64,11 +66,17 @@ fn missing(need: Need) -> Option<String> {
             // SAFETY: takes nothing, changes nothing.
             (unsafe { libc::geteuid() } != 0).then(|| "run as root".to_owned())
         }
+        Need::Crate(tool) => (!is_on_path(tool)).then(|| {
+            format!("`cargo install {tool} --root target/tools`, and target/tools/bin on the path")
+        }),
         Need::Tool(tool, package) => {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let mut places = std::env::split_paths(&path).chain([Path::new("/sbin").to_owned()]);
-            (!places.any(|place| place.join(tool).is_file()))
-                .then(|| format!("`apt-get install {package}`"))
+            (!is_on_path(tool)).then(|| format!("`apt-get install {package}`"))
         }
     }
+}
+
+fn is_on_path(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).chain([Path::new("/sbin").to_owned()]);
+    places.any(|place| place.join(tool).is_file())
 }

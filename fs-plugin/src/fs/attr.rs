@@ -184,12 +184,7 @@ impl Fs {
         }
         if set(FATTR_SIZE) {
             let file = self.load(nodeid).await?;
-            let result = match &mut *file.contents.write().await {
-                Some(contents) => contents.set_size(args.size).await,
-                // The mount is being closed.
-                None => return Err(Errno::STALE),
-            };
-            let result = result.map_err(|error| self.errno(nodeid, "truncate", &error));
+            let result = self.truncate(nodeid, &file, args.size).await;
             self.put_file(nodeid, &file).await?;
             result?;
             if set(FATTR_KILL_SUIDGID) {

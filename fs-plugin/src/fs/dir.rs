@@ -13,7 +13,8 @@ use warpcore_runtime::fs::File as RingFile;
 use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
-use super::file::os;
+use super::file::{mask, os};
+use super::lookup::Place;
 use super::lower::proc_path;
 use super::{Answer, Fs, MAX_WRITE, Reply, reply};
 use crate::fuse::abi::*;
@@ -40,7 +41,8 @@ impl Fs {
         let target = target.strip_suffix(b"\0").ok_or(Errno::INVAL)?;
         let parent = self.directory_fd(request.nodeid)?;
         fs::symlinkat(OsStr::from_bytes(target), &*parent, name)?;
-        self.give_to_caller(request, &parent, name, Mode::empty())?;
+        let place = Place::Name(&parent, name);
+        self.give_to_caller(request, &parent, place, Mode::empty())?;
         self.entry(&parent, name).await
     }
 
@@ -48,8 +50,10 @@ impl Fs {
         let args: fuse_mkdir_in = request.args()?;
         let (name, mode) = (request.name()?, Mode::from_raw_mode(args.mode));
         let parent = self.directory_fd(request.nodeid)?;
+        mask(args.umask);
         fs::mkdirat(&*parent, name, mode)?;
-        self.give_to_caller(request, &parent, name, Mode::empty())?;
+        let place = Place::Name(&parent, name);
+        self.give_to_caller(request, &parent, place, Mode::empty())?;
         self.entry(&parent, name).await
     }
 
@@ -57,6 +61,7 @@ impl Fs {
         let args: fuse_mknod_in = request.args()?;
         let name = request.name()?;
         let parent = self.directory_fd(request.nodeid)?;
+        mask(args.umask);
         let kind = FileType::from_raw_mode(args.mode);
         if kind == FileType::RegularFile {
             let mut contents = self.create_file(request, &parent, name, args.mode)?;
@@ -65,7 +70,8 @@ impl Fs {
         } else {
             let mode = Mode::from_raw_mode(args.mode);
             fs::mknodat(&*parent, name, kind, mode, u64::from(args.rdev))?;
-            self.give_to_caller(request, &parent, name, Mode::empty())?;
+            let place = Place::Name(&parent, name);
+            self.give_to_caller(request, &parent, place, Mode::empty())?;
         }
         self.entry(&parent, name).await
     }

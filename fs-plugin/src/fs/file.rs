@@ -8,7 +8,8 @@ use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use warpcore_runtime::queue;
 
-use super::lookup::File;
+use super::lookup::{File, Place};
+use super::lower::proc_path;
 use super::{Answer, Fs, Reply, reply};
 use crate::error::Error;
 use crate::fuse::abi::*;
@@ -26,35 +27,16 @@ const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
 impl Fs {
     pub(crate) async fn open(&self, request: &Request) -> Answer {
         let args: fuse_open_in = request.args()?;
-        self.open_file(request.nodeid, args.flags, args.open_flags).await?;
+        // In use until RELEASE.
+        self.load(request.nodeid).await?;
         reply::with(&opened(args.flags))
-    }
-
-    async fn open_file(&self, nodeid: u64, flags: u32, open_flags: u32) -> Result<(), Errno> {
-        let file = self.load(nodeid).await?;
-        if flags & O_TRUNC != 0 {
-            let truncated = match &mut *file.contents.write().await {
-                Some(contents) => contents.set_size(0).await,
-                // The mount is being closed.
-                None => return Err(Errno::STALE),
-            };
-            let mut result = truncated.map_err(|error| self.errno(nodeid, "truncate", &error));
-            if result.is_ok() && open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
-                result = self.kill_privileges(nodeid);
-            }
-            if let Err(errno) = result {
-                // Never opened: the error that counts is the first.
-                let _ = self.put_file(nodeid, &file).await;
-                return Err(errno);
-            }
-        }
-        Ok(())
     }
 
     pub(crate) async fn create(&self, request: &Request) -> Answer {
         let args: fuse_create_in = request.args()?;
         let name = request.name()?;
         let parent = self.directory_fd(request.nodeid)?;
+        mask(args.umask);
         match self.create_file(request, &parent, name, args.mode) {
             Ok(contents) => {
                 let entry = self.entry_out(&parent, name).await?;
@@ -65,11 +47,43 @@ impl Fs {
             // Somebody else was first: as good as ours, unless it had to be new.
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
                 let entry = self.entry_out(&parent, name).await?;
-                self.open_file(entry.nodeid, args.flags, args.open_flags).await?;
+                let file = self.load(entry.nodeid).await?;
+                if args.flags & O_TRUNC != 0
+                    && let Err(errno) = self.truncate(entry.nodeid, &file, 0).await
+                {
+                    // Never opened: the error that counts is the first.
+                    let _ = self.put_file(entry.nodeid, &file).await;
+                    return Err(errno);
+                }
                 created(&entry, args.flags)
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    pub(crate) async fn truncate(&self, nodeid: u64, file: &File, size: u64) -> Result<(), Errno> {
+        let result = match &mut *file.contents.write().await {
+            Some(contents) => contents.set_size(size).await,
+            // The mount is being closed.
+            None => return Err(Errno::STALE),
+        };
+        result.map_err(|error| self.errno(nodeid, "truncate", &error))
+    }
+
+    /// A file without a name (open(2), O_TMPFILE), which may get one by link(2).
+    pub(crate) async fn tmpfile(&self, request: &Request) -> Answer {
+        let args: fuse_create_in = request.args()?;
+        let parent = self.directory_fd(request.nodeid)?;
+        let mode = Mode::from_raw_mode(args.mode);
+        mask(args.umask);
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = fs::openat(&*parent, ".", flags, mode)?;
+        self.give_to_caller(request, &parent, Place::Fd(&fd), mode)?;
+        let entry = self.entry_of(&fd).await?;
+        let contents = self.create_contents(request, fd)?;
+        let file = self.take_file(entry.nodeid)?;
+        *file.contents.write().await = Some(contents);
+        created(&entry, args.flags)
     }
 
     /// Creates a regular file, which belongs to the caller and is marked as ours before it can hold
@@ -84,18 +98,26 @@ impl Fs {
         let mode = Mode::from_raw_mode(mode);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
-        self.give_to_caller(request, parent, name, mode)?;
+        self.give_to_caller(request, parent, Place::Fd(&fd), mode)?;
+        self.create_contents(request, fd)
+    }
+
+    fn create_contents(
+        &self,
+        request: &Request,
+        fd: OwnedFd,
+    ) -> Result<Contents<FileMedium>, Errno> {
         let contents = Contents::create(FileMedium::new(fd), self.options);
         contents.map_err(|error| self.errno(request.nodeid, "create", &error))
     }
 
-    /// Makes what was just created the caller's. In a set-group-id directory the group stays the
-    /// directory's.
+    /// Makes what was just created in `parent` the caller's. In a set-group-id directory the group
+    /// stays the directory's.
     pub(crate) fn give_to_caller(
         &self,
         request: &Request,
         parent: &OwnedFd,
-        name: &OsStr,
+        place: Place<'_>,
         mode: Mode,
     ) -> Result<(), Errno> {
         // The kernel has made it ours.
@@ -107,15 +129,26 @@ impl Fs {
         let inherits = Mode::from_raw_mode(directory.st_mode).contains(Mode::SGID);
         let gid = (!inherits).then(|| Gid::from_raw(request.gid));
         let uid = Uid::from_raw(request.uid);
-        match fs::chownat(parent, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW) {
+        let (fd, name, flags) = match place {
+            Place::Fd(fd) => (fd, OsStr::new(""), AtFlags::EMPTY_PATH),
+            Place::Name(parent, name) => (parent, name, AtFlags::SYMLINK_NOFOLLOW),
+        };
+        match fs::chownat(fd, name, Some(uid), gid, flags) {
             Ok(()) => {}
             // Not root: it belongs to us, who are the only one allowed in.
             Err(Errno::PERM) => return Ok(()),
             Err(errno) => return Err(errno),
         }
         // Changing the owner of a file clears these.
-        if mode.intersects(Mode::SUID | Mode::SGID) {
-            fs::chmodat(parent, name, mode, AtFlags::empty())?;
+        let special = mode.intersection(Mode::SUID | Mode::SGID);
+        if !special.is_empty() {
+            let kept = Mode::from_raw_mode(fs::statat(fd, name, flags)?.st_mode);
+            match place {
+                Place::Fd(fd) => fs::fchmod(fd, kept | special)?,
+                Place::Name(parent, name) => {
+                    fs::chmodat(parent, name, kept | special, AtFlags::empty())?;
+                }
+            }
         }
         Ok(())
     }
@@ -181,23 +214,6 @@ impl Fs {
         DONE
     }
 
-    pub(crate) async fn lseek(&self, request: &Request) -> Answer {
-        let args: fuse_lseek_in = request.args()?;
-        let hole = match i32::try_from(args.whence) {
-            Ok(libc::SEEK_DATA) => false,
-            Ok(libc::SEEK_HOLE) => true,
-            _ => return Err(Errno::INVAL),
-        };
-        let file = self.in_use(request.nodeid)?;
-        let contents = file.contents.read().await;
-        let contents = contents.as_ref().ok_or(Errno::STALE)?;
-        match contents.seek(args.offset, hole) {
-            Ok(Some(offset)) => reply::with(&fuse_lseek_out { offset }),
-            Ok(None) => Err(Errno::NXIO),
-            Err(error) => Err(self.errno(request.nodeid, "lseek", &error)),
-        }
-    }
-
     /// The contents of a node, loaded, in use until [`Fs::put_file`].
     pub(crate) async fn load(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let file = self.take_file(nodeid)?;
@@ -237,7 +253,7 @@ impl Fs {
         opened.map_err(|error| self.errno(nodeid, "open", &error))
     }
 
-    fn in_use(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
+    pub(crate) fn in_use(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         self.used_file(nodeid).ok_or(Errno::BADF)
     }
 
@@ -245,7 +261,7 @@ impl Fs {
     pub(crate) fn errno(&self, nodeid: u64, what: &str, error: &Error) -> Errno {
         if !matches!(error, Error::Io(_)) {
             let path = self.path_fd(nodeid).ok();
-            let path = path.and_then(|fd| std::fs::read_link(super::lower::proc_path(&*fd)).ok());
+            let path = path.and_then(|fd| std::fs::read_link(proc_path(&*fd)).ok());
             let path = path.unwrap_or_default();
             tracing::error!("{what} {}: {error}", path.display());
         }
@@ -276,6 +292,12 @@ impl Fs {
         }
         all
     }
+}
+
+/// Sets the umask for the next file or directory that this shard makes: the lower filesystem applies
+/// it, unless the directory has a default ACL, which takes its place.
+pub(crate) fn mask(umask: u32) {
+    rustix::process::umask(Mode::from_raw_mode(umask));
 }
 
 /// How the kernel is to use a file that was opened with these flags: its pages stay valid, since

@@ -144,8 +144,23 @@ impl Fs {
         name: &OsStr,
     ) -> Result<fuse_entry_out, Errno> {
         let (stat, address) = self.lower.find(parent.as_fd(), name)?;
-        let (nodeid, generation) = self.inodes().remember(&stat, address);
-        match self.attributes(nodeid, &stat, Place::Name(parent, name)).await {
+        self.told(&stat, address, Place::Name(parent, name)).await
+    }
+
+    /// As [`Fs::entry_out`], of an inode that has no name.
+    pub(crate) async fn entry_of(&self, fd: &OwnedFd) -> Result<fuse_entry_out, Errno> {
+        let (stat, address) = self.lower.find(fd.as_fd(), OsStr::new(""))?;
+        self.told(&stat, address, Place::Fd(fd)).await
+    }
+
+    async fn told(
+        &self,
+        stat: &Stat,
+        address: Address,
+        place: Place<'_>,
+    ) -> Result<fuse_entry_out, Errno> {
+        let (nodeid, generation) = self.inodes().remember(stat, address);
+        match self.attributes(nodeid, stat, place).await {
             Ok(attr) => Ok(fuse_entry_out {
                 nodeid,
                 generation,

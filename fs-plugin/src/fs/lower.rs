@@ -80,13 +80,14 @@ impl Lower {
         self.root.as_fd()
     }
 
-    /// Attributes of `name`, and where to find it again.
+    /// Attributes of `name`, and where to find it again. An empty name is `parent` itself.
     pub(crate) fn find(
         &self,
         parent: BorrowedFd<'_>,
         name: &OsStr,
     ) -> Result<(Stat, Address), Errno> {
-        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+        let stat = fs::statat(parent, name, flags)?;
         if stat.st_dev != self.device {
             // Another filesystem is mounted there: its inode numbers are not ours to tell apart.
             return Err(Errno::XDEV);
@@ -136,7 +137,7 @@ impl Lower {
                 name.as_ptr(),
                 (&raw mut raw).cast(),
                 &raw mut mount_id,
-                0,
+                libc::AT_EMPTY_PATH,
             )
         };
         if result != 0 {

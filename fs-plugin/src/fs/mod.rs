@@ -7,6 +7,7 @@ mod dir;
 mod file;
 mod lookup;
 mod lower;
+mod range;
 mod xattr;
 
 use std::os::fd::OwnedFd;
@@ -75,8 +76,10 @@ impl Fs {
     async fn answer(&self, request: &Request, payload: &mut [u8]) -> Answer {
         match request.opcode {
             opcode::BATCH_FORGET => self.batch_forget(request),
+            opcode::COPY_FILE_RANGE => self.copy_file_range(request).await,
             opcode::CREATE => self.create(request).await,
             opcode::DESTROY => DONE,
+            opcode::FALLOCATE => self.fallocate(request).await,
             opcode::FLUSH => self.flush(request).await,
             opcode::FORGET => self.forget(request),
             opcode::FSYNC => self.fsync(request).await,
@@ -113,6 +116,7 @@ impl Fs {
             opcode::STATFS => self.statfs(),
             opcode::STATX => self.statx(request).await,
             opcode::SYMLINK => self.symlink(request).await,
+            opcode::TMPFILE => self.tmpfile(request).await,
             opcode::UNLINK => self.unlink(request, false),
             opcode::WRITE => self.write(request, payload).await,
             _ => Err(Errno::OPNOTSUPP),
@@ -130,18 +134,25 @@ impl Fs {
         }
         let offered = u64::from(args.flags)
             | if args.flags & FUSE_INIT_EXT != 0 { u64::from(args.flags2) << 32 } else { 0 };
+        // Without FUSE_ATOMIC_O_TRUNC: the kernel would have a file emptied before it finds that it is
+        // being executed (ETXTBSY).
         let wanted = u64::from(
             FUSE_ASYNC_READ
-                | FUSE_ATOMIC_O_TRUNC
                 | FUSE_AUTO_INVAL_DATA
                 | FUSE_BIG_WRITES
                 | FUSE_DO_READDIRPLUS
+                | FUSE_DONT_MASK
                 | FUSE_HANDLE_KILLPRIV_V2
                 | FUSE_INIT_EXT
                 | FUSE_MAX_PAGES
                 | FUSE_PARALLEL_DIROPS
-                | FUSE_READDIRPLUS_AUTO,
-        ) | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };
+                | FUSE_POSIX_ACL
+                | FUSE_READDIRPLUS_AUTO
+                | FUSE_SETXATTR_EXT,
+        ) | FUSE_DIRECT_IO_ALLOW_MMAP
+            // A handle outlives what we remember of an inode.
+            | FUSE_NO_EXPORT_SUPPORT
+            | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };
         let agreed = offered & wanted;
         let uring = agreed & FUSE_OVER_IO_URING != 0;
         // The kernel sends it once.

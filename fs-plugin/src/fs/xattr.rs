@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{self, XattrFlags};
+use rustix::fs::{self, AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
 
 use super::lower::proc_path;
@@ -50,18 +50,21 @@ impl Fs {
     }
 
     pub(crate) async fn setxattr(&self, request: &Request) -> Answer {
-        let args: [u32; 2] = request.args()?;
-        let [size, flags] = args;
+        let args: fuse_setxattr_in = request.args()?;
         let (name, value) = request.name_and_rest()?;
         visible(name)?;
-        let value = value.get(..size as usize).ok_or(Errno::INVAL)?;
+        let value = value.get(..args.size as usize).ok_or(Errno::INVAL)?;
         if name.as_bytes().starts_with(b"security.") {
             // Later writes to the lower file would take capabilities away again.
             self.commit_if_used(request.nodeid).await?;
         }
         let fd = self.path_fd(request.nodeid)?;
-        let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        let flags = XattrFlags::from_bits(args.flags).ok_or(Errno::INVAL)?;
         fs::setxattr(proc_path(&*fd), name, value, flags)?;
+        if args.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID != 0 {
+            let mode = Mode::from_raw_mode(fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?.st_mode);
+            fs::chmod(proc_path(&*fd), mode.difference(Mode::SGID))?;
+        }
         DONE
     }
 
@@ -74,12 +77,9 @@ impl Fs {
     }
 }
 
-/// Ours is not shown, and must not be set. ACLs would be stored and not obeyed: refused until the
-/// mount obeys them.
+/// Ours is not shown, and must not be set.
 fn visible(name: &OsStr) -> Result<(), Errno> {
-    let hidden = name.as_bytes() == ATTRIBUTE_NAME.to_bytes()
-        || name.as_bytes().starts_with(b"system.posix_acl_");
-    if hidden { Err(Errno::OPNOTSUPP) } else { Ok(()) }
+    if name.as_bytes() == ATTRIBUTE_NAME.to_bytes() { Err(Errno::OPNOTSUPP) } else { Ok(()) }
 }
 
 /// A value or a list, or its length when the caller asks with no room.

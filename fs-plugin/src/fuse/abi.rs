@@ -37,6 +37,9 @@ pub(crate) mod opcode {
     pub(crate) const RELEASEDIR: u32 = 29;
     pub(crate) const FSYNCDIR: u32 = 30;
     pub(crate) const CREATE: u32 = 35;
+    pub(crate) const FALLOCATE: u32 = 43;
+    pub(crate) const COPY_FILE_RANGE: u32 = 47;
+    pub(crate) const TMPFILE: u32 = 51;
     pub(crate) const INTERRUPT: u32 = 36;
     pub(crate) const DESTROY: u32 = 38;
     pub(crate) const IOCTL: u32 = 39;
@@ -105,7 +108,9 @@ const _: () = assert!(size_of::<fuse_init_out>() == 64);
 pub(crate) fn args_len(operation: u32) -> usize {
     match operation {
         opcode::BATCH_FORGET => size_of::<fuse_batch_forget_in>(),
-        opcode::CREATE => size_of::<fuse_create_in>(),
+        opcode::COPY_FILE_RANGE => size_of::<fuse_copy_file_range_in>(),
+        opcode::CREATE | opcode::TMPFILE => size_of::<fuse_create_in>(),
+        opcode::FALLOCATE => size_of::<fuse_fallocate_in>(),
         opcode::FLUSH => size_of::<fuse_flush_in>(),
         opcode::FORGET => size_of::<fuse_forget_in>(),
         opcode::FSYNC | opcode::FSYNCDIR => size_of::<fuse_fsync_in>(),
@@ -123,8 +128,7 @@ pub(crate) fn args_len(operation: u32) -> usize {
         opcode::RENAME => RENAME_IN_LEN,
         opcode::RENAME2 => size_of::<fuse_rename2_in>(),
         opcode::SETATTR => size_of::<fuse_setattr_in>(),
-        // Without FUSE_SETXATTR_EXT the kernel sends the first two fields.
-        opcode::SETXATTR => FUSE_COMPAT_SETXATTR_IN_SIZE as usize,
+        opcode::SETXATTR => size_of::<fuse_setxattr_in>(),
         opcode::STATX => size_of::<fuse_statx_in>(),
         opcode::WRITE => size_of::<fuse_write_in>(),
         _ => 0,

@@ -26,13 +26,37 @@ pub fn codecs() -> impl Strategy<Value = Codec> {
 
 #[derive(Debug, Clone)]
 pub enum Step {
-    Append { len: usize, data: Data },
+    Append {
+        len: usize,
+        data: Data,
+    },
     Commit,
-    Read { offset: usize, len: usize },
-    Reopen { orderly: bool, keep_attribute: bool },
+    /// From another file, which starts with this.
+    Copy {
+        data: Data,
+        from: usize,
+        to: usize,
+        len: usize,
+    },
+    PunchHole {
+        offset: usize,
+        len: usize,
+    },
+    Read {
+        offset: usize,
+        len: usize,
+    },
+    Reopen {
+        orderly: bool,
+        keep_attribute: bool,
+    },
     SetSize(usize),
     Sync,
-    Write { offset: usize, len: usize, data: Data },
+    Write {
+        offset: usize,
+        len: usize,
+        data: Data,
+    },
 }
 
 /// Kinds of bytes: what compresses, what does not, and nothing.
@@ -83,7 +107,11 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(offset, len, data)| Step::Write { offset, len, data }),
         2 => Just(Step::Commit),
         1 => Just(Step::Sync),
-        2 => (offset.clone(), len).prop_map(|(offset, len)| Step::Read { offset, len }),
+        2 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Read { offset, len }),
+        1 => (data(), offset.clone(), offset.clone(), len.clone())
+            .prop_map(|(data, from, to, len)| Step::Copy { data, from, to, len }),
+        1 => (offset.clone(), len)
+            .prop_map(|(offset, len)| Step::PunchHole { offset, len }),
         1 => offset.prop_map(Step::SetSize),
         1 => any::<bool>().prop_map(|keep| Step::Reopen { orderly: true, keep_attribute: keep }),
     ];
@@ -99,6 +127,30 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
             model.extend(bytes);
         }
         Step::Commit => run(queue, contents.commit(queue)).expect("commits"),
+        Step::Copy { data, from, to, len } => {
+            let source = data.bytes(5 * CHUNK + 100);
+            // Stored in chunks, with a hole and a gap.
+            let mut other = Contents::create(Rc::default(), options()).expect("creates");
+            run(queue, other.write(queue, 0, &source[..3 * CHUNK])).expect("writes");
+            run(queue, other.punch_hole(CHUNK as u64..2 * CHUNK as u64)).expect("punches");
+            run(queue, other.write(queue, 4 * CHUNK as u64, &source[4 * CHUNK..])).expect("writes");
+            let mut source = source;
+            source[CHUNK..2 * CHUNK].fill(0);
+            source[3 * CHUNK..4 * CHUNK].fill(0);
+            let copied = contents.copy_from(queue, &mut other, from as u64, to as u64, len as u64);
+            let copied = usize::try_from(run(queue, copied).expect("copies")).expect("small");
+            assert_eq!(copied, len.min(source.len().saturating_sub(from)));
+            if copied > 0 {
+                model.resize(model.len().max(to + copied), 0);
+                model[to..to + copied].copy_from_slice(&source[from..from + copied]);
+            }
+        }
+        Step::PunchHole { offset, len } => {
+            let range = offset as u64..(offset + len) as u64;
+            run(queue, contents.punch_hole(range)).expect("punches");
+            let end = model.len().min(offset + len);
+            model[offset.min(end)..end].fill(0);
+        }
         Step::Read { offset, len } => {
             let bytes = read(queue, contents, offset as u64, len).expect("reads");
             let from = offset.min(model.len());

@@ -30,11 +30,12 @@ impl Dirty {
         self.ranges.insert(place, merged);
     }
 
-    pub(super) fn cut_from(&mut self, within: usize) {
-        self.bytes.truncate(within);
-        self.ranges.retain_mut(|range| {
-            range.end = range.end.min(within);
-            range.start < range.end
-        });
+    /// Nothing in `hole` is dirty any more.
+    pub(super) fn take_out(&mut self, hole: Range<usize>) {
+        let beside = |range: &Range<usize>| {
+            [range.start..range.end.min(hole.start), range.start.max(hole.end)..range.end]
+        };
+        self.ranges = self.ranges.iter().flat_map(beside).filter(|part| !part.is_empty()).collect();
+        self.bytes.truncate(self.ranges.last().map_or(0, |range| range.end));
     }
 }

@@ -340,6 +340,145 @@ impl<M: Medium> Contents<M> {
         Ok(())
     }
 
+    /// Makes `range` zeros, as a hole (fallocate(2), FALLOC_FL_PUNCH_HOLE). The length stays.
+    pub async fn punch_hole(&mut self, range: Range<u64>) -> Result<(), Error> {
+        self.check_writable()?;
+        let range = range.start..range.end.min(self.size()?);
+        if range.is_empty() {
+            return Ok(());
+        }
+        if let Body::Plain { .. } = self.body {
+            (self.modified, self.changed) = (None, None);
+            return Ok(self.medium.punch(range)?);
+        }
+        self.begin_change().await?;
+        let chunk_len = self.chunk_len();
+        self.container_mut().take_out(range, chunk_len);
+        self.touch();
+        Ok(())
+    }
+
+    /// Puts `len` bytes at `from` of `source` in place of those at `to`, and says how many: fewer
+    /// only at the end of `source`. Whole chunks go as they are stored, if both files have the same
+    /// ones.
+    pub async fn copy_from(
+        &mut self,
+        queue: &Queue,
+        source: &mut Self,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        let len = len.min(source.size()?.saturating_sub(from));
+        let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
+        end.ok_or_else(|| errno(libc::EFBIG))?;
+        source.commit(queue).await?;
+        let mut done = 0;
+        while done < len {
+            let copied =
+                self.copy_stored(queue, source, from + done, to + done, len - done).await?;
+            done += match copied {
+                0 => self.copy_plain(queue, source, from + done, to + done, len - done).await?,
+                copied => copied,
+            };
+        }
+        Ok(done)
+    }
+
+    /// As [`Contents::copy_from`], from another place of the same file.
+    pub async fn copy_within(
+        &mut self,
+        queue: &Queue,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        const PART: usize = 1 << 20;
+        let mut part = vec![0; PART];
+        let mut done = 0;
+        while done < len {
+            let room = to_index((len - done).min(PART as u64));
+            let read = self.read(queue, from + done, &mut part[..room]).await?;
+            if read == 0 {
+                break;
+            }
+            self.write(queue, to + done, &part[..read]).await?;
+            done += read as u64;
+        }
+        Ok(done)
+    }
+
+    /// Copies what is stored of the next whole chunks, up to a record's worth. 0: there are none, or
+    /// they are stored otherwise.
+    async fn copy_stored(
+        &mut self,
+        queue: &Queue,
+        source: &Self,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        const CHUNKS_MAX: u64 = 16;
+        self.check_writable()?;
+        let Body::Container(Container { head: Some(head), extents, .. }) = &source.body else {
+            return Ok(0);
+        };
+        let chunk_len = 1 << head.chunk_len_log2;
+        let len = len.min(CHUNKS_MAX * chunk_len) / chunk_len * chunk_len;
+        let fits = from.is_multiple_of(chunk_len) && to.is_multiple_of(chunk_len) && len > 0;
+        let Body::Container(Container { head: own, .. }) = &mut self.body else { return Ok(0) };
+        // An empty file takes the chunks of what it gets.
+        let same = own.is_none_or(|own| own.chunk_len_log2 == head.chunk_len_log2);
+        if !fits || !same {
+            return Ok(0);
+        }
+        let mut stored = Vec::new();
+        for (visible, extent) in extents.within(from..from + len) {
+            if visible != (extent.logical..extent.end()) {
+                return Ok(0);
+            }
+            let bytes = source.medium.read_at(extent.physical, extent.stored_len as usize).await?;
+            if crc32c::crc32c(&bytes) != extent.checksum {
+                return Err(Error::Damaged { what: "extent", offset: extent.physical });
+            }
+            let logical = extent.logical - from + to;
+            let bytes = Bytes::from(bytes);
+            stored.push(Stored { logical, len: extent.len, form: extent.form, bytes });
+        }
+        self.options.chunk_len_log2 = head.chunk_len_log2;
+        self.begin_change().await?;
+        // What was written here before comes first, and what is copied lies over it.
+        self.store(queue, None, false).await?;
+        let ends = stored.iter().map(|span| span.logical + span.len);
+        let starts = stored.iter().map(|span| span.logical).chain([to + len]);
+        let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
+        self.append(stored, false).await?;
+        let container = self.container_mut();
+        for (start, end) in gaps.into_iter().filter(|(start, end)| start < end) {
+            container.take_out(start..end, chunk_len);
+        }
+        container.size = container.size.max(to + len);
+        self.touch();
+        Ok(len)
+    }
+
+    /// Copies the next bytes, up to the next border of a chunk here.
+    async fn copy_plain(
+        &mut self,
+        queue: &Queue,
+        source: &Self,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        let chunk_len = self.chunk_len();
+        let len = len.min(chunk_len - to % chunk_len);
+        let mut bytes = vec![0; to_index(len)];
+        let read = source.read(queue, from, &mut bytes).await?;
+        self.write(queue, to, &bytes[..read]).await?;
+        Ok(read as u64)
+    }
+
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
     pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
         if !self.is_dirty() {
@@ -528,10 +667,6 @@ impl<M: Medium> Contents<M> {
     async fn store(&mut self, queue: &Queue, keep: Option<u64>, commit: bool) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
         self.merge_crowded(queue, keep).await?;
-        let head = match self.container().head {
-            Some(head) => head,
-            None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
-        };
         let container = self.container_mut();
         let mut taken = std::mem::take(&mut container.dirty);
         if let Some((chunk, kept)) = keep.and_then(|chunk| taken.remove_entry(&chunk)) {
@@ -551,6 +686,20 @@ impl<M: Medium> Contents<M> {
                 self.make_dirty_again(&sources);
                 return Err(error);
             }
+        };
+        if let Err(error) = self.append(stored, commit).await {
+            self.make_dirty_again(&sources);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Appends what is stored already; with a commit record if `commit`, or when a record's worth of
+    /// extents is pending. When it fails, nothing has changed.
+    async fn append(&mut self, stored: Vec<Stored>, commit: bool) -> Result<(), Error> {
+        let head = match self.container().head {
+            Some(head) => head,
+            None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
         };
         let fresh_head = self.container().head.is_none();
         let codec = self.options.codec;
@@ -579,7 +728,6 @@ impl<M: Medium> Contents<M> {
             if let Err(error) = self.medium.set_len(start) {
                 tracing::error!("a failed append could not be cut back: {error}");
             }
-            self.make_dirty_again(&sources);
             return Err(error.into());
         }
         let container = self.container_mut();
@@ -901,26 +1049,38 @@ impl Container {
 
     fn set_size(&mut self, size: u64, chunk_len: u64) {
         if size < self.size {
-            self.dirty.retain(|chunk, dirty| {
-                dirty.cut_from(to_index(size.saturating_sub(chunk * chunk_len).min(chunk_len)));
-                !dirty.ranges.is_empty()
-            });
-            if self.extents.reaches_behind(size) || self.covered > size {
-                // Stored bytes leave the file: it no longer is what stands in it front to back.
-                self.linear = false;
-                let zeros = Extent {
-                    logical: size,
-                    len: self.size - size,
-                    physical: 0,
-                    stored_len: 0,
-                    form: Form::Zeros,
-                    checksum: 0,
-                };
-                self.extents.lay_over(zeros);
-                self.pending.push(zeros);
-            }
+            self.take_out(size..self.size, chunk_len);
         }
         self.size = size;
+    }
+
+    /// Makes `range` zeros, of which nothing is stored.
+    fn take_out(&mut self, range: Range<u64>, chunk_len: u64) {
+        let chunks = range.start / chunk_len..=(range.end - 1) / chunk_len;
+        let mut emptied = Vec::new();
+        for (chunk, dirty) in self.dirty.range_mut(chunks) {
+            let within =
+                |offset: u64| to_index(offset.saturating_sub(chunk * chunk_len).min(chunk_len));
+            dirty.take_out(within(range.start)..within(range.end));
+            if dirty.ranges.is_empty() {
+                emptied.push(*chunk);
+            }
+        }
+        emptied.iter().for_each(|chunk| drop(self.dirty.remove(chunk)));
+        if self.covered > range.start || self.extents.within(range.clone()).next().is_some() {
+            // Stored bytes leave the file: it no longer is what stands in it front to back.
+            self.linear = false;
+            let zeros = Extent {
+                logical: range.start,
+                len: range.end - range.start,
+                physical: 0,
+                stored_len: 0,
+                form: Form::Zeros,
+                checksum: 0,
+            };
+            self.extents.lay_over(zeros);
+            self.pending.push(zeros);
+        }
     }
 
     fn overlay_dirty(&self, offset: u64, bytes: &mut [u8], chunk_len: u64) {

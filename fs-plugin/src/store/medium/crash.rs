@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 
 use super::Medium;
 
@@ -36,6 +37,7 @@ struct Image {
 enum Change {
     SetAttribute(Vec<u8>),
     SetLen(u64),
+    Punch(Range<u64>),
     Sync,
     Write { bytes: Vec<u8>, offset: u64 },
 }
@@ -140,6 +142,10 @@ impl Image {
         match change {
             Change::SetAttribute(value) => self.attribute = Some(value.clone()),
             Change::SetLen(len) => self.bytes.resize(to_index(*len), 0),
+            Change::Punch(range) => {
+                let end = to_index(range.end).min(self.bytes.len());
+                self.bytes[to_index(range.start).min(end)..end].fill(0);
+            }
             Change::Sync => {}
             Change::Write { bytes, offset } => self.write(bytes, *offset),
         }
@@ -201,6 +207,11 @@ impl Medium for CrashMedium {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.change(Change::SetLen(len));
+        Ok(())
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.change(Change::Punch(range));
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! A file of the lower filesystem.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{self, FallocateFlags, Timespec, Timestamps, XattrFlags};
 use warpcore_runtime::fs::File;
 
 use super::Medium;
@@ -125,6 +126,12 @@ impl Medium for FileMedium {
     fn set_len(&self, len: u64) -> io::Result<()> {
         *self.window() = None;
         Ok(fs::ftruncate(&self.file, len)?)
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        *self.window() = None;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fs::fallocate(&self.file, flags, range.start, range.end - range.start)?)
     }
 
     fn attribute(&self) -> io::Result<Option<Vec<u8>>> {

@@ -4,6 +4,7 @@ mod crash;
 mod directory;
 
 use std::io;
+use std::ops::Range;
 
 pub use crash::{CrashMedium, CrashPoint};
 pub use directory::FileMedium;
@@ -26,6 +27,9 @@ pub trait Medium {
 
     /// Sets the length.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Frees the blocks of `range`; it reads as zeros, and the length stays.
+    fn punch(&self, range: Range<u64>) -> io::Result<()>;
 
     /// The value of the extended attribute, if it has one.
     fn attribute(&self) -> io::Result<Option<Vec<u8>>>;
@@ -60,6 +64,10 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         (**self).set_len(len)
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        (**self).punch(range)
     }
 
     fn attribute(&self) -> io::Result<Option<Vec<u8>>> {

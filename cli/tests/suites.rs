@@ -1,0 +1,180 @@
+//! Public suites of POSIX behaviour on the mount, on both transports: pjdfstest, and fsx with
+//! mappings, holes and copies. `.ci/full` runs them longer.
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use common::{MOUNT, Place};
+use warpcore_need::{Need, need};
+
+const PJDFSTEST: Need = Need::Crate("pjdfstest");
+const FSX: Need = Need::Crate("fsx");
+
+/// Runs of fsx are this many times as many in long campaigns.
+fn seeds() -> u64 {
+    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
+}
+
+/// What other users may do is a part of it, so that every directory on the way lets them in.
+fn open_place() -> Place {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    for path in [place.directory.path(), &place.source, &place.target] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");
+    }
+    place
+}
+
+fn pjdfstest(options: &[&str]) {
+    // Remounting needs an idle filesystem, which earlier tests of the suite do not leave.
+    const CONFIGURATION: &str = r#"
+        [features]
+        posix_fallocate = {}
+        rename_ctime = {}
+        stat_st_birthtime = {}
+        utime_now = {}
+        utimensat = {}
+        [settings]
+        naptime = 0.01
+        allow_remount = false
+        [dummy_auth]
+        entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+    "#;
+    let place = open_place();
+    let configuration = place.directory.path().join("pjdfstest.toml");
+    fs::write(&configuration, CONFIGURATION).expect("writes");
+    let mounted = place.mount(&[options, &["allow_other"]].concat());
+    let output = Command::new("pjdfstest")
+        .arg("-c")
+        .arg(&configuration)
+        .arg("-p")
+        .arg(&place.target)
+        .output()
+        .expect("checked by need");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let failed: Vec<_> = said.lines().filter(|line| line.ends_with("FAILED")).collect();
+    assert!(
+        output.status.success() && failed.is_empty(),
+        "{failed:#?}\n{}",
+        said.lines().rev().take(30).collect::<Vec<_>>().join("\n")
+    );
+    assert!(said.contains("Summary: 0 failed"), "{said}");
+    mounted.unmount();
+}
+
+/// Each a configuration of fsx: lengths, alignment, and how often each operation is picked.
+const EXERCISES: [(&str, &str); 3] = [
+    (
+        "mapped, copied, sent",
+        "flen = 262144\n[opsize]\nmax = 65536\nalign = 1\n[weights]\nclose_open = 1\nread = 10\n\
+         write = 10\nmapread = 10\nmapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 1\n\
+         fdatasync = 1\nsendfile = 5\nposix_fadvise = 1\ncopy_file_range = 5\n",
+    ),
+    (
+        "with holes",
+        "flen = 262144\n[opsize]\nmax = 65536\nalign = 1\n[weights]\nclose_open = 1\nread = 10\n\
+         write = 10\nmapread = 10\nmapwrite = 10\ntruncate = 5\nfsync = 1\npunch_hole = 5\n\
+         posix_fallocate = 5\n",
+    ),
+    (
+        "larger",
+        "flen = 4194304\n[opsize]\nmax = 524288\nalign = 1\n[weights]\nclose_open = 2\nread = 10\n\
+         write = 10\nmapread = 0\nmapwrite = 0\ntruncate = 3\nfsync = 1\nsendfile = 2\n\
+         punch_hole = 2\ncopy_file_range = 2\n",
+    ),
+];
+
+fn fsx(options: &[&str]) {
+    let place = Place::new();
+    let configuration = place.directory.path().join("fsx.toml");
+    for (name, exercise) in EXERCISES {
+        fs::write(&configuration, exercise).expect("writes");
+        for seed in 1..=2 * seeds() {
+            let mounted = place.mount(options);
+            let file = place.target.join(format!("fsx {seed}"));
+            let output = Command::new("fsx")
+                .args(["-N", "4000", "-S", &seed.to_string(), "-f"])
+                .arg(&configuration)
+                .args(["-P".as_ref(), place.directory.path()])
+                .arg(&file)
+                .output()
+                .expect("checked by need");
+            assert!(
+                output.status.success(),
+                "{name}, seed {seed}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let seen = fs::read(&file).expect("reads");
+            mounted.unmount();
+            let mounted = place.mount(options);
+            assert!(fs::read(&file).expect("reads") == seen, "{name}, seed {seed}: after remount");
+            fs::remove_file(&file).expect("removes");
+            mounted.unmount();
+        }
+    }
+}
+
+#[test]
+fn pjdfstest_classic() {
+    if need(&MOUNT) && need(&[PJDFSTEST]) {
+        pjdfstest(&["no_uring"]);
+    }
+}
+
+#[test]
+fn pjdfstest_io_uring() {
+    if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
+        pjdfstest(&[]);
+    }
+}
+
+#[test]
+fn fsx_classic() {
+    if need(&MOUNT) && need(&[FSX]) {
+        fsx(&["no_uring"]);
+    }
+}
+
+#[test]
+fn fsx_io_uring() {
+    if need(&MOUNT) && need(&[Need::FuseUring, FSX]) {
+        fsx(&["chunk=16k"]);
+    }
+}
+
+/// fio writes what it can verify, with and without the page cache, through the ring of its own.
+#[test]
+fn fio_verifies_what_it_wrote() {
+    const FIO: Need = Need::Tool("fio", "fio");
+    if !(need(&MOUNT) && need(&[FIO])) {
+        return;
+    }
+    let place = Place::new();
+    let mounted = place.mount(&[]);
+    let common = "--name=job --size=16m --verify=crc32c --verify_fatal=1 --do_verify=1 \
+                  --verify_state_save=0 --buffer_compress_percentage=50 --refill_buffers \
+                  --output-format=terse";
+    for job in [
+        "--ioengine=psync --rw=randwrite --bs=4k",
+        "--ioengine=psync --rw=randwrite --bsrange=512-128k --bs_unaligned=1",
+        "--ioengine=psync --rw=randwrite --bs=4k --direct=1",
+        "--ioengine=io_uring --iodepth=8 --rw=randwrite --bs=16k",
+        "--ioengine=io_uring --iodepth=8 --rw=randwrite --bs=16k --direct=1",
+        "--ioengine=mmap --rw=randwrite --bs=4k",
+        "--ioengine=psync --rw=write --bs=1m --fsync=4",
+    ] {
+        let words = common.split_whitespace().chain(job.split_whitespace());
+        let output = Command::new("fio").args(words).current_dir(&place.target).output();
+        let output = output.expect("checked by need");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{job}: {said}");
+        fs::remove_file(place.target.join("job.0.0")).expect("fio's file");
+    }
+    // Nothing was left open.
+    drop(File::open(&place.target).expect("there"));
+    assert!(Path::new(&place.target).read_dir().expect("lists").next().is_none());
+    mounted.unmount();
+}
