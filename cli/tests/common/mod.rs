@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use warpcore_need::Need;
@@ -73,9 +74,18 @@ pub struct Mounted {
 impl Mounted {
     /// Unmounts with `umount`; returns what the daemon said since.
     pub fn unmount(self) -> String {
-        let target = self.target.clone();
-        tool("umount", &[target.to_str().expect("UTF-8")], Path::new("/"));
-        self.wait()
+        // A child that another test has just forked holds our descriptors until it executes its
+        // program: the mount is busy for so long, and umount(8) does not wait.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let output = Command::new("umount").arg(&self.target).output().expect("starts");
+            if output.status.success() {
+                return self.wait();
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("busy") && Instant::now() < deadline, "{said}");
+            std::thread::yield_now();
+        }
     }
 
     /// Waits for the daemon to end well.

@@ -1,0 +1,234 @@
+//! What POSIX and Linux promise and the suites do not ask for, on both transports.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+
+use common::{MOUNT, Place, tool};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use warpcore_need::{Need, need};
+
+/// Runs a test on `/dev/fuse` alone and over io_uring.
+fn on_both(needs: &[Need], test: impl Fn(&Place)) {
+    if !(need(&MOUNT) && need(&[Need::FuseUring]) && need(needs)) {
+        return;
+    }
+    for options in [&["no_uring"][..], &[]] {
+        let place = Place::new();
+        let mounted = place.mount(options);
+        test(&place);
+        mounted.unmount();
+        let mounted = place.mount(options);
+        mounted.unmount();
+    }
+}
+
+fn open_rw(place: &Place, name: &str) -> File {
+    let path = place.target.join(name);
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    file.expect("opens")
+}
+
+/// Every span of data in a file, as SEEK_DATA and SEEK_HOLE tell.
+fn data(file: &File) -> Vec<(u64, u64)> {
+    let mut spans = Vec::new();
+    let mut at = 0;
+    loop {
+        match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => {
+                at = rustix::fs::seek(file, SeekFrom::Hole(start)).expect("a hole follows");
+                spans.push((start, at));
+            }
+            Err(Errno::NXIO) => return spans,
+            Err(errno) => panic!("SEEK_DATA: {errno}"),
+        }
+    }
+}
+
+#[test]
+fn holes_are_where_they_were_made() {
+    on_both(&[], |place| {
+        let file = open_rw(place, "holes");
+        file.write_all_at(&vec![7; 300_000], 0).expect("writes");
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, 65_536, 131_072).expect("punches");
+        assert_eq!(data(&file), [(0, 65_536), (196_608, 300_000)]);
+        file.sync_all().expect("syncs");
+        assert_eq!(data(&file), [(0, 65_536), (196_608, 300_000)]);
+        let mut bytes = Vec::new();
+        (&file).read_to_end(&mut bytes).expect("reads");
+        // Allocating promises a length, and keeps it if told to.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 400_000).expect("allocates");
+        assert_eq!(file.metadata().expect("there").len(), 400_000);
+        rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 500_000).expect("allocates");
+        assert_eq!(file.metadata().expect("there").len(), 400_000);
+        rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE, 0, 450_000).expect("zeros");
+        assert_eq!(file.metadata().expect("there").len(), 450_000);
+        assert_eq!(data(&file), []);
+        for flags in [FallocateFlags::COLLAPSE_RANGE, FallocateFlags::INSERT_RANGE] {
+            let refused = rustix::fs::fallocate(&file, flags, 0, 65_536);
+            assert_eq!(refused, Err(Errno::OPNOTSUPP));
+        }
+    });
+}
+
+/// Whole chunks are copied as they are stored; the rest byte by byte.
+#[test]
+fn a_copied_range_is_the_same_and_not_compressed_again() {
+    on_both(&[], |place| {
+        let bytes = fs::read("/proc/self/exe").expect("ourselves");
+        let bytes = &bytes[..3 << 20];
+        let source = open_rw(place, "source");
+        source.write_all_at(bytes, 0).expect("writes");
+        let copy = |target: &File, from: usize, to: usize, len: usize| {
+            let (mut from, mut to, mut left) = (from as u64, to as u64, len);
+            while left > 0 {
+                let copied = rustix::fs::copy_file_range(
+                    &source,
+                    Some(&mut from),
+                    target,
+                    Some(&mut to),
+                    left,
+                );
+                let copied = copied.expect("copies");
+                assert!(copied > 0, "{left} bytes are left");
+                left -= copied;
+            }
+        };
+        let whole = open_rw(place, "whole");
+        copy(&whole, 0, 0, bytes.len());
+        let shifted = open_rw(place, "shifted");
+        copy(&shifted, 1000, 77, 200_000);
+        drop((whole, shifted));
+        assert!(fs::read(place.target.join("whole")).expect("reads") == bytes);
+        let shifted = fs::read(place.target.join("shifted")).expect("reads");
+        assert!(shifted[..77] == [0; 77] && shifted[77..] == bytes[1000..201_000]);
+        // Within one file.
+        copy(&source, 0, 2 << 20, 1 << 20);
+        drop(source);
+        let source = fs::read(place.target.join("source")).expect("reads");
+        assert!(source[2 << 20..] == bytes[..1 << 20]);
+    });
+}
+
+#[test]
+fn a_file_without_a_name_gets_one_or_goes() {
+    on_both(&[], |place| {
+        let flags = OFlags::RDWR | OFlags::TMPFILE;
+        let open = || {
+            let fd = rustix::fs::open(&place.target, flags, Mode::from_raw_mode(0o600));
+            File::from(fd.expect("opens"))
+        };
+        let mut file = open();
+        file.write_all(b"no name yet").expect("writes");
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let name = place.target.join("named");
+        rustix::fs::linkat(CWD, path, CWD, &name, AtFlags::SYMLINK_FOLLOW).expect("links");
+        drop(file);
+        assert_eq!(fs::read(&name).expect("reads"), b"no name yet");
+        assert_eq!(fs::metadata(&name).expect("there").mode() & 0o7777, 0o600);
+        let mut file = open();
+        file.write_all(&[1; 100_000]).expect("writes");
+        drop(file);
+        assert_eq!(fs::read_dir(&place.source).expect("lists").count(), 1, "it has gone");
+    });
+}
+
+/// A default ACL takes the place of the umask, and what it grants is obeyed.
+#[test]
+fn access_control_lists_are_inherited_and_obeyed() {
+    const SETFACL: Need = Need::Tool("setfacl", "acl");
+    on_both(&[SETFACL], |place| {
+        let inside = place.target.join("inside");
+        fs::create_dir(&inside).expect("new");
+        tool("setfacl", &["-d", "-m", "u:nobody:rw,m::rw", "inside"], &place.target);
+        fs::write(inside.join("file"), "text").expect("writes");
+        let shown = tool("getfacl", &["-pc", "file"], &inside);
+        assert!(shown.contains("user:nobody:rw-"), "{shown}");
+        fs::write(place.target.join("beside"), "text").expect("writes");
+        tool("setfacl", &["-m", "u:daemon:r", "beside"], &place.target);
+        let mode = |name: &str| fs::metadata(place.target.join(name)).expect("there").mode();
+        assert_eq!(mode("beside") & 0o070, 0o040, "the mask is the group's");
+        tool("setfacl", &["-b", "beside"], &place.target);
+        let shown = tool("getfacl", &["-pc", "beside"], &place.target);
+        assert!(!shown.contains("daemon"), "{shown}");
+    });
+}
+
+/// Each caller's own, whichever shard makes the file for it.
+#[test]
+fn a_umask_is_its_callers() {
+    on_both(&[], |place| {
+        let threads: Vec<_> = [(0o077, 0o600), (0o022, 0o644), (0o000, 0o666)]
+            .into_iter()
+            .map(|(umask, mode)| {
+                let target = place.target.clone();
+                std::thread::spawn(move || {
+                    for n in 0..100 {
+                        let name = format!("{umask:o}-{n}");
+                        let line = format!("umask {umask:o}; : > {name}; stat -c %a {name}");
+                        let shown = tool("sh", &["-c", &line], &target);
+                        assert_eq!(shown.trim(), format!("{mode:o}"));
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    });
+}
+
+/// The names that a filesystem must take, and a directory that is larger than any buffer.
+#[test]
+fn long_names_and_many() {
+    use std::os::unix::ffi::OsStrExt;
+    on_both(&[], |place| {
+        let long = [b'n'; 255];
+        let odd = b"not \xff\xfe UTF-8";
+        for name in [&long[..], odd] {
+            let path = place.target.join(std::ffi::OsStr::from_bytes(name));
+            fs::write(&path, "x").expect("writes");
+            assert_eq!(fs::read(&path).expect("reads"), b"x");
+            fs::remove_file(&path).expect("removes");
+        }
+        let too_long = place.target.join("n".repeat(256));
+        assert_eq!(fs::write(too_long, "x").expect_err("refused").raw_os_error(), Some(36));
+        let many = place.target.join("many");
+        fs::create_dir(&many).expect("new");
+        for n in 0..3000 {
+            File::create(many.join(format!("{n}"))).expect("creates");
+        }
+        let mut seen: Vec<u32> = fs::read_dir(&many)
+            .expect("lists")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().parse())
+            .collect::<Result<_, _>>()
+            .expect("numbers");
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..3000));
+    });
+}
+
+/// In two processes: what one has mapped and changed, the other sees, and it is kept.
+#[test]
+fn what_is_changed_through_a_mapping_is_kept() {
+    on_both(&[], |place| {
+        let file = open_rw(place, "mapped");
+        file.set_len(1 << 20).expect("sets the length");
+        let path = place.target.join("mapped");
+        let script = "import mmap,sys\n\
+                      f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0)\n\
+                      m[500000:500005]=b'other'; m.flush()";
+        tool("python3", &["-c", script, path.to_str().expect("UTF-8")], &place.target);
+        let mut bytes = [0; 5];
+        file.read_exact_at(&mut bytes, 500_000).expect("reads");
+        assert_eq!(&bytes, b"other");
+        assert_eq!(data(&file), [(499_712, 503_808)], "a page");
+        drop(file);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("ours");
+        let synced = rustix::fs::syncfs(File::open(&path).expect("opens").as_fd());
+        synced.expect("syncs");
+    });
+}
