@@ -325,15 +325,16 @@ fn a_mark_of_closing_without_the_last_bytes() {
 fn a_bad_bit_in_what_was_durable_is_an_error_and_nothing_is_cut() {
     let queue = Rc::new(Queue::new(32));
     let (medium, mut contents) = create();
-    let mut ends = Vec::new();
     for n in 0..20_u64 {
         run(&queue, contents.write(&queue, n * 100, &[1; 100])).expect("writes");
         run(&queue, contents.sync(&queue)).expect("syncs");
-        ends.push(medium.bytes().len());
     }
+    let stored = medium.bytes();
+    let mut records = (0..stored.len()).filter(|at| stored[*at..].starts_with(b"WCR"));
+    let fifth = records.nth(4).expect("a record for each sync");
     // Killed: never closed. Then one bit of the head, of a record in the middle.
     drop(contents);
-    for at in [20, ends[4] - 20] {
+    for at in [20, fifth + 30] {
         let length = medium.bytes().len();
         medium.damage(|bytes| bytes[at] ^= 1);
         let open = Contents::open(Rc::clone(&medium), options(), true);
@@ -455,4 +456,39 @@ fn nothing_is_built_on_what_an_earlier_crash_took() {
         let found = read_all(&queue, &mut after);
         assert!(found.starts_with(b"first") && found.ends_with(b"third"), "seed {seed}");
     }
+}
+
+/// Small commits go into a zone that was written ahead: cut at every change, what was synced is
+/// there, and after the last one the zone is gone.
+#[test]
+fn small_syncs_into_a_zone_are_each_durable() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create();
+    let mut model = Data::Text(3).bytes(3 * common::CHUNK);
+    run(&queue, contents.write(&queue, 0, &model)).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    let mut synced = vec![(medium.changes(), model.clone())];
+    let mut lengths = Vec::new();
+    for n in 0..120_usize {
+        let at = n * 997 % (2 * common::CHUNK);
+        let bytes = Data::Noise(n as u64).bytes(1500);
+        run(&queue, contents.write(&queue, at as u64, &bytes)).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        model[at..at + 1500].copy_from_slice(&bytes);
+        synced.push((medium.changes(), model.clone()));
+        lengths.push(medium.bytes().len());
+    }
+    let grown = lengths.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(grown <= 5, "{grown} of {} syncs made the file longer", lengths.len());
+    for changes in synced[0].0..=medium.changes() {
+        let durable = synced.iter().rposition(|(at, _)| *at <= changes).expect("the first");
+        let crashed = Rc::new(medium.crashed(CrashPoint { changes, seed: changes as u64 }));
+        let found = read_all(&queue, &mut open(&queue, &crashed));
+        let expected = &synced[durable..synced.len().min(durable + 2)];
+        assert!(expected.iter().any(|(_, state)| *state == found), "after {changes} changes");
+    }
+    run(&queue, contents.close(&queue)).expect("closes");
+    let longest = 120 * 4096 + 3 * common::CHUNK;
+    assert!(medium.bytes().len() < longest, "the rest of the zone was left");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == model);
 }

@@ -23,20 +23,26 @@ struct Piece {
 }
 
 impl Extents {
-    /// Lays `extent` over what is there.
-    pub fn lay_over(&mut self, extent: Extent) {
-        self.cut(extent.logical..extent.end());
+    /// Lays `extent` over what is there; returns the extents of which nothing is seen any more.
+    pub fn lay_over(&mut self, extent: Extent) -> Vec<Extent> {
+        let touched = self.cut(extent.logical..extent.end());
         if extent.form != Form::Zeros {
             self.pieces.insert(extent.logical, Piece { end: extent.end(), extent });
         }
+        let is_seen = |one: &Extent| {
+            self.within(one.logical..one.end()).any(|(_, other)| other.physical == one.physical)
+        };
+        touched.into_iter().filter(|one| !is_seen(one)).collect()
     }
 
-    /// Takes `range` out.
-    pub fn cut(&mut self, range: Range<u64>) {
+    /// Takes `range` out; returns the extents that were seen there.
+    fn cut(&mut self, range: Range<u64>) -> Vec<Extent> {
+        let mut touched = Vec::new();
         // The one that starts before and reaches in.
         if let Some((&start, &piece)) = self.pieces.range(..range.start).next_back()
             && piece.end > range.start
         {
+            touched.push(piece.extent);
             self.pieces.insert(start, Piece { end: range.start, ..piece });
             if piece.end > range.end {
                 self.pieces.insert(range.end, piece);
@@ -45,10 +51,14 @@ impl Extents {
         // Those that start inside.
         while let Some((&start, &piece)) = self.pieces.range(range.clone()).next() {
             self.pieces.remove(&start);
+            if touched.last().is_none_or(|last| last.physical != piece.extent.physical) {
+                touched.push(piece.extent);
+            }
             if piece.end > range.end {
                 self.pieces.insert(range.end, piece);
             }
         }
+        touched
     }
 
     /// The visible parts within `range`, cut to it, in order.
@@ -80,6 +90,8 @@ impl Extents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use warpcore_offload::Codec;
 
@@ -98,15 +110,14 @@ mod tests {
                 let physical = number as u64;
                 let extent = Extent { logical, len, physical, stored_len: 0, form, checksum: 0 };
                 let value = (form != Form::Zeros).then_some(physical);
-                if action == 1 {
-                    extents.cut(logical..logical + len);
-                } else {
-                    extents.lay_over(extent);
-                }
+                let before: BTreeSet<u64> = model.iter().flatten().copied().collect();
+                let gone: BTreeSet<_> =
+                    extents.lay_over(extent).iter().map(|extent| extent.physical).collect();
                 for byte in logical..logical + len {
-                    let byte = usize::try_from(byte).expect("small");
-                    model[byte] = if action == 1 { None } else { value };
+                    model[usize::try_from(byte).expect("small")] = value;
                 }
+                let after: BTreeSet<u64> = model.iter().flatten().copied().collect();
+                prop_assert!(before.difference(&after).eq(&gone), "others have gone");
             }
             let mut seen = [None; 200];
             for (visible, extent) in extents.within(from..from + len) {

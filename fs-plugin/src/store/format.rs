@@ -122,6 +122,11 @@ impl Extent {
         self.logical + self.len
     }
 
+    /// One past its last stored byte in the backing file.
+    pub fn stored_end(&self) -> u64 {
+        self.physical + u64::from(self.stored_len)
+    }
+
     fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend(self.logical.to_le_bytes());
         bytes.extend(self.len.to_le_bytes());
@@ -185,8 +190,8 @@ pub struct Record {
     pub seq: u64,
     /// Offset of the record before; 0 for the first.
     pub previous: u64,
-    /// The newest `seq` that was known to be durable when this record was written.
-    pub durable_seq: u64,
+    /// Everything before this offset was known to be durable when this record was written.
+    pub durable_end: u64,
     /// Length of the file.
     pub size: u64,
     /// Time of the last change: seconds and nanoseconds since 1970.
@@ -209,11 +214,15 @@ impl Record {
     /// Length of the trailer, by which a record is found from its end.
     pub const TRAILER_LEN: usize = RECORD_TRAILER_LEN;
 
+    /// Length of a record of so many extents that starts at a multiple of [`Record::ALIGN`].
+    pub fn len_of(extents: usize) -> usize {
+        RECORD_HEAD_LEN + extents * Extent::LEN + RECORD_TRAILER_LEN
+    }
+
     /// The record as it stands at `offset` of the file `id`.
     pub fn encode(&self, id: &FileId, offset: u64) -> Vec<u8> {
         assert!(self.extents.len() <= Self::EXTENTS_MAX, "too many extents for a record");
-        let unpadded = RECORD_HEAD_LEN + self.extents.len() * Extent::LEN + RECORD_TRAILER_LEN;
-        let end = (offset + unpadded as u64).next_multiple_of(Self::ALIGN);
+        let end = (offset + Self::len_of(self.extents.len()) as u64).next_multiple_of(Self::ALIGN);
         let len = usize::try_from(end - offset).expect("a record is short");
         let len_u32 = u32::try_from(len).expect("a record is short");
         let count = u32::try_from(self.extents.len()).expect("checked above");
@@ -232,7 +241,7 @@ impl Record {
         bytes.extend(self.previous.to_le_bytes());
         // Reserved for the offset of the newest checkpoint.
         bytes.extend(0_u64.to_le_bytes());
-        bytes.extend(self.durable_seq.to_le_bytes());
+        bytes.extend(self.durable_end.to_le_bytes());
         bytes.extend(self.size.to_le_bytes());
         bytes.extend(self.modified.0.to_le_bytes());
         bytes.extend(self.modified.1.to_le_bytes());
@@ -280,14 +289,14 @@ impl Record {
             return None;
         }
         let (seq, previous, _checkpoint) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let (durable_seq, size) = (fields.u64()?, fields.u64()?);
+        let (durable_end, size) = (fields.u64()?, fields.u64()?);
         let modified = (fields.i64()?, fields.u32()?);
         fields.take(4)?;
         let chunk_len = 1 << head.chunk_len_log2;
         let extents = (0..count)
             .map(|_| Extent::parse(fields.take(Extent::LEN)?, chunk_len, offset))
             .collect::<Option<_>>()?;
-        if size > OFFSET_MAX || previous >= offset || durable_seq > seq || seq == 0 {
+        if size > OFFSET_MAX || previous >= offset || durable_end > offset || seq == 0 {
             return None;
         }
         Some(Self {
@@ -296,7 +305,7 @@ impl Record {
             linear: flags & RECORD_LINEAR != 0,
             seq,
             previous,
-            durable_seq,
+            durable_end,
             size,
             modified,
         })
@@ -534,7 +543,7 @@ mod tests {
             linear: false,
             seq: 3,
             previous: 32,
-            durable_seq: 2,
+            durable_end: 0,
             size: 1 << 30,
             modified: (-1, 999_999_999),
         }

@@ -60,21 +60,19 @@ pub async fn commit_at<M: Medium>(
         chain.push(before);
     }
     let records = chain.len();
-    let durable_seq = chain[0].durable_seq;
+    let durable_end = chain[0].durable_end;
     let mut extents = Extents::default();
-    let mut doubtful = BTreeSet::new();
     for record in chain.iter().rev() {
-        for extent in &record.extents {
-            if record.seq > durable_seq {
-                doubtful.insert(extent.physical);
-            }
-            extents.lay_over(*extent);
-        }
+        record.extents.iter().for_each(|extent| drop(extents.lay_over(*extent)));
     }
     if verify {
         // What later extents cover altogether is not contents any more.
+        let mut verified = BTreeSet::new();
         for (_, extent) in extents.within(0..OFFSET_MAX) {
-            if doubtful.remove(&extent.physical) && !verifies(medium, &extent).await? {
+            if extent.stored_end() > durable_end
+                && verified.insert(extent.physical)
+                && !verifies(medium, &extent).await?
+            {
                 return Ok(None);
             }
         }
@@ -92,7 +90,7 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
     const WINDOW: u64 = 1 << 20;
 
     let trailer = Record::TRAILER_LEN as u64;
-    let mut durable_seq = 0;
+    let mut durable_end = 0;
     let mut end = end / Record::ALIGN * Record::ALIGN;
     while end >= Head::LEN as u64 + trailer {
         let start = end.saturating_sub(WINDOW).max(Head::LEN as u64);
@@ -106,14 +104,10 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
             if Record::len_by_trailer(trailer).is_some()
                 && let Some((offset, record)) = record_ending_at(medium, head, end).await?
             {
-                durable_seq = durable_seq.max(record.durable_seq);
+                durable_end = durable_end.max(record.durable_end);
                 if let Some(found) = commit_at(medium, head, end, true).await? {
                     let lost = Error::Damaged { what: "commit that was durable, behind", offset };
-                    return if found.record.seq < durable_seq {
-                        Err(lost)
-                    } else {
-                        Ok(Some(found))
-                    };
+                    return if found.end < durable_end { Err(lost) } else { Ok(Some(found)) };
                 }
             }
             at -= 8;
@@ -124,7 +118,7 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
         // A trailer may lie across the border of two windows.
         end = start + trailer - Record::ALIGN;
     }
-    if durable_seq > 0 {
+    if durable_end > 0 {
         return Err(Error::Damaged { what: "commit that was durable, before", offset: end });
     }
     Ok(None)

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use warpcore_offload::Codec;
 
-use super::{Container, is_zstd, to_index};
+use super::{BLOCK, Container, is_zstd, to_index};
 use crate::store::format::{
     Extent, Form, Head, REFUSING_FRAME, Record, SKIPPABLE_HEAD_LEN, raw_frame_head, skippable,
     zeros_frame,
@@ -11,9 +11,6 @@ use crate::store::format::{
 
 /// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
 const LINEAR_GAP_MAX: u64 = 64 << 20;
-
-/// What lies over earlier bytes is stored at multiples of this, so that whole blocks can be freed.
-const BLOCK: u64 = 4096;
 
 /// A span, ready to be placed.
 pub(super) struct Stored {
@@ -91,17 +88,11 @@ impl Append {
         let frame = self.bytes.len();
         self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
         for span in spans {
-            let continues = span.logical >= self.covered;
             self.covered = self.covered.max(span.logical + span.len);
-            if span.form == Form::Zeros {
-                self.extents.push(span.extent(0));
-                continue;
+            match span.form {
+                Form::Zeros => self.extents.push(span.extent(0)),
+                Form::Codec(_) => self.put(&span),
             }
-            if !continues {
-                let padded = self.end().next_multiple_of(BLOCK) - self.start;
-                self.bytes.resize(to_index(padded), 0);
-            }
-            self.put(&span);
         }
         let len = self.bytes.len() - frame - SKIPPABLE_HEAD_LEN;
         self.bytes[frame..frame + SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(len));
@@ -147,13 +138,17 @@ impl Append {
         let (mut seq, mut previous) = (container.seq, container.previous);
         for (i, part) in parts.iter().enumerate() {
             seq += 1;
+            let last = i + 1 == parts.len();
+            if last && container.zone_end > self.start {
+                self.pad_for_zone(Record::len_of(part.len()));
+            }
             let record = Record {
                 extents: part.to_vec(),
-                last: i + 1 == parts.len(),
+                last,
                 linear: self.linear,
                 seq,
                 previous,
-                durable_seq: container.durable_seq,
+                durable_end: container.durable_end,
                 size,
                 modified,
             };
@@ -163,6 +158,15 @@ impl Append {
         self.record = Some((seq, previous));
     }
 
+    /// In a zone, a record of `len` bytes ends where a block does: the next commit begins with a
+    /// block of its own, and no acknowledged one is ever written again.
+    fn pad_for_zone(&mut self, len: usize) {
+        let len = len as u64;
+        let end = (self.end().next_multiple_of(Record::ALIGN) + len).next_multiple_of(BLOCK);
+        let gap = to_index(end - len - self.end());
+        self.bytes.extend(padding(gap));
+    }
+
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
@@ -170,19 +174,33 @@ impl Append {
     /// The write has succeeded.
     pub(super) fn apply(self, container: &mut Container) {
         for extent in &self.extents {
-            container.extents.lay_over(*extent);
+            container.lay_over(*extent);
         }
         container.linear = self.linear;
         container.covered = self.covered;
         container.refused = self.refused;
         container.pending.extend(self.extents);
         if let Some((seq, previous)) = self.record {
+            container.record_end = container.physical;
             container.seq = seq;
             container.previous = previous;
             container.pending.clear();
             container.changed = !container.dirty.is_empty();
         }
     }
+}
+
+/// A frame of at least `gap` bytes that readers skip: longer by a block if it could not hold its
+/// own head.
+pub(super) fn padding(gap: usize) -> Vec<u8> {
+    let gap = match gap {
+        0 => return Vec::new(),
+        1..SKIPPABLE_HEAD_LEN => gap + to_index(BLOCK),
+        _ => gap,
+    };
+    let mut bytes = vec![0; gap];
+    bytes[..SKIPPABLE_HEAD_LEN].copy_from_slice(&skippable(gap - SKIPPABLE_HEAD_LEN));
+    bytes
 }
 
 impl Stored {

@@ -12,6 +12,7 @@
 //! error goes to whoever asked, and the next attempt writes everything again.
 
 mod append;
+mod dead;
 mod dirty;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,8 @@ use super::format::{Attribute, Extent, Form, Head, Kind, OFFSET_MAX, Record, Sta
 use super::medium::Medium;
 use super::recovery::{self, Found};
 use crate::error::Error;
-use append::{Append, Stored};
+use append::{Append, Stored, padding};
+use dead::Dead;
 use dirty::Dirty;
 
 /// How new contents are stored.
@@ -52,6 +54,17 @@ impl Default for Options {
 
 /// Chunks that may be dirty before they are stored: 1 MiB at the default length.
 const DIRTY_CHUNKS_MAX: usize = 16;
+
+/// What the lower filesystem allocates at a time, as far as it matters here.
+const BLOCK: u64 = 4096;
+
+/// Zeros that are written ahead at a time, and the largest commit that they are for.
+const ZONE_LEN: u64 = 256 << 10;
+const ZONE_COMMIT_MAX: u64 = 64 << 10;
+
+/// Blocks that were replaced are given back when they are as much as this: doing so costs a change
+/// of metadata, which the next sync pays.
+const PUNCH_LEN: u64 = 1 << 20;
 
 /// Visible extents of a chunk before a write stores it as a whole again.
 const EXTENTS_PER_CHUNK_MAX: usize = 16;
@@ -105,17 +118,25 @@ struct Container {
     covered: u64,
     /// The refusing frame is in the file.
     refused: bool,
-    /// End of the backing file.
+    /// Where the next append goes.
     physical: u64,
+    /// End of the newest record.
+    record_end: u64,
+    /// End of the zeros that were written ahead for small commits, if behind `physical`.
+    zone_end: u64,
+    /// Small syncs in a row.
+    small_syncs: u32,
+    /// Everything before it is durable.
+    durable_end: u64,
+    dead: Dead,
     /// Closed in order before the system last started, and never synced as a whole: what is behind
-    /// `durable_seq` may have been lost, and is not to be built on before it is verified.
+    /// `durable_end` may have been lost, and is not to be built on before it is verified.
     unverified: bool,
     /// Time of the last change that the newest record tells, if the file was not closed in order.
     recovered: Option<Time>,
     /// Of the newest record.
     seq: u64,
     previous: u64,
-    durable_seq: u64,
 }
 
 /// What [`Contents::report`] tells.
@@ -499,6 +520,7 @@ impl<M: Medium> Contents<M> {
             return Err(Error::Poisoned);
         }
         self.commit(queue).await?;
+        self.extend_zone().await?;
         if let Err(error) = self.medium.sync_data().await {
             // The kernel reports a failed write-back once and drops the pages: asking again would
             // succeed and mean nothing (fsync(2), the PostgreSQL report of 2018).
@@ -506,7 +528,65 @@ impl<M: Medium> Contents<M> {
             return Err(error.into());
         }
         if let Body::Container(container) = &mut self.body {
-            container.durable_seq = container.seq;
+            container.durable_end = container.record_end;
+            container.dead.replaced_durably();
+            if container.dead.whole_blocks() >= PUNCH_LEN {
+                self.punch_dead();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes zeros ahead if syncs come often and bring little: what overwrites them is durable
+    /// without a commit of the lower filesystem's journal.
+    async fn extend_zone(&mut self) -> Result<(), Error> {
+        let Body::Container(container) = &mut self.body else { return Ok(()) };
+        let small = container.physical - container.durable_end <= ZONE_COMMIT_MAX;
+        container.small_syncs = if small { container.small_syncs + 1 } else { 0 };
+        let has_room = container.zone_end >= container.physical + 2 * BLOCK;
+        if container.small_syncs < 2 || has_room || !self.medium.overwrites_in_place() {
+            return Ok(());
+        }
+        let start = container.physical;
+        let gap = to_index(start.next_multiple_of(BLOCK) - start);
+        let mut bytes = padding(gap);
+        let zone_start = start + bytes.len() as u64;
+        bytes.resize(bytes.len() + to_index(ZONE_LEN), 0);
+        match self.medium.write_at(bytes, start).await {
+            Ok(()) => {
+                let container = self.container_mut();
+                container.physical = zone_start;
+                container.zone_end = zone_start + ZONE_LEN;
+            }
+            Err(error) => {
+                // It goes without: a full disk may still have room for what has to be written.
+                tracing::debug!("no room is written ahead: {error}");
+                let container = self.container_mut();
+                (container.small_syncs, container.zone_end) = (0, 0);
+                self.medium.set_len(start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the blocks back that hold only what was durably replaced. Nothing depends on it: an
+    /// error is logged.
+    fn punch_dead(&mut self) {
+        let Body::Container(container) = &mut self.body else { return };
+        for blocks in container.dead.take_whole_blocks() {
+            if let Err(error) = self.medium.punch(blocks.clone()) {
+                tracing::debug!("blocks {blocks:?} stay allocated: {error}");
+            }
+        }
+    }
+
+    /// Cuts what lies behind the newest record: the rest of a zone.
+    fn cut_zone(&mut self) -> Result<(), Error> {
+        let container = self.container_mut();
+        if container.physical > container.record_end || container.zone_end > container.physical {
+            let end = container.record_end;
+            (container.physical, container.zone_end) = (end, 0);
+            self.medium.set_len(end)?;
         }
         Ok(())
     }
@@ -517,12 +597,13 @@ impl<M: Medium> Contents<M> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
-        if let Body::Container(container) = &mut self.body
-            && container.attribute == Some(State::Dirty)
-            && self.writable
-        {
-            set_attribute(&self.medium, container.attribute(State::Clean, self.medium.epoch()))?;
-            container.attribute = Some(State::Clean);
+        if self.writable && matches!(self.body, Body::Container(_)) {
+            self.cut_zone()?;
+            self.punch_dead();
+            if self.container().attribute == Some(State::Dirty) {
+                let attribute = self.container().attribute(State::Clean, self.medium.epoch());
+                self.container_mut().attribute = set_attribute(&self.medium, attribute)?;
+            }
         }
         if let Some(modified) = self.modified.filter(|_| self.writable) {
             self.medium.set_modified(modified)?;
@@ -725,6 +806,7 @@ impl<M: Medium> Contents<M> {
             && let Err(error) = self.medium.write_at(bytes, start).await
         {
             // Half an append must not stand behind the newest commit.
+            self.container_mut().zone_end = 0;
             if let Err(error) = self.medium.set_len(start) {
                 tracing::error!("a failed append could not be cut back: {error}");
             }
@@ -825,9 +907,9 @@ impl<M: Medium> Contents<M> {
                 match recovery::commit_at(&self.medium, &head, physical, true).await? {
                     Some(found) => {
                         // Read back after the loss, if there was one: it is on the disk.
-                        let durable_seq = found.record.seq;
+                        let durable_end = found.end;
                         let loaded = Container::loaded(head, found, Some(State::Clean));
-                        Container { durable_seq, ..loaded }
+                        Container { durable_end, ..loaded }
                     }
                     None => recover(&self.medium, physical, State::Clean, self.writable).await?,
                 },
@@ -907,7 +989,7 @@ async fn load<M: Medium>(
         {
             let mut container = Container::loaded(head, found, Some(attribute.state));
             if attribute.durable {
-                container.durable_seq = container.seq;
+                container.durable_end = container.record_end;
             }
             container.unverified = !attribute.durable && attribute.epoch != medium.epoch();
             return Ok(container);
@@ -1014,7 +1096,11 @@ impl Container {
             recovered: None,
             seq: 0,
             previous: 0,
-            durable_seq: 0,
+            record_end: 0,
+            zone_end: 0,
+            small_syncs: 0,
+            durable_end: 0,
+            dead: Dead::default(),
         }
     }
 
@@ -1023,7 +1109,7 @@ impl Container {
         Attribute {
             kind: Kind::Container,
             state,
-            durable: self.durable_seq == self.seq,
+            durable: self.durable_end == self.record_end,
             epoch,
             physical: self.physical,
             size: self.size,
@@ -1042,7 +1128,8 @@ impl Container {
             physical: found.end,
             seq: found.record.seq,
             previous: found.offset,
-            durable_seq: found.record.durable_seq,
+            record_end: found.end,
+            durable_end: found.record.durable_end,
             ..Self::empty()
         }
     }
@@ -1052,6 +1139,12 @@ impl Container {
             self.take_out(size..self.size, chunk_len);
         }
         self.size = size;
+    }
+
+    fn lay_over(&mut self, extent: Extent) {
+        for gone in self.extents.lay_over(extent) {
+            self.dead.replaced(gone.physical..gone.stored_end());
+        }
     }
 
     /// Makes `range` zeros, of which nothing is stored.
@@ -1078,7 +1171,7 @@ impl Container {
                 form: Form::Zeros,
                 checksum: 0,
             };
-            self.extents.lay_over(zeros);
+            self.lay_over(zeros);
             self.pending.push(zeros);
         }
     }

@@ -224,6 +224,10 @@ impl Medium for CrashMedium {
         Ok(())
     }
 
+    fn overwrites_in_place(&self) -> bool {
+        true
+    }
+
     fn epoch(&self) -> u32 {
         self.epoch
     }

@@ -151,6 +151,13 @@ impl Medium for FileMedium {
         Ok(fs::fsetxattr(&self.file, ATTRIBUTE_NAME, value, XattrFlags::empty())?)
     }
 
+    fn overwrites_in_place(&self) -> bool {
+        /// Magic numbers of linux/magic.h.
+        const EXT4: i64 = 0xEF53;
+        const XFS: i64 = 0x5846_5342;
+        fs::fstatfs(&self.file).is_ok_and(|stat| matches!(stat.f_type, EXT4 | XFS))
+    }
+
     fn epoch(&self) -> u32 {
         static EPOCH: OnceLock<u32> = OnceLock::new();
         *EPOCH.get_or_init(|| {

@@ -37,6 +37,10 @@ pub trait Medium {
     /// Sets the extended attribute.
     fn set_attribute(&self, value: &[u8]) -> io::Result<()>;
 
+    /// Whether bytes that are written where there are some already take their place, so that a sync
+    /// of them needs no change of metadata. Copy-on-write filesystems do not.
+    fn overwrites_in_place(&self) -> bool;
+
     /// Changes whenever bytes that were not synced may have been lost: with each start of the
     /// system.
     fn epoch(&self) -> u32;
@@ -76,6 +80,10 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
         (**self).set_attribute(value)
+    }
+
+    fn overwrites_in_place(&self) -> bool {
+        (**self).overwrites_in_place()
     }
 
     fn epoch(&self) -> u32 {

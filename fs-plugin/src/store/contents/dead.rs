@@ -1,0 +1,136 @@
+//! Stored bytes that nothing shows any more, until their blocks are given back.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::BLOCK;
+
+/// Ranges of the backing file that were replaced since it was opened.
+#[derive(Debug, Default)]
+pub(super) struct Dead {
+    /// Replaced by what is not durable yet: a crash may bring them back.
+    doubtful: Vec<Range<u64>>,
+    /// Replaced for good; end by start. Ranges that touch are one.
+    ranges: BTreeMap<u64, u64>,
+    /// Bytes in whole blocks of `ranges`.
+    whole_blocks: u64,
+}
+
+impl Dead {
+    /// Nothing shows `range` any more.
+    pub(super) fn replaced(&mut self, range: Range<u64>) {
+        if !range.is_empty() {
+            self.doubtful.push(range);
+        }
+    }
+
+    /// What replaced them is durable.
+    pub(super) fn replaced_durably(&mut self) {
+        for range in std::mem::take(&mut self.doubtful) {
+            self.insert(range);
+        }
+    }
+
+    /// Bytes of blocks that can be given back.
+    pub(super) fn whole_blocks(&self) -> u64 {
+        self.whole_blocks
+    }
+
+    /// The blocks that can be given back, each once. What is left of their ranges stays, and may
+    /// become whole blocks with what dies beside it.
+    pub(super) fn take_whole_blocks(&mut self) -> Vec<Range<u64>> {
+        if self.whole_blocks == 0 {
+            return Vec::new();
+        }
+        self.whole_blocks = 0;
+        let mut taken = Vec::new();
+        let mut left = BTreeMap::new();
+        for (start, end) in std::mem::take(&mut self.ranges) {
+            let blocks = whole(start..end);
+            if blocks.is_empty() {
+                left.insert(start, end);
+                continue;
+            }
+            for rest in [start..blocks.start, blocks.end..end] {
+                if !rest.is_empty() {
+                    left.insert(rest.start, rest.end);
+                }
+            }
+            taken.push(blocks);
+        }
+        self.ranges = left;
+        taken
+    }
+
+    fn insert(&mut self, mut range: Range<u64>) {
+        if let Some((&start, &end)) = self.ranges.range(..=range.start).next_back()
+            && end >= range.start
+        {
+            self.remove(start);
+            range = start..end.max(range.end);
+        }
+        while let Some((&start, &end)) = self.ranges.range(range.start..=range.end).next() {
+            self.remove(start);
+            range.end = range.end.max(end);
+        }
+        self.whole_blocks += len(&whole(range.clone()));
+        self.ranges.insert(range.start, range.end);
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(end) = self.ranges.remove(&start) {
+            self.whole_blocks -= len(&whole(start..end));
+        }
+    }
+}
+
+/// The whole blocks in a range.
+fn whole(range: Range<u64>) -> Range<u64> {
+    let start = range.start.next_multiple_of(BLOCK);
+    start..(range.end / BLOCK * BLOCK).max(start)
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against a set of bytes: a block is given back once all of it is dead, and only once.
+        #[test]
+        fn whole_blocks_are_given_back_once(
+            steps in prop::collection::vec((0..40_u64, 1..9_u64, any::<bool>()), 0..40),
+        ) {
+            const PART: u64 = BLOCK / 4;
+            let mut dead = Dead::default();
+            let mut model = [false; 200];
+            let mut given = [false; 50];
+            for (start, parts, punch) in steps {
+                // What is dead does not die again.
+                let free = (start..start + parts)
+                    .take_while(|part| !model[usize::try_from(*part).expect("small")]).count();
+                let end = start + free as u64;
+                (start..end).for_each(|part| model[usize::try_from(part).expect("small")] = true);
+                dead.replaced(start * PART..end * PART);
+                dead.replaced_durably();
+                let ready = |block: usize| model[block * 4..block * 4 + 4].iter().all(|dead| *dead);
+                let expected = (0..50).filter(|block| ready(*block) && !given[*block]).count();
+                prop_assert_eq!(dead.whole_blocks(), expected as u64 * BLOCK);
+                if punch {
+                    for blocks in dead.take_whole_blocks() {
+                        for block in blocks.start / BLOCK..blocks.end / BLOCK {
+                            let block = usize::try_from(block).expect("small");
+                            prop_assert!(ready(block) && !given[block]);
+                            given[block] = true;
+                        }
+                    }
+                    prop_assert_eq!(dead.whole_blocks(), 0);
+                }
+            }
+        }
+    }
+}
