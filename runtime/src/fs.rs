@@ -41,6 +41,11 @@ impl AsFd for File {
 }
 
 impl File {
+    /// The descriptor, for system calls of the caller's own.
+    pub fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
     /// Reads at `offset` into the buffer's room; 0 at the end of the file, or without room.
     pub async fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> (io::Result<usize>, B) {
         op::read_at(Arc::clone(&self.fd), buffer, offset).await

@@ -8,7 +8,7 @@ use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamp
 use rustix::io::Errno;
 
 use super::lookup::{Place, VALID_S, is_file};
-use super::lower::{attribute_at, proc_path};
+use super::lower::{attribute_at, attribute_of, proc_path};
 use super::{Answer, Fs, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
@@ -142,7 +142,7 @@ impl Fs {
     ) -> Result<Option<u64>, Errno> {
         let mut value = [0; Attribute::LEN + 1];
         let len = match place {
-            Place::Fd(fd) => match fs::getxattr(proc_path(fd), ATTRIBUTE_NAME, &mut value[..]) {
+            Place::Fd(fd) => match attribute_of(fd, ATTRIBUTE_NAME, &mut value) {
                 Ok(len) => Some(len),
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
                 Err(errno) => return Err(errno),

@@ -1,5 +1,6 @@
 //! Regular files: open, read, write, make durable.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Fs {
             Ok(contents) => {
                 let entry = self.entry_out(&parent, name).await?;
                 let file = self.take_file(entry.nodeid)?;
-                *file.contents.write().await = Some(contents);
+                file.fill(&mut *file.contents.write().await, contents);
                 created(&entry, args.flags)
             }
             // Somebody else was first: as good as ours, unless it had to be new.
@@ -82,7 +83,7 @@ impl Fs {
         let entry = self.entry_of(&fd).await?;
         let contents = self.create_contents(request, fd)?;
         let file = self.take_file(entry.nodeid)?;
-        *file.contents.write().await = Some(contents);
+        file.fill(&mut *file.contents.write().await, contents);
         created(&entry, args.flags)
     }
 
@@ -121,8 +122,7 @@ impl Fs {
         mode: Mode,
     ) -> Result<(), Errno> {
         // The kernel has made it ours.
-        let (our_uid, our_gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        if (our_uid.as_raw(), our_gid.as_raw()) == (request.uid, request.gid) {
+        if self.lower.owner() == (request.uid, request.gid) {
             return Ok(());
         }
         let directory = fs::statat(parent.as_fd(), "", AtFlags::EMPTY_PATH)?;
@@ -222,7 +222,7 @@ impl Fs {
             if contents.is_none() {
                 match self.open_contents(nodeid).await {
                     Ok(opened) => {
-                        *contents = Some(opened);
+                        file.fill(&mut contents, opened);
                         Ok(())
                     }
                     Err(errno) => Err(errno),
@@ -297,7 +297,12 @@ impl Fs {
 /// Sets the umask for the next file or directory that this shard makes: the lower filesystem applies
 /// it, unless the directory has a default ACL, which takes its place.
 pub(crate) fn mask(umask: u32) {
-    rustix::process::umask(Mode::from_raw_mode(umask));
+    thread_local! {
+        static SET: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+    if SET.replace(Some(umask)) != Some(umask) {
+        rustix::process::umask(Mode::from_raw_mode(umask));
+    }
 }
 
 /// How the kernel is to use a file that was opened with these flags: its pages stay valid, since

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::RwLock;
 
@@ -51,6 +51,9 @@ struct Inode {
 pub(crate) struct File {
     /// None until loaded, and again when nobody uses it any more.
     pub(crate) contents: RwLock<Option<Contents<FileMedium>>>,
+    /// The descriptor of the contents, while they are loaded: system calls on the inode need not
+    /// wait for them.
+    descriptor: Mutex<Option<Arc<OwnedFd>>>,
     /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
     /// which orders it.
     users: AtomicU64,
@@ -119,6 +122,22 @@ impl Inodes {
                 self.by_number.remove(&number);
             }
         }
+    }
+}
+
+impl File {
+    fn descriptor(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts loaded contents in their place.
+    pub(crate) fn fill(
+        &self,
+        place: &mut Option<Contents<FileMedium>>,
+        contents: Contents<FileMedium>,
+    ) {
+        *self.descriptor() = Some(Arc::clone(contents.medium().descriptor()));
+        *place = Some(contents);
     }
 }
 
@@ -194,10 +213,17 @@ impl Fs {
         Ok(Reply::None)
     }
 
-    /// An `O_PATH` descriptor of a node.
+    /// A descriptor of a node, open for nothing, or for whatever its contents need.
     pub(crate) fn path_fd(&self, nodeid: u64) -> Result<Arc<OwnedFd>, Errno> {
-        let address = self.address(nodeid)?;
-        self.lower.path_fd(&address)
+        let (address, file) = {
+            let inodes = self.inodes();
+            let node = inodes.get(nodeid)?;
+            (node.address.clone(), node.file.clone())
+        };
+        match file.and_then(|file| file.descriptor().clone()) {
+            Some(fd) => Ok(fd),
+            None => self.lower.path_fd(&address),
+        }
     }
 
     /// An `O_PATH` descriptor of a directory, kept open for the next who asks.
@@ -232,7 +258,11 @@ impl Fs {
         let mut inodes = self.inodes();
         let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
         let file = node.file.get_or_insert_with(|| {
-            Arc::new(File { contents: RwLock::default(), users: AtomicU64::new(0) })
+            Arc::new(File {
+                contents: RwLock::default(),
+                descriptor: Mutex::default(),
+                users: AtomicU64::new(0),
+            })
         });
         file.users.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(file))
@@ -260,6 +290,7 @@ impl Fs {
             Some(contents) => contents.close(&queue()).await,
             None => Ok(()),
         };
+        *file.descriptor() = None;
         *contents = None;
         drop(contents);
         let mut inodes = self.inodes();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 /// Largest file handle (MAX_HANDLE_SZ of linux/exportfs.h).
 const HANDLE_LEN_MAX: usize = 128;
@@ -21,6 +22,8 @@ pub(crate) struct Lower {
     root: OwnedFd,
     device: u64,
     by_handle: bool,
+    /// Whose files are that this process makes.
+    owner: (u32, u32),
 }
 
 /// Where an inode is.
@@ -70,7 +73,8 @@ impl Lower {
     /// Takes over the open directory.
     pub(crate) fn new(root: OwnedFd) -> Result<Self, Errno> {
         let device = fs::fstat(&root)?.st_dev;
-        let mut lower = Self { root, device, by_handle: true };
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let mut lower = Self { root, device, by_handle: true, owner };
         let probe = lower.handle(lower.root.as_fd(), OsStr::new("."));
         lower.by_handle = probe.is_ok_and(|handle| lower.open(&handle, OFlags::PATH).is_ok());
         Ok(lower)
@@ -78,6 +82,10 @@ impl Lower {
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    pub(crate) fn owner(&self) -> (u32, u32) {
+        self.owner
     }
 
     /// Attributes of `name`, and where to find it again. An empty name is `parent` itself.
@@ -166,6 +174,16 @@ impl Lower {
         }
         // SAFETY: just opened, and nobody else has it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// The value of an extended attribute of an inode, without room its length.
+pub(crate) fn attribute_of(fd: &OwnedFd, name: impl Arg, value: &mut [u8]) -> Result<usize, Errno> {
+    let name = name.into_c_str()?;
+    match fs::fgetxattr(fd, &*name, &mut *value) {
+        // Open for nothing (`O_PATH`).
+        Err(Errno::BADF) => fs::getxattr(proc_path(fd), &*name, value),
+        result => result,
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{self, AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
 
-use super::lower::proc_path;
+use super::lower::{attribute_of, proc_path};
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
@@ -21,19 +21,14 @@ impl Fs {
         let args: fuse_getxattr_in = request.args()?;
         let (name, _) = request.name_and_rest()?;
         visible(name).map_err(|_| Errno::NODATA)?;
-        let mut value = vec![0; LEN_MAX];
-        // The kernel asks for capabilities before the first write to a file, which is open here.
-        let file = self.used_file(request.nodeid);
-        let open = file.as_ref().and_then(|file| file.contents.try_read());
-        let len = match open.as_deref() {
-            Some(Some(contents)) => fs::fgetxattr(contents.medium(), name, &mut value[..])?,
-            _ => {
-                let fd = self.path_fd(request.nodeid)?;
-                fs::getxattr(proc_path(&*fd), name, &mut value[..])?
-            }
-        };
+        let fd = self.path_fd(request.nodeid)?;
+        let mut value = vec![0; LEN_MAX.min(args.size as usize)];
+        let len = attribute_of(&fd, name, &mut value)?;
+        if args.size == 0 {
+            return length(len);
+        }
         value.truncate(len);
-        sized(&value, args.size)
+        Ok(Reply::Body(value))
     }
 
     pub(crate) fn listxattr(&self, request: &Request) -> Answer {
@@ -82,14 +77,18 @@ fn visible(name: &OsStr) -> Result<(), Errno> {
     if name.as_bytes() == ATTRIBUTE_NAME.to_bytes() { Err(Errno::OPNOTSUPP) } else { Ok(()) }
 }
 
-/// A value or a list, or its length when the caller asks with no room.
+/// A list, or its length when the caller asks with no room.
 fn sized(bytes: &[u8], room: u32) -> Answer {
     if room == 0 {
-        let size = u32::try_from(bytes.len()).map_err(|_| Errno::RANGE)?;
-        return reply::with(&fuse_getxattr_out { size, padding: 0 });
+        return length(bytes.len());
     }
     if bytes.len() > room as usize {
         return Err(Errno::RANGE);
     }
     Ok(Reply::Body(bytes.to_vec()))
+}
+
+fn length(len: usize) -> Answer {
+    let size = u32::try_from(len).map_err(|_| Errno::RANGE)?;
+    reply::with(&fuse_getxattr_out { size, padding: 0 })
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{self, FallocateFlags, Timespec, Timestamps, XattrFlags};
@@ -31,6 +31,10 @@ impl FileMedium {
     /// Takes over an open file.
     pub fn new(fd: OwnedFd) -> Self {
         Self { file: File::from(fd), window: Mutex::default() }
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.file.descriptor()
     }
 
     fn window(&self) -> MutexGuard<'_, Option<(u64, Bytes)>> {
