@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_lock::OnceCell;
 use warpcore_fs::store::contents::Options;
-use warpcore_fs::{Config, Mount, Summary, Transport};
+use warpcore_fs::{Cache, Config, Mount, Summary, Transport};
 use warpcore_offload::{Codec, Devices, Stats};
 use warpcore_runtime::Builder;
 
@@ -36,6 +36,8 @@ pub(crate) struct Arguments {
     ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
     ///   level=N       level of new contents: zstd -7 to 19, not 0; deflate 0 to 9; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
+    ///   writeback     let the kernel gather writes: faster for small ones; nobody else may then
+    ///                 change SRC, and files are shown without holes
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
     #[arg(value_parser = parse)]
     options: Vec<MountOption>,
@@ -50,6 +52,7 @@ enum MountOption {
     Codec(Codec),
     Level(i32),
     NoUring,
+    WriteBack,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -59,6 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         contents: Options::default(),
         allow_other: false,
         io_uring: true,
+        cache: Cache::WriteThrough,
     };
     let devices = arguments.selection.select()?;
     if devices.compresses(Codec::Deflate) {
@@ -71,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::Codec(codec) => config.contents.codec = codec,
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
+            MountOption::WriteBack => config.cache = Cache::WriteBack,
         }
     }
     let (codec, level) = (config.contents.codec, config.contents.level);
@@ -121,6 +126,7 @@ fn parse(option: &str) -> Result<MountOption, String> {
     match (name, value) {
         ("allow_other", "") => Ok(MountOption::AllowOther),
         ("no_uring", "") => Ok(MountOption::NoUring),
+        ("writeback", "") => Ok(MountOption::WriteBack),
         ("chunk", value) => {
             let kib = value.to_ascii_lowercase().strip_suffix('k').map(str::parse::<u32>);
             match kib {

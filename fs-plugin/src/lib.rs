@@ -21,5 +21,5 @@ mod session;
 pub mod store;
 
 pub use error::Error;
-pub use fs::Transport;
+pub use fs::{Cache, Transport};
 pub use session::{Config, Mount, MountError, Summary};

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, timeout, until_stopped};
 
-use crate::fs::{Fs, Lower, Transport};
+use crate::fs::{Cache, Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
 use crate::store::contents::Options;
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub allow_other: bool,
     /// Use FUSE over io_uring where the kernel has it on.
     pub io_uring: bool,
+    /// What the kernel keeps in its page cache.
+    pub cache: Cache,
 }
 
 /// A directory that was mounted, and waits to be served.
@@ -169,7 +171,8 @@ impl Mount {
             cause: io::Error::from(errno).to_string(),
         };
         let lower = Lower::new(source).map_err(unusable)?;
-        let fs = Fs::new(lower, config.contents, queues.is_some()).map_err(unusable)?;
+        let fs =
+            Fs::new(lower, config.contents, queues.is_some(), config.cache).map_err(unusable)?;
         raise_descriptor_limit();
 
         let others = if config.allow_other { ",allow_other" } else { "" };

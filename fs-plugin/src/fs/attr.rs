@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::lookup::{Place, VALID_S, is_file};
+use super::lookup::{Place, is_file};
 use super::lower::{attribute_at, attribute_of, proc_path};
 use super::{Answer, Fs, reply};
 use crate::fuse::abi::*;
@@ -23,7 +23,7 @@ impl Fs {
         let fd = self.path_fd(nodeid)?;
         let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
         let attr = self.attributes(nodeid, &stat, Place::Fd(&fd)).await?;
-        reply::with(&fuse_attr_out { attr_valid: VALID_S, attr, ..Default::default() })
+        reply::with(&fuse_attr_out { attr_valid: self.cache.valid_s(), attr, ..Default::default() })
     }
 
     /// As getattr, and the time of birth.
@@ -60,7 +60,11 @@ impl Fs {
             rdev_minor: lower.stx_rdev_minor,
             ..Default::default()
         };
-        reply::with(&fuse_statx_out { attr_valid: VALID_S, stat, ..Default::default() })
+        reply::with(&fuse_statx_out {
+            attr_valid: self.cache.valid_s(),
+            stat,
+            ..Default::default()
+        })
     }
 
     /// The attributes of a node whose lower inode has these.

@@ -21,9 +21,6 @@ use crate::fuse::request::Request;
 use crate::store::contents::Contents;
 use crate::store::medium::FileMedium;
 
-/// How long the kernel may use names and attributes without asking, in seconds.
-pub(crate) const VALID_S: u64 = 1;
-
 /// Every inode that the kernel may name.
 pub(crate) struct Inodes {
     /// `nodeid` is the index + 1; the root is first.
@@ -183,8 +180,8 @@ impl Fs {
             Ok(attr) => Ok(fuse_entry_out {
                 nodeid,
                 generation,
-                entry_valid: VALID_S,
-                attr_valid: VALID_S,
+                entry_valid: self.cache.valid_s(),
+                attr_valid: self.cache.valid_s(),
                 attr,
                 ..Default::default()
             }),

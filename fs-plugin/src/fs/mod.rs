@@ -36,8 +36,31 @@ pub(crate) struct Fs {
     directories: Mutex<Slab<Arc<OwnedFd>>>,
     /// Agree on io_uring, if the kernel offers it.
     io_uring: bool,
+    cache: Cache,
     /// INIT was answered: with io_uring, or without.
     pub(crate) transport: OnceLock<Transport>,
+}
+
+/// What the kernel keeps in its page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Writes reach us before write(2) returns. Names and attributes are asked for again after a
+    /// second; SEEK_HOLE and SEEK_DATA are exact.
+    WriteThrough,
+    /// The kernel gathers writes and sends them later, or when asked to sync or to close. Sizes and
+    /// times are its own, so nobody else may change what lies below. Files have no holes: the kernel
+    /// would ask for them without sending first what it has (`fuse_lseek`).
+    WriteBack,
+}
+
+impl Cache {
+    /// How long the kernel may use names and attributes without asking, in seconds.
+    fn valid_s(self) -> u64 {
+        match self {
+            Self::WriteThrough => 1,
+            Self::WriteBack => 60,
+        }
+    }
 }
 
 /// The way requests come.
@@ -50,7 +73,12 @@ pub enum Transport {
 }
 
 impl Fs {
-    pub(crate) fn new(lower: Lower, options: Options, io_uring: bool) -> Result<Self, Errno> {
+    pub(crate) fn new(
+        lower: Lower,
+        options: Options,
+        io_uring: bool,
+        cache: Cache,
+    ) -> Result<Self, Errno> {
         let inodes = Mutex::new(Inodes::new(&lower)?);
         Ok(Self {
             lower,
@@ -58,6 +86,7 @@ impl Fs {
             inodes,
             directories: Mutex::default(),
             io_uring,
+            cache,
             transport: OnceLock::new(),
         })
     }
@@ -94,6 +123,8 @@ impl Fs {
             opcode::LINK => self.link(request).await,
             opcode::LISTXATTR => self.listxattr(request),
             opcode::LOOKUP => self.lookup(request).await,
+            // The kernel then takes all of a file for data, and asks no more.
+            opcode::LSEEK if self.cache == Cache::WriteBack => Err(Errno::NOSYS),
             opcode::LSEEK => self.lseek(request).await,
             opcode::MKDIR => self.mkdir(request).await,
             opcode::MKNOD => self.mknod(request).await,
@@ -149,7 +180,8 @@ impl Fs {
                 | FUSE_POSIX_ACL
                 | FUSE_READDIRPLUS_AUTO
                 | FUSE_SETXATTR_EXT,
-        ) | FUSE_DIRECT_IO_ALLOW_MMAP
+        ) | if self.cache == Cache::WriteBack { u64::from(FUSE_WRITEBACK_CACHE) } else { 0 }
+            | FUSE_DIRECT_IO_ALLOW_MMAP
             // A handle outlives what we remember of an inode.
             | FUSE_NO_EXPORT_SUPPORT
             | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };
