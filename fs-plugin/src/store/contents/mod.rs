@@ -90,6 +90,7 @@ pub struct Contents<M> {
     decoded: Mutex<Option<(u64, Bytes)>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one for each open file, and plain ones are rare")]
 enum Body {
     Container(Container),
     /// Read and written in place. Whether the attribute says so.
