@@ -232,3 +232,25 @@ fn what_is_changed_through_a_mapping_is_kept() {
         synced.expect("syncs");
     });
 }
+
+/// With the kernel's write-back cache a page may be dirty in what we know as a hole: who looks for
+/// data must be told that all of it is, or it would lose them.
+#[test]
+fn with_write_back_a_dirty_page_in_a_hole_is_found() {
+    if !(need(&MOUNT) && need(&[Need::FuseUring])) {
+        return;
+    }
+    let place = Place::new();
+    let mounted = place.mount(&["writeback"]);
+    let file = open_rw(&place, "sparse");
+    file.set_len(1 << 20).expect("sets the length");
+    file.sync_all().expect("syncs");
+    file.write_all_at(b"dirty", 500_000).expect("writes");
+    let script = "import os,sys; f=os.open(sys.argv[1],os.O_RDONLY)\n\
+                  print(os.lseek(f,0,os.SEEK_DATA), os.lseek(f,0,os.SEEK_HOLE))";
+    let path = place.target.join("sparse");
+    let seen = tool("python3", &["-c", script, path.to_str().expect("UTF-8")], &place.target);
+    assert_eq!(seen.trim(), "0 1048576");
+    drop(file);
+    mounted.unmount();
+}

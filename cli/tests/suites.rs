@@ -1,5 +1,5 @@
-//! Public suites of POSIX behaviour on the mount, on both transports: pjdfstest, and fsx with
-//! mappings, holes and copies. `.ci/full` runs them longer.
+//! Public suites of POSIX behaviour on the mount, on both transports and with the kernel's write-back
+//! cache: pjdfstest, and fsx with mappings, holes and copies. `.ci/full` runs them longer.
 
 mod common;
 
@@ -128,6 +128,20 @@ fn pjdfstest_classic() {
 fn pjdfstest_io_uring() {
     if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
         pjdfstest(&[]);
+    }
+}
+
+#[test]
+fn pjdfstest_writeback() {
+    if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
+        pjdfstest(&["writeback"]);
+    }
+}
+
+#[test]
+fn fsx_writeback() {
+    if need(&MOUNT) && need(&[Need::FuseUring, FSX]) {
+        fsx(&["writeback"]);
     }
 }
 

@@ -17,7 +17,7 @@ use futures_lite::future;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, timeout, until_stopped};
+use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, stop, timeout, until_stopped};
 
 use crate::fs::{Cache, Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
@@ -205,7 +205,11 @@ impl Mount {
     ///
     /// The thread gets a umask of its own, and gives up CAP_SYS_RESOURCE.
     pub async fn serve(&self) -> io::Result<Summary> {
-        prepare_thread()?;
+        let prepared = prepare_thread();
+        if prepared.is_err() {
+            // All end in order: a mount of which some queues are not served would hang.
+            stop();
+        }
         let session = Rc::new(Session {
             shared: Arc::clone(&self.shared),
             requests: Holders::default(),
@@ -214,6 +218,7 @@ impl Mount {
         let result = if shard() == 0 { self.lead(&session).await } else { session.follow().await };
         // Release: the leader, who acquires it, closes what this shard has written to.
         self.shared.finished.fetch_add(1, Ordering::Release);
+        prepared?;
         Ok(Summary {
             transport: self.shared.fs.transport.get().copied(),
             uring_requests: session.uring_requests.get(),
@@ -225,6 +230,7 @@ impl Mount {
     /// Reads `/dev/fuse`, ends the mount, and flushes what is left. False: not everything could be.
     async fn lead(&self, session: &Rc<Session>) -> io::Result<bool> {
         let shared = &self.shared;
+        let ending = Ending(shared);
         let flushing = Rc::new(Mutex::new(()));
         let flusher = spawn(flush_now_and_then(Arc::clone(shared), Rc::clone(&flushing)));
         let entries = spawn(register_entries(Rc::clone(session)));
@@ -238,7 +244,7 @@ impl Mount {
             }
         };
         let _ = entries.cancel().await;
-        let _ = shared.ended.set(()).await;
+        drop(ending);
         // Not in the middle of a flush: a commit that is dropped loses what it had taken.
         let idle = flushing.lock().await;
         let _ = flusher.cancel().await;
@@ -255,6 +261,16 @@ impl Mount {
             Ok(result) => result.map(|()| flushed),
             Err(error) => Err(io::Error::other(error)),
         }
+    }
+}
+
+/// Tells the other shards that the connection has ended when it is dropped, also by a panic.
+struct Ending<'a>(&'a Shared);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        // Set once: nobody else does.
+        let _ = self.0.ended.set_blocking(());
     }
 }
 

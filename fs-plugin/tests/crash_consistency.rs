@@ -9,7 +9,7 @@ use std::rc::Rc;
 use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps};
 use proptest::prelude::*;
 use warpcore_fs::store::contents::{Contents, Options};
-use warpcore_fs::store::medium::{CrashMedium, CrashPoint};
+use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
 use warpcore_offload::{Codec, Queue};
 
 /// States that a crash may leave, each with the number of changes from which on it may be found.
@@ -491,4 +491,22 @@ fn small_syncs_into_a_zone_are_each_durable() {
     let longest = 120 * 4096 + 3 * common::CHUNK;
     assert!(medium.bytes().len() < longest, "the rest of the zone was left");
     assert!(read_all(&queue, &mut open(&queue, &medium)) == model);
+}
+
+/// fsync of what nobody has changed writes nothing, and leaves a clean file clean.
+#[test]
+fn syncing_an_unchanged_file_leaves_it_as_it_is() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"closed, and never synced")).expect("writes");
+    run(&queue, contents.close(&queue)).expect("closes");
+    let before = (medium.bytes(), medium.attribute().expect("in memory"));
+    for writable in [true, false] {
+        let open = Contents::open(Rc::clone(&medium), options(), writable);
+        let mut contents = run(&queue, open).expect("opens");
+        for _ in 0..5 {
+            run(&queue, contents.sync(&queue)).expect("syncs");
+        }
+        assert!((medium.bytes(), medium.attribute().expect("in memory")) == before);
+    }
 }

@@ -49,9 +49,14 @@ impl Fs {
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
                 let entry = self.entry_out(&parent, name).await?;
                 let file = self.load(entry.nodeid).await?;
-                if args.flags & O_TRUNC != 0
-                    && let Err(errno) = self.truncate(entry.nodeid, &file, 0).await
-                {
+                let mut result = Ok(());
+                if args.flags & O_TRUNC != 0 {
+                    result = self.truncate(entry.nodeid, &file, 0).await;
+                }
+                if result.is_ok() && args.open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
+                    result = self.kill_privileges(entry.nodeid);
+                }
+                if let Err(errno) = result {
                     // Never opened: the error that counts is the first.
                     let _ = self.put_file(entry.nodeid, &file).await;
                     return Err(errno);

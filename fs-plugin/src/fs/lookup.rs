@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::RwLock;
-
 use rustix::fs::{self, AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use slab::Slab;
@@ -127,14 +126,16 @@ impl File {
         self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts loaded contents in their place.
+    /// Puts loaded contents in their place, unless somebody has meanwhile.
     pub(crate) fn fill(
         &self,
         place: &mut Option<Contents<FileMedium>>,
         contents: Contents<FileMedium>,
     ) {
-        *self.descriptor() = Some(Arc::clone(contents.medium().descriptor()));
-        *place = Some(contents);
+        if place.is_none() {
+            *self.descriptor() = Some(Arc::clone(contents.medium().descriptor()));
+            *place = Some(contents);
+        }
     }
 }
 

@@ -103,8 +103,12 @@ impl Lower {
         let address = if self.by_handle {
             self.handle(parent, name)?
         } else {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = fs::openat(parent, name, flags, Mode::empty())?;
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let fd = if name.is_empty() {
+                fs::open(proc_path(&parent), flags, Mode::empty())?
+            } else {
+                fs::openat(parent, name, flags | OFlags::NOFOLLOW, Mode::empty())?
+            };
             Address::Descriptor(Descriptor(Arc::new(fd)))
         };
         Ok((stat, address))

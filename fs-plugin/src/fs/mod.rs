@@ -159,8 +159,10 @@ impl Fs {
         /// Requests of a kind the kernel may have under way without anybody waiting.
         const BACKGROUND_MAX: u16 = 64;
         let args: fuse_init_in = request.args()?;
-        if args.major != FUSE_KERNEL_VERSION || args.minor < 31 {
-            tracing::error!("the kernel speaks FUSE {}.{}; 7.31 is needed", args.major, args.minor);
+        // Without it SETXATTR is shorter, and reads otherwise.
+        if args.major != FUSE_KERNEL_VERSION || args.flags & FUSE_SETXATTR_EXT == 0 {
+            let (major, minor) = (args.major, args.minor);
+            tracing::error!("the kernel speaks FUSE {major}.{minor}; Linux 5.13 is needed");
             return Err(Errno::PROTO);
         }
         let offered = u64::from(args.flags)
@@ -181,7 +183,6 @@ impl Fs {
                 | FUSE_READDIRPLUS_AUTO
                 | FUSE_SETXATTR_EXT,
         ) | if self.cache == Cache::WriteBack { u64::from(FUSE_WRITEBACK_CACHE) } else { 0 }
-            | FUSE_DIRECT_IO_ALLOW_MMAP
             // A handle outlives what we remember of an inode.
             | FUSE_NO_EXPORT_SUPPORT
             | if self.io_uring { FUSE_OVER_IO_URING } else { 0 };

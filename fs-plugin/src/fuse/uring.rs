@@ -4,9 +4,11 @@
 //! Each possible CPU has a queue, and the kernel uses the queue of the CPU that asks. All of them
 //! must have an entry before the kernel sends anything, also those of CPUs that are offline or not
 //! ours; one thread may serve several. A shard serves the queue of its own core, so that who asks and
-//! who answers change places on one core and nobody has to be woken on another. An entry is a task: register, then for each request dispatch
-//! and commit. The kernel writes header and payload from our own system calls (task work), never
-//! while we look at them: an entry is either being fetched or being dispatched.
+//! who answers change places on one core and nobody has to be woken on another.
+//!
+//! An entry is a task: register, then for each request dispatch and commit. The kernel writes header
+//! and payload from our own system calls (task work), never while we look at them: an entry is either
+//! being fetched or being dispatched.
 
 use std::io;
 use std::rc::Rc;

@@ -395,16 +395,21 @@ impl<M: Medium> Contents<M> {
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;
         source.commit(queue).await?;
-        let mut done = 0;
-        while done < len {
-            let copied =
-                self.copy_stored(queue, source, from + done, to + done, len - done).await?;
-            done += match copied {
-                0 => self.copy_plain(queue, source, from + done, to + done, len - done).await?,
-                copied => copied,
-            };
+        let (mut from, mut to, mut left) = (from, to, len);
+        while left > 0 {
+            let mut copied = self.copy_stored(queue, source, from, to, left).await?;
+            if copied == 0 {
+                // Byte by byte, up to the next border of a chunk here.
+                let chunk_len = self.chunk_len();
+                copied = left.min(chunk_len - to % chunk_len);
+                let mut bytes = vec![0; to_index(copied)];
+                // All are there: `len` was bounded by the length of a file that is held.
+                source.read(queue, from, &mut bytes).await?;
+                self.write(queue, to, &bytes).await?;
+            }
+            (from, to, left) = (from + copied, to + copied, left - copied);
         }
-        Ok(done)
+        Ok(len)
     }
 
     /// As [`Contents::copy_from`], from another place of the same file.
@@ -469,6 +474,8 @@ impl<M: Medium> Contents<M> {
         }
         self.options.chunk_len_log2 = head.chunk_len_log2;
         self.begin_change().await?;
+        // Before a record may be written: it tells the time.
+        self.touch();
         // What was written here before comes first, and what is copied lies over it.
         self.store(queue, None, false).await?;
         let ends = stored.iter().map(|span| span.logical + span.len);
@@ -476,29 +483,15 @@ impl<M: Medium> Contents<M> {
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
         self.append(stored, false).await?;
         let container = self.container_mut();
-        for (start, end) in gaps.into_iter().filter(|(start, end)| start < end) {
-            container.take_out(start..end, chunk_len);
+        for (start, end) in gaps {
+            // Where nothing was stored a hole is a hole.
+            if container.extents.within(start..end).next().is_some() {
+                container.take_out(start..end, chunk_len);
+            }
         }
         container.size = container.size.max(to + len);
-        self.touch();
+        container.changed = true;
         Ok(len)
-    }
-
-    /// Copies the next bytes, up to the next border of a chunk here.
-    async fn copy_plain(
-        &mut self,
-        queue: &Queue,
-        source: &Self,
-        from: u64,
-        to: u64,
-        len: u64,
-    ) -> Result<u64, Error> {
-        let chunk_len = self.chunk_len();
-        let len = len.min(chunk_len - to % chunk_len);
-        let mut bytes = vec![0; to_index(len)];
-        let read = source.read(queue, from, &mut bytes).await?;
-        self.write(queue, to, &bytes[..read]).await?;
-        Ok(read as u64)
     }
 
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
@@ -542,7 +535,12 @@ impl<M: Medium> Contents<M> {
     /// without a commit of the lower filesystem's journal.
     async fn extend_zone(&mut self) -> Result<(), Error> {
         let Body::Container(container) = &mut self.body else { return Ok(()) };
-        let small = container.physical - container.durable_end <= ZONE_COMMIT_MAX;
+        let written = container.record_end - container.durable_end;
+        if written == 0 || container.attribute != Some(State::Dirty) {
+            // Nothing was brought; or nothing would tell, after a crash, that zeros may follow.
+            return Ok(());
+        }
+        let small = written <= ZONE_COMMIT_MAX;
         container.small_syncs = if small { container.small_syncs + 1 } else { 0 };
         let has_room = container.zone_end >= container.physical + 2 * BLOCK;
         if container.small_syncs < 2 || has_room || !self.medium.overwrites_in_place() {
