@@ -115,7 +115,7 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     let (mut files_count, mut plain, mut size, mut physical, mut stored) = (0, 0, 0, 0, 0);
     let single = path.is_file();
     for path in files(path)? {
-        let report = open(&path).await?.report()?;
+        let report = open(&path).await?.report().await?;
         files_count += 1;
         plain += u64::from(report.kind == Kind::Plain);
         size += report.size;

@@ -23,7 +23,7 @@ impl Fs {
         let file = self.in_use(request.nodeid)?;
         let contents = file.contents.read().await;
         let contents = contents.as_ref().ok_or(Errno::STALE)?;
-        match contents.seek(args.offset, hole) {
+        match contents.seek(args.offset, hole).await {
             Ok(Some(offset)) => reply::with(&fuse_lseek_out { offset }),
             Ok(None) => Err(Errno::NXIO),
             Err(error) => Err(self.errno(request.nodeid, "lseek", &error)),

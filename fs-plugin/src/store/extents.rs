@@ -35,6 +35,11 @@ impl Extents {
         touched.into_iter().filter(|one| !is_seen(one)).collect()
     }
 
+    /// Puts a visible part in a place where there is none.
+    pub fn put(&mut self, (visible, extent): (Range<u64>, Extent)) {
+        self.pieces.insert(visible.start, Piece { end: visible.end, extent });
+    }
+
     /// Takes `range` out; returns the extents that were seen there.
     fn cut(&mut self, range: Range<u64>) -> Vec<Extent> {
         let mut touched = Vec::new();
@@ -71,11 +76,6 @@ impl Extents {
             .filter(|(visible, _)| !visible.is_empty())
     }
 
-    /// Whether anything at or behind `offset` is stored.
-    pub fn reaches_behind(&self, offset: u64) -> bool {
-        self.pieces.last_key_value().is_some_and(|(_, piece)| piece.end > offset)
-    }
-
     /// Number of visible parts.
     pub fn len(&self) -> usize {
         self.pieces.len()
@@ -84,6 +84,14 @@ impl Extents {
     /// Whether nothing is stored.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
+    }
+}
+
+impl FromIterator<(Range<u64>, Extent)> for Extents {
+    fn from_iter<T: IntoIterator<Item = (Range<u64>, Extent)>>(pieces: T) -> Self {
+        let mut extents = Self::default();
+        pieces.into_iter().for_each(|piece| extents.put(piece));
+        extents
     }
 }
 

@@ -14,5 +14,7 @@
 pub mod contents;
 pub mod extents;
 pub mod format;
+pub mod index;
 pub mod medium;
 pub mod recovery;
+mod spans;

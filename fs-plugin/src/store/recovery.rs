@@ -1,15 +1,17 @@
 //! Finds the newest commit that holds: at the end of a file that was closed in order, behind it
 //! after a crash.
 //!
-//! Nothing is replayed. A commit holds when its record and all before it verify, and with them
-//! every extent of its contents that was not known to be durable when the record was written. What lies behind it
-//! is cut. Contents never mislead the search: a record's checksum covers the id of this life of the
+//! Nothing is replayed. A commit holds when its record and all before it verify, back to the newest
+//! checkpoint, and with them whatever of the tree and of the contents was not known to be durable
+//! when the record was written. What lies behind it is cut. Contents never mislead the search: a record's checksum covers the id of this life of the
 //! file and its own offset, so a copy of it elsewhere is not a record.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Mutex;
 
-use super::extents::Extents;
 use super::format::{Extent, Form, Head, OFFSET_MAX, Record};
+use super::index::{Index, known, lock, read_node};
 use super::medium::Medium;
 use crate::error::Error;
 
@@ -17,15 +19,15 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Found {
     /// Every extent up to it, laid over each other.
-    pub extents: Extents,
+    pub index: Mutex<Index>,
     /// Its last record.
     pub record: Record,
     /// Where that starts.
     pub offset: u64,
     /// Where that ends: the end of the file, once cut.
     pub end: u64,
-    /// Records up to it.
-    pub records: usize,
+    /// Where the records since the checkpoint lie, from the oldest to this one.
+    pub chain: Vec<Range<u64>>,
 }
 
 /// The commit whose record ends at `end`, if it holds. `verify`: also what was not durable yet.
@@ -42,42 +44,72 @@ pub async fn commit_at<M: Medium>(
         return Ok(None);
     }
     // Newest first.
-    let mut chain = vec![record];
-    loop {
-        let newest = chain.last().expect("never empty");
-        if newest.previous == 0 {
-            if newest.seq != 1 {
-                return Ok(None);
-            }
-            break;
-        }
-        let Some(before) = record_starting_at(medium, head, newest.previous).await? else {
+    let mut records = vec![record];
+    let mut chain: Vec<_> = std::iter::once(offset..end).collect();
+    for _ in 1..records[0].since {
+        let newest = records.last().expect("never empty");
+        let Some((before, end)) = record_starting_at(medium, head, newest.previous).await? else {
             return Ok(None);
         };
-        if before.seq + 1 != newest.seq {
+        let follows = before.seq.checked_add(1) == Some(newest.seq)
+            && before.since + 1 == newest.since
+            && before.checkpoint == newest.checkpoint;
+        if !follows {
             return Ok(None);
         }
-        chain.push(before);
+        chain.push(newest.previous..end);
+        records.push(before);
     }
-    let records = chain.len();
-    let durable_end = chain[0].durable_end;
-    let mut extents = Extents::default();
-    for record in chain.iter().rev() {
-        record.extents.iter().for_each(|extent| drop(extents.lay_over(*extent)));
+    chain.reverse();
+    let durable_end = verify.then_some(records[0].durable_end);
+    let index = match index_of(medium, head, &records, durable_end).await {
+        Ok(Some(index)) => index,
+        Ok(None) | Err(Error::Damaged { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(Found { index, record: records.swap_remove(0), offset, end, chain }))
+}
+
+/// The index that these records make, newest first. None: something of it that ends behind
+/// `durable_end` does not verify.
+async fn index_of<M: Medium>(
+    medium: &M,
+    head: &Head,
+    records: &[Record],
+    durable_end: Option<u64>,
+) -> Result<Option<Mutex<Index>>, Error> {
+    let chunk_len = 1 << head.chunk_len_log2;
+    let index = match records[0].checkpoint {
+        None => Index::new(chunk_len),
+        Some(pointer) => {
+            let root = read_node(medium, head, pointer).await?;
+            if root.number != 0 {
+                return Ok(None);
+            }
+            Index::of_tree(chunk_len, pointer, root)
+        }
+    };
+    let index = Mutex::new(index);
+    for extent in records.iter().rev().flat_map(|record| &record.extents) {
+        let mut index = known(medium, head, &index, extent.logical..extent.end(), 0).await?;
+        drop(index.lay_over(*extent));
     }
-    if verify {
+    if let Some(durable_end) = durable_end {
+        drop(known(medium, head, &index, 0..OFFSET_MAX, durable_end).await?);
         // What later extents cover altogether is not contents any more.
+        let doubtful: Vec<_> = lock(&index)
+            .within(0..OFFSET_MAX)
+            .map(|(_, extent)| extent)
+            .filter(|extent| extent.stored_end() > durable_end)
+            .collect();
         let mut verified = BTreeSet::new();
-        for (_, extent) in extents.within(0..OFFSET_MAX) {
-            if extent.stored_end() > durable_end
-                && verified.insert(extent.physical)
-                && !verifies(medium, &extent).await?
-            {
+        for extent in doubtful {
+            if verified.insert(extent.physical) && !verifies(medium, &extent).await? {
                 return Ok(None);
             }
         }
     }
-    Ok(Some(Found { extents, record: chain.swap_remove(0), offset, end, records }))
+    Ok(Some(index))
 }
 
 /// The newest commit that holds and ends at or before `end`.
@@ -147,14 +179,14 @@ async fn record_starting_at<M: Medium>(
     medium: &M,
     head: &Head,
     offset: u64,
-) -> Result<Option<Record>, Error> {
+) -> Result<Option<(Record, u64)>, Error> {
     // The longest there is; its own length stands at its start.
     let mut bytes = medium.read_at(offset, Record::LEN_MAX).await?;
     let Some(len) = Record::len_by_head(&bytes) else {
         return Ok(None);
     };
     bytes.truncate(len);
-    Ok(Record::parse(&bytes, head, offset))
+    Ok(Record::parse(&bytes, head, offset).map(|record| (record, offset + len as u64)))
 }
 
 /// Whether the stored bytes of an extent are what was written.

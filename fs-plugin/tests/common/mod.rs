@@ -16,7 +16,8 @@ pub type File = Contents<Rc<CrashMedium>>;
 pub const CHUNK: usize = 4096;
 
 pub fn options() -> Options {
-    Options { chunk_len_log2: 12, codec: Codec::Zstd, level: 1 }
+    // And checkpoints often, of which little stays in memory.
+    Options { chunk_len_log2: 12, records_max: 8, pieces_max: 4, ..Options::default() }
 }
 
 /// Codecs that a mount can be told to use.

@@ -1,5 +1,7 @@
 //! One write at the end of a backing file: frames, and the record that makes them count.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use warpcore_offload::Codec;
 
@@ -8,6 +10,7 @@ use crate::store::format::{
     Extent, Form, Head, REFUSING_FRAME, Record, SKIPPABLE_HEAD_LEN, raw_frame_head, skippable,
     zeros_frame,
 };
+use crate::store::index::{Checkpoint, Index};
 
 /// A hole that a linear file bridges with frames of zeros: 4 bytes or so for each 128 KiB.
 const LINEAR_GAP_MAX: u64 = 64 << 20;
@@ -29,8 +32,14 @@ pub(super) struct Append {
     pub(super) linear: bool,
     covered: u64,
     refused: bool,
-    /// Seq and offset of the newest record in it, if it has one.
-    record: Option<(u64, u64)>,
+    /// The nodes in it.
+    checkpoint: Option<Checkpoint>,
+    /// The records in it.
+    records: Vec<Range<u64>>,
+    /// Seq of the newest of them.
+    seq: u64,
+    /// Bytes that nobody will read, unless to skip them.
+    idle: Vec<Range<u64>>,
 }
 
 impl Append {
@@ -42,7 +51,10 @@ impl Append {
             linear: container.linear,
             covered: container.covered,
             refused: container.refused,
-            record: None,
+            checkpoint: None,
+            records: Vec::new(),
+            seq: container.seq,
+            idle: Vec::new(),
         }
     }
 
@@ -86,7 +98,7 @@ impl Append {
     fn place_out_of_line(&mut self, spans: Vec<Stored>) {
         self.refuse();
         let frame = self.bytes.len();
-        self.bytes.extend([0; SKIPPABLE_HEAD_LEN]);
+        self.idle(SKIPPABLE_HEAD_LEN);
         for span in spans {
             self.covered = self.covered.max(span.logical + span.len);
             match span.form {
@@ -109,6 +121,20 @@ impl Append {
     fn put(&mut self, span: &Stored) {
         self.extents.push(span.extent(self.end()));
         self.bytes.extend_from_slice(&span.bytes);
+    }
+
+    /// Bytes to skip.
+    fn idle(&mut self, len: usize) {
+        let start = self.end();
+        self.bytes.resize(self.bytes.len() + len, 0);
+        self.idle.push(start..self.end());
+    }
+
+    /// The tree of everything that is stored. A commit has to follow.
+    pub(super) fn checkpoint(&mut self, index: &Index, head: &Head) {
+        let checkpoint = index.checkpoint(&head.id, self.end());
+        self.bytes.extend_from_slice(&checkpoint.bytes);
+        self.checkpoint = Some(checkpoint);
     }
 
     /// One commit of everything pending.
@@ -135,9 +161,13 @@ impl Append {
         if parts.is_empty() {
             parts.push(&[]);
         }
-        let (mut seq, mut previous) = (container.seq, container.previous);
+        let (checkpoint, before) = match &self.checkpoint {
+            Some(checkpoint) => (Some(checkpoint.root), 0),
+            None => (container.checkpoint, container.chain.len()),
+        };
+        let mut previous = container.previous();
         for (i, part) in parts.iter().enumerate() {
-            seq += 1;
+            self.seq += 1;
             let last = i + 1 == parts.len();
             if last && container.zone_end > self.start {
                 self.pad_for_zone(Record::len_of(part.len()));
@@ -146,16 +176,18 @@ impl Append {
                 extents: part.to_vec(),
                 last,
                 linear: self.linear,
-                seq,
+                seq: self.seq,
                 previous,
+                checkpoint,
+                since: u32::try_from(before + i + 1).expect("a checkpoint comes long before"),
                 durable_end: container.durable_end,
                 size,
                 modified,
             };
             previous = self.end();
             self.bytes.extend(record.encode(&head.id, previous));
+            self.records.push(previous..self.end());
         }
-        self.record = Some((seq, previous));
     }
 
     /// In a zone, a record of `len` bytes ends where a block does: the next commit begins with a
@@ -164,7 +196,9 @@ impl Append {
         let len = len as u64;
         let end = (self.end().next_multiple_of(Record::ALIGN) + len).next_multiple_of(BLOCK);
         let gap = to_index(end - len - self.end());
+        let start = self.end();
         self.bytes.extend(padding(gap));
+        self.idle.push(start..self.end());
     }
 
     fn end(&self) -> u64 {
@@ -180,10 +214,22 @@ impl Append {
         container.covered = self.covered;
         container.refused = self.refused;
         container.pending.extend(self.extents);
-        if let Some((seq, previous)) = self.record {
+        // Without these, zstd would not find the next frame of a linear file.
+        let mut skipped = self.idle;
+        if let Some(checkpoint) = self.checkpoint {
+            let nodes = checkpoint.replaced.iter();
+            skipped.extend(nodes.map(|node| node.offset..node.end()));
+            skipped.append(&mut container.chain);
+            container.checkpoint = Some(checkpoint.root);
+            container.index().apply(checkpoint);
+        }
+        if !self.linear {
+            skipped.into_iter().for_each(|range| container.dead.replaced(range));
+        }
+        if !self.records.is_empty() {
             container.record_end = container.physical;
-            container.seq = seq;
-            container.previous = previous;
+            container.seq = self.seq;
+            container.chain.extend(self.records);
             container.pending.clear();
             container.changed = !container.dirty.is_empty();
         }

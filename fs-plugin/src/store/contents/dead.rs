@@ -1,17 +1,17 @@
 //! Stored bytes that nothing shows any more, until their blocks are given back.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::BLOCK;
+use crate::store::spans::Spans;
 
 /// Ranges of the backing file that were replaced since it was opened.
 #[derive(Debug, Default)]
 pub(super) struct Dead {
     /// Replaced by what is not durable yet: a crash may bring them back.
     doubtful: Vec<Range<u64>>,
-    /// Replaced for good; end by start. Ranges that touch are one.
-    ranges: BTreeMap<u64, u64>,
+    /// Replaced for good.
+    ranges: Spans,
     /// Bytes in whole blocks of `ranges`.
     whole_blocks: u64,
 }
@@ -44,43 +44,25 @@ impl Dead {
         }
         self.whole_blocks = 0;
         let mut taken = Vec::new();
-        let mut left = BTreeMap::new();
-        for (start, end) in std::mem::take(&mut self.ranges) {
-            let blocks = whole(start..end);
+        let mut left = Spans::default();
+        for range in self.ranges.iter() {
+            let blocks = whole(range.clone());
             if blocks.is_empty() {
-                left.insert(start, end);
+                left.insert(range);
                 continue;
             }
-            for rest in [start..blocks.start, blocks.end..end] {
-                if !rest.is_empty() {
-                    left.insert(rest.start, rest.end);
-                }
-            }
+            left.insert(range.start..blocks.start);
+            left.insert(blocks.end..range.end);
             taken.push(blocks);
         }
         self.ranges = left;
         taken
     }
 
-    fn insert(&mut self, mut range: Range<u64>) {
-        if let Some((&start, &end)) = self.ranges.range(..=range.start).next_back()
-            && end >= range.start
-        {
-            self.remove(start);
-            range = start..end.max(range.end);
-        }
-        while let Some((&start, &end)) = self.ranges.range(range.start..=range.end).next() {
-            self.remove(start);
-            range.end = range.end.max(end);
-        }
-        self.whole_blocks += len(&whole(range.clone()));
-        self.ranges.insert(range.start, range.end);
-    }
-
-    fn remove(&mut self, start: u64) {
-        if let Some(end) = self.ranges.remove(&start) {
-            self.whole_blocks -= len(&whole(start..end));
-        }
+    fn insert(&mut self, range: Range<u64>) {
+        let (merged, absorbed) = self.ranges.insert(range);
+        self.whole_blocks += len(&whole(merged));
+        self.whole_blocks -= absorbed.into_iter().map(|range| len(&whole(range))).sum::<u64>();
     }
 }
 

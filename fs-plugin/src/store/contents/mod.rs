@@ -25,8 +25,10 @@ use bytes::Bytes;
 use ring::rand::{SecureRandom, SystemRandom};
 use warpcore_offload::{Codec, Compress, Decompress, Queue};
 
-use super::extents::Extents;
-use super::format::{Attribute, Extent, Form, Head, Kind, OFFSET_MAX, Record, State};
+use super::format::{
+    Attribute, Extent, Form, Head, Kind, OFFSET_MAX, Piece, Pointer, Record, State,
+};
+use super::index::{self, Index};
 use super::medium::Medium;
 use super::recovery::{self, Found};
 use crate::error::Error;
@@ -43,12 +45,24 @@ pub struct Options {
     pub codec: Codec,
     /// Its level.
     pub level: i32,
+    /// Records since the last checkpoint before the next is made: what opening has to read after a
+    /// crash. A file is closed with an eighth of it.
+    pub records_max: usize,
+    /// Visible parts of extents that an open file keeps in memory, of 100 bytes or so each, before
+    /// those go that are stored as they are.
+    pub pieces_max: usize,
 }
 
 impl Default for Options {
     /// 64 KiB chunks, where ratio and read amplification have their knee, and zstd level 1.
     fn default() -> Self {
-        Self { chunk_len_log2: 16, codec: Codec::Zstd, level: 1 }
+        Self {
+            chunk_len_log2: 16,
+            codec: Codec::Zstd,
+            level: 1,
+            records_max: 512,
+            pieces_max: 1 << 15,
+        }
     }
 }
 
@@ -105,7 +119,7 @@ struct Container {
     /// What the extended attribute says; None where there is none, and none can be.
     attribute: Option<State>,
     /// What is stored, pending extents included.
-    extents: Extents,
+    index: Mutex<Index>,
     pending: Vec<Extent>,
     /// By chunk.
     dirty: BTreeMap<u64, Dirty>,
@@ -137,7 +151,10 @@ struct Container {
     recovered: Option<Time>,
     /// Of the newest record.
     seq: u64,
-    previous: u64,
+    /// Root of the newest checkpoint.
+    checkpoint: Option<Pointer>,
+    /// Where the records since lie.
+    chain: Vec<Range<u64>>,
 }
 
 /// What [`Contents::report`] tells.
@@ -265,7 +282,7 @@ impl<M: Medium> Contents<M> {
             return Ok(0);
         }
         let target = &mut target[..to_index(end - offset)];
-        let pieces: Vec<_> = container.extents.within(offset..end).collect();
+        let pieces = self.pieces(offset..end).await?;
         let decoded = self.decode(queue, pieces.iter().map(|(_, extent)| *extent)).await?;
         let mut done = 0;
         for ((visible, extent), decoded) in pieces.into_iter().zip(decoded) {
@@ -356,6 +373,7 @@ impl<M: Medium> Contents<M> {
             let attribute = self.container().attribute;
             self.body = Body::Container(Container { attribute, ..Container::empty() });
         } else {
+            self.know(size..self.size()?).await?;
             self.container_mut().set_size(size, chunk_len);
         }
         self.touch();
@@ -374,6 +392,7 @@ impl<M: Medium> Contents<M> {
             return Ok(self.medium.punch(range)?);
         }
         self.begin_change().await?;
+        self.know(range.clone()).await?;
         let chunk_len = self.chunk_len();
         self.container_mut().take_out(range, chunk_len);
         self.touch();
@@ -447,7 +466,7 @@ impl<M: Medium> Contents<M> {
     ) -> Result<u64, Error> {
         const CHUNKS_MAX: u64 = 16;
         self.check_writable()?;
-        let Body::Container(Container { head: Some(head), extents, .. }) = &source.body else {
+        let Body::Container(Container { head: Some(head), .. }) = &source.body else {
             return Ok(0);
         };
         let chunk_len = 1 << head.chunk_len_log2;
@@ -460,7 +479,7 @@ impl<M: Medium> Contents<M> {
             return Ok(0);
         }
         let mut stored = Vec::new();
-        for (visible, extent) in extents.within(from..from + len) {
+        for (visible, extent) in source.pieces(from..from + len).await? {
             if visible != (extent.logical..extent.end()) {
                 return Ok(0);
             }
@@ -482,10 +501,11 @@ impl<M: Medium> Contents<M> {
         let starts = stored.iter().map(|span| span.logical).chain([to + len]);
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
         self.append(stored, false).await?;
+        self.know(to..to + len).await?;
         let container = self.container_mut();
         for (start, end) in gaps {
             // Where nothing was stored a hole is a hole.
-            if container.extents.within(start..end).next().is_some() {
+            if container.index().within(start..end).next().is_some() {
                 container.take_out(start..end, chunk_len);
             }
         }
@@ -505,7 +525,33 @@ impl<M: Medium> Contents<M> {
             container.changed = false;
             return Ok(());
         }
-        self.store(queue, None, true).await
+        self.store(queue, None, true).await?;
+        let Options { records_max, pieces_max, .. } = self.options;
+        let container = self.container_mut();
+        let records = container.chain.len();
+        let crowded = container.index().len() > pieces_max && records > records_max / 8;
+        if records > records_max || crowded {
+            self.checkpoint_if_possible().await;
+        }
+        Ok(())
+    }
+
+    /// Stores the index as a tree, so that the records before are not needed any more. The commit
+    /// stands without it: an error is logged.
+    async fn checkpoint_if_possible(&mut self) {
+        if let Err(error) = self.checkpoint().await {
+            tracing::debug!("no checkpoint: {error}");
+        }
+    }
+
+    async fn checkpoint(&mut self) -> Result<(), Error> {
+        let modified = self.modified.unwrap_or((0, 0));
+        let container = self.container_mut();
+        let head = container.head.expect("a commit has been made");
+        let mut append = Append::new(container);
+        append.checkpoint(container.index(), &head);
+        append.records(container, &head, modified);
+        self.write_append(append).await
     }
 
     /// Commits, and makes it durable.
@@ -597,9 +643,13 @@ impl<M: Medium> Contents<M> {
             return Err(Error::Poisoned);
         }
         if self.writable && matches!(self.body, Body::Container(_)) {
+            let is_changed = self.container().attribute == Some(State::Dirty);
+            if is_changed && self.container().chain.len() > self.options.records_max / 8 {
+                self.checkpoint_if_possible().await;
+            }
             self.cut_zone()?;
             self.punch_dead();
-            if self.container().attribute == Some(State::Dirty) {
+            if is_changed {
                 let attribute = self.container().attribute(State::Clean, self.medium.epoch());
                 self.container_mut().attribute = set_attribute(&self.medium, attribute)?;
             }
@@ -612,7 +662,7 @@ impl<M: Medium> Contents<M> {
 
     /// The first data (or, if `hole`, the first hole) at or behind `offset`. The end of the file is
     /// a hole. None: `offset` is behind the end, or no data follow.
-    pub fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Error> {
+    pub async fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Error> {
         let size = self.size()?;
         if offset >= size {
             return Ok(None);
@@ -622,7 +672,12 @@ impl<M: Medium> Contents<M> {
         };
         let mut at = offset;
         while at < size {
-            match container.data_from(at, self.chunk_len()) {
+            let stored = match &container.head {
+                Some(head) => index::leaf_from(&self.medium, head, &container.index, at).await?,
+                None => None,
+            };
+            let stored = stored.map(|(pieces, _)| pieces[0].0.clone());
+            match container.data_from(at, stored, self.chunk_len()) {
                 Some(data) if data.start < size => {
                     if !hole {
                         return Ok(Some(data.start.max(at)));
@@ -640,18 +695,18 @@ impl<M: Medium> Contents<M> {
 
     /// Reads every visible stored byte; the first that does not verify is the error.
     pub async fn check(&self, queue: &Queue) -> Result<(), Error> {
-        let Body::Container(container) = &self.body else {
-            return Ok(());
-        };
-        let pieces: Vec<_> = container.extents.within(0..OFFSET_MAX).collect();
-        for (_, extent) in pieces {
-            self.decode(queue, std::iter::once(extent)).await?;
+        let mut offset = 0;
+        while let Some((pieces, end)) = self.leaf_from(offset).await? {
+            for (_, extent) in pieces {
+                self.decode(queue, std::iter::once(extent)).await?;
+            }
+            offset = end;
         }
         Ok(())
     }
 
     /// How the file is stored.
-    pub fn report(&self) -> Result<Report, Error> {
+    pub async fn report(&self) -> Result<Report, Error> {
         let physical = self.medium.len()?;
         let Body::Container(container) = &self.body else {
             return Ok(Report {
@@ -663,18 +718,59 @@ impl<M: Medium> Contents<M> {
                 linear: false,
             });
         };
-        // An extent that is covered in its middle is visible twice.
-        let visible = container.extents.within(0..OFFSET_MAX);
-        let stored: BTreeMap<_, _> =
-            visible.map(|(_, extent)| (extent.physical, extent.stored_len)).collect();
+        let (mut extents, mut stored, mut offset) = (0, 0, 0);
+        while let Some((pieces, end)) = self.leaf_from(offset).await? {
+            extents += pieces.len();
+            // An extent that is covered in its middle is visible twice.
+            let each: BTreeMap<_, _> =
+                pieces.iter().map(|(_, extent)| (extent.physical, extent.stored_len)).collect();
+            stored += each.values().map(|len| u64::from(*len)).sum::<u64>();
+            offset = end;
+        }
         Ok(Report {
             kind: Kind::Container,
             size: container.size,
             physical,
-            extents: container.extents.len(),
-            stored: stored.values().map(|len| u64::from(*len)).sum(),
+            extents,
+            stored,
             linear: container.linear,
         })
+    }
+
+    /// The visible parts of the first leaf of the index at or behind `offset` that has any, and
+    /// where that ends.
+    async fn leaf_from(&self, offset: u64) -> Result<Option<(Vec<Piece>, u64)>, Error> {
+        let Body::Container(Container { head: Some(head), index, .. }) = &self.body else {
+            return Ok(None);
+        };
+        let leaf = index::leaf_from(&self.medium, head, index, offset).await?;
+        self.evict_if_crowded(&mut index::lock(index));
+        Ok(leaf)
+    }
+
+    /// The visible parts within `range`, cut to it, in order.
+    async fn pieces(&self, range: Range<u64>) -> Result<Vec<Piece>, Error> {
+        let Body::Container(Container { head: Some(head), index, .. }) = &self.body else {
+            return Ok(Vec::new());
+        };
+        let mut index = index::known(&self.medium, head, index, range.clone(), 0).await?;
+        let pieces = index.within(range).collect();
+        self.evict_if_crowded(&mut index);
+        Ok(pieces)
+    }
+
+    fn evict_if_crowded(&self, index: &mut Index) {
+        if index.len() > self.options.pieces_max {
+            index.evict();
+        }
+    }
+
+    /// Until the next await, or append, the index says all that is visible in `range`.
+    async fn know(&self, range: Range<u64>) -> Result<(), Error> {
+        if let Body::Container(Container { head: Some(head), index, .. }) = &self.body {
+            drop(index::known(&self.medium, head, index, range, 0).await?);
+        }
+        Ok(())
     }
 
     /// The plain bytes of whole extents, in their order. What lies side by side is read at once, and
@@ -784,9 +880,13 @@ impl<M: Medium> Contents<M> {
         let fresh_head = self.container().head.is_none();
         let codec = self.options.codec;
         let modified = self.modified.unwrap_or((0, 0));
+        for span in &stored {
+            self.know(span.logical..span.logical + span.len).await?;
+        }
         let container = self.container_mut();
         let mut append = Append::new(container);
         if fresh_head {
+            container.index = Mutex::new(Index::new(1 << head.chunk_len_log2));
             append.bytes.extend(head.encode());
             if !is_zstd(codec) {
                 // It never will be a zstd stream.
@@ -798,6 +898,13 @@ impl<M: Medium> Contents<M> {
         if commit || container.pending.len() + append.extents.len() >= Record::EXTENTS_MAX {
             append.records(container, &head, modified);
         }
+        self.write_append(append).await?;
+        self.container_mut().head = Some(head);
+        Ok(())
+    }
+
+    /// Writes an append. When it fails, nothing has changed.
+    async fn write_append(&mut self, mut append: Append) -> Result<(), Error> {
         let Append { start, bytes, .. } = &mut append;
         let (start, bytes) = (*start, std::mem::take(bytes));
         let end = start + bytes.len() as u64;
@@ -812,9 +919,9 @@ impl<M: Medium> Contents<M> {
             return Err(error.into());
         }
         let container = self.container_mut();
-        container.head = Some(head);
         container.physical = end;
         append.apply(container);
+        self.evict_if_crowded(&mut index::lock(&self.container().index));
         Ok(())
     }
 
@@ -871,12 +978,12 @@ impl<M: Medium> Contents<M> {
     /// one again.
     async fn merge_crowded(&mut self, queue: &Queue, keep: Option<u64>) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
-        let container = self.container();
-        let crowded = container.dirty.keys().copied().filter(|chunk| {
+        let chunks: Vec<_> = self.container().dirty.keys().copied().collect();
+        for chunk in chunks {
             let span = chunk * chunk_len..(chunk + 1) * chunk_len;
-            Some(*chunk) != keep && container.extents.within(span).count() >= EXTENTS_PER_CHUNK_MAX
-        });
-        for chunk in crowded.collect::<Vec<_>>() {
+            if Some(chunk) == keep || self.pieces(span).await?.len() < EXTENTS_PER_CHUNK_MAX {
+                continue;
+            }
             let mut whole = vec![0; to_index(chunk_len)];
             match self.read(queue, chunk * chunk_len, &mut whole).await {
                 Ok(len) => whole.truncate(len),
@@ -1082,7 +1189,7 @@ impl Container {
         Self {
             head: None,
             attribute: None,
-            extents: Extents::default(),
+            index: Mutex::new(Index::new(1)),
             pending: Vec::new(),
             dirty: BTreeMap::new(),
             size: 0,
@@ -1094,7 +1201,8 @@ impl Container {
             unverified: false,
             recovered: None,
             seq: 0,
-            previous: 0,
+            checkpoint: None,
+            chain: Vec::new(),
             record_end: 0,
             zone_end: 0,
             small_syncs: 0,
@@ -1119,14 +1227,15 @@ impl Container {
         Self {
             head: Some(head),
             attribute,
-            extents: found.extents,
+            index: found.index,
             size: found.record.size,
             linear: found.record.linear,
             covered: found.record.size,
             refused: !found.record.linear,
             physical: found.end,
             seq: found.record.seq,
-            previous: found.offset,
+            checkpoint: found.record.checkpoint,
+            chain: found.chain,
             record_end: found.end,
             durable_end: found.record.durable_end,
             ..Self::empty()
@@ -1140,8 +1249,17 @@ impl Container {
         self.size = size;
     }
 
+    fn index(&mut self) -> &mut Index {
+        self.index.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Offset of the newest record; 0 if there is none.
+    fn previous(&self) -> u64 {
+        self.chain.last().map_or(0, |record| record.start)
+    }
+
     fn lay_over(&mut self, extent: Extent) {
-        for gone in self.extents.lay_over(extent) {
+        for gone in self.index().lay_over(extent) {
             self.dead.replaced(gone.physical..gone.stored_end());
         }
     }
@@ -1159,7 +1277,7 @@ impl Container {
             }
         }
         emptied.iter().for_each(|chunk| drop(self.dirty.remove(chunk)));
-        if self.covered > range.start || self.extents.within(range.clone()).next().is_some() {
+        if self.covered > range.start || self.index().within(range.clone()).next().is_some() {
             // Stored bytes leave the file: it no longer is what stands in it front to back.
             self.linear = false;
             let zeros = Extent {
@@ -1192,9 +1310,13 @@ impl Container {
         }
     }
 
-    /// The first span of data that ends behind `offset`.
-    fn data_from(&self, offset: u64, chunk_len: u64) -> Option<Range<u64>> {
-        let stored = self.extents.within(offset..OFFSET_MAX).next().map(|(visible, _)| visible);
+    /// The first span of data that ends behind `offset`, given the first that is stored.
+    fn data_from(
+        &self,
+        offset: u64,
+        stored: Option<Range<u64>>,
+        chunk_len: u64,
+    ) -> Option<Range<u64>> {
         let dirty = self.dirty.range(offset / chunk_len..).find_map(|(chunk, dirty)| {
             let base = chunk * chunk_len;
             let spans = dirty.ranges.iter();

@@ -3,10 +3,14 @@
 //! All numbers are little-endian. Everything that is not a zstd frame of contents is a skippable
 //! frame (RFC 8878, section 3.1.2), so that a linear file is a valid zstd stream.
 
+mod node;
+
 use std::ffi::CStr;
 
 use crc64fast::Digest;
 use warpcore_offload::Codec;
+
+pub use node::{Children, Entries, FANOUT_LOG2, LEAF_CHUNKS, Node, Piece, Pointer};
 
 use crate::error::Error;
 
@@ -190,6 +194,10 @@ pub struct Record {
     pub seq: u64,
     /// Offset of the record before; 0 for the first.
     pub previous: u64,
+    /// The root of the newest checkpoint: the index is its tree and the records since.
+    pub checkpoint: Option<Pointer>,
+    /// Records since the checkpoint, or since the file was empty, with this one.
+    pub since: u32,
     /// Everything before this offset was known to be durable when this record was written.
     pub durable_end: u64,
     /// Length of the file.
@@ -200,8 +208,8 @@ pub struct Record {
 
 const RECORD_HEAD_LEN: usize = 96;
 const RECORD_TRAILER_LEN: usize = 16;
-const RECORD_LAST: u32 = 1;
-const RECORD_LINEAR: u32 = 2;
+const RECORD_LAST: u8 = 1;
+const RECORD_LINEAR: u8 = 2;
 
 impl Record {
     /// Extents in one record. A commit with more takes several records.
@@ -225,7 +233,7 @@ impl Record {
         let end = (offset + Self::len_of(self.extents.len()) as u64).next_multiple_of(Self::ALIGN);
         let len = usize::try_from(end - offset).expect("a record is short");
         let len_u32 = u32::try_from(len).expect("a record is short");
-        let count = u32::try_from(self.extents.len()).expect("checked above");
+        let count = u8::try_from(self.extents.len()).expect("checked above");
         let flags =
             if self.last { RECORD_LAST } else { 0 } | if self.linear { RECORD_LINEAR } else { 0 };
 
@@ -233,19 +241,18 @@ impl Record {
         bytes.extend(skippable(len - SKIPPABLE_HEAD_LEN));
         bytes.extend(*b"WCR");
         bytes.push(VERSION);
-        bytes.extend(flags.to_le_bytes());
+        bytes.extend([flags, count, 0, 0]);
         bytes.extend(id);
-        bytes.extend(count.to_le_bytes());
+        bytes.extend(self.since.to_le_bytes());
         bytes.extend(offset.to_le_bytes());
         bytes.extend(self.seq.to_le_bytes());
         bytes.extend(self.previous.to_le_bytes());
-        // Reserved for the offset of the newest checkpoint.
-        bytes.extend(0_u64.to_le_bytes());
+        let checkpoint = self.checkpoint.unwrap_or(Pointer { offset: 0, len: 0 });
+        checkpoint.encode(&mut bytes);
         bytes.extend(self.durable_end.to_le_bytes());
         bytes.extend(self.size.to_le_bytes());
         bytes.extend(self.modified.0.to_le_bytes());
         bytes.extend(self.modified.1.to_le_bytes());
-        bytes.extend([0; 4]);
         assert_eq!(bytes.len(), RECORD_HEAD_LEN);
         self.extents.iter().for_each(|extent| extent.encode(&mut bytes));
         bytes.resize(len - RECORD_TRAILER_LEN, 0);
@@ -281,22 +288,27 @@ impl Record {
         let magic = fields.u32()? == SKIPPABLE_MAGIC;
         let length = fields.u32()? as usize == bytes.len() - SKIPPABLE_HEAD_LEN;
         let tag = fields.take(4)? == [b'W', b'C', b'R', VERSION];
-        let flags = fields.u32()?;
+        let [flags, count, _, _] = fields.array()?;
+        let count = usize::from(count);
         let id = fields.take(12)? == head.id;
-        let count = fields.u32()? as usize;
+        let since = fields.u32()?;
         let own_offset = fields.u64()? == offset;
         if !(magic && length && tag && id && own_offset) || count > Self::EXTENTS_MAX {
             return None;
         }
-        let (seq, previous, _checkpoint) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (seq, previous) = (fields.u64()?, fields.u64()?);
+        let pointer = fields.take(Pointer::LEN)?;
+        let checkpoint = match pointer.iter().all(|byte| *byte == 0) {
+            true => None,
+            false => Some(Pointer::parse(&mut Fields(pointer), offset)?),
+        };
         let (durable_end, size) = (fields.u64()?, fields.u64()?);
         let modified = (fields.i64()?, fields.u32()?);
-        fields.take(4)?;
         let chunk_len = 1 << head.chunk_len_log2;
         let extents = (0..count)
             .map(|_| Extent::parse(fields.take(Extent::LEN)?, chunk_len, offset))
             .collect::<Option<_>>()?;
-        if size > OFFSET_MAX || previous >= offset || durable_end > offset || seq == 0 {
+        if size > OFFSET_MAX || previous >= offset || durable_end > offset || since == 0 {
             return None;
         }
         Some(Self {
@@ -305,6 +317,8 @@ impl Record {
             linear: flags & RECORD_LINEAR != 0,
             seq,
             previous,
+            checkpoint,
+            since,
             durable_end,
             size,
             modified,
@@ -543,6 +557,8 @@ mod tests {
             linear: false,
             seq: 3,
             previous: 32,
+            checkpoint: Some(Pointer { offset: 200, len: 48 }),
+            since: 2,
             durable_end: 0,
             size: 1 << 30,
             modified: (-1, 999_999_999),
