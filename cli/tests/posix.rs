@@ -17,7 +17,7 @@ fn on_both(needs: &[Need], test: impl Fn(&Place)) {
     if !(need(&MOUNT) && need(&[Need::FuseUring]) && need(needs)) {
         return;
     }
-    for options in [&["no_uring"][..], &[]] {
+    for options in [&["allow_other", "no_uring"][..], &["allow_other"]] {
         let place = Place::new();
         let mounted = place.mount(options);
         test(&place);
@@ -76,9 +76,66 @@ fn holes_are_where_they_were_made() {
     });
 }
 
+/// What was compressed well is copied as it is, by a mount that would compress it less.
+#[test]
+fn a_copy_is_not_compressed_again() {
+    on_both(&[], |place| {
+        let bytes = fs::read("/proc/self/exe").expect("ourselves");
+        let bytes = &bytes[..2 << 20];
+        fs::write(place.target.join("quick"), bytes).expect("writes");
+        // Another mount, beside this one: its files are copied by hand.
+        let best = Place::new();
+        let mounted = best.mount(&["level=19"]);
+        fs::write(best.target.join("well"), bytes).expect("writes");
+        mounted.unmount();
+        fs::copy(best.source.join("well"), place.source.join("well")).expect("copies");
+        fs::copy(place.target.join("well"), place.target.join("copy")).expect("copies");
+        let stored = |name: &str| fs::metadata(place.source.join(name)).expect("there").len();
+        assert!(stored("well") < stored("quick") * 95 / 100, "the case needs a difference");
+        // But for records.
+        assert!(stored("copy").abs_diff(stored("well")) < 4096);
+        assert!(fs::read(place.target.join("copy")).expect("reads") == bytes);
+    });
+}
+
+/// An inode without a name is there as long as somebody has it.
+#[test]
+fn what_is_removed_while_in_use_answers() {
+    on_both(&[], |place| {
+        let script = "import os\n\
+            os.mkfifo('fifo'); f=os.open('fifo',os.O_RDWR); os.unlink('fifo'); print(os.fstat(f).st_nlink)\n\
+            os.mkdir('one'); os.chdir('one'); os.rmdir('../one'); print(os.stat('.').st_nlink)\n\
+            os.chdir('..'); open('a','w').write('a'); open('b','w').write('b')\n\
+            p=os.open('b',os.O_PATH); os.rename('a','b'); print(os.fstat(p).st_nlink)";
+        let shown = tool("python3", &["-c", script], &place.target);
+        assert_eq!(shown, "0\n0\n0\n");
+    });
+}
+
+/// Capabilities set after synced writes are not taken away by closing; what root changes keeps its
+/// set-user-id; names of `trusted.*` are root's.
+#[test]
+fn privileges_end_only_where_linux_ends_them() {
+    on_both(&[], |place| {
+        let script = "import os,struct\n\
+            f=os.open('file',os.O_RDWR|os.O_CREAT,0o755)\n\
+            for n in range(6): os.pwrite(f,b'x',n); os.fsync(f)\n\
+            v=struct.pack('<5I',0x02000001,1<<10,0,0,0); os.setxattr('file','security.capability',v)\n\
+            os.close(f); print(os.getxattr('file','security.capability')==v)\n\
+            f=os.open('file',os.O_RDWR); os.fchmod(f,0o6755); os.posix_fallocate(f,0,100)\n\
+            print(oct(os.fstat(f).st_mode)); os.close(f)\n\
+            os.setxattr('file','trusted.x',b'1'); os.setxattr('file','user.x',b'1')\n\
+            print('trusted.x' in os.listxattr('file'))\n\
+            f=os.open('file',os.O_RDONLY); os.setuid(65534); print(os.listxattr(f))";
+        let shown = tool("python3", &["-c", script], &place.target);
+        let user = "['user.x']";
+        assert!(shown.starts_with("True\n0o106755\nTrue\n") && shown.contains(user), "{shown}");
+    });
+}
+
 /// Whole chunks are copied as they are stored; the rest byte by byte.
 #[test]
-fn a_copied_range_is_the_same_and_not_compressed_again() {
+fn a_copied_range_is_the_same() {
     on_both(&[], |place| {
         let bytes = fs::read("/proc/self/exe").expect("ourselves");
         let bytes = &bytes[..3 << 20];

@@ -213,11 +213,15 @@ impl Mount {
         let session = Rc::new(Session {
             shared: Arc::clone(&self.shared),
             requests: Holders::default(),
+            entries: Holders::default(),
             uring_requests: Cell::new(0),
         });
-        let result = if shard() == 0 { self.lead(&session).await } else { session.follow().await };
-        // Release: the leader, who acquires it, closes what this shard has written to.
-        self.shared.finished.fetch_add(1, Ordering::Release);
+        let result = if shard() == 0 {
+            self.lead(&session).await
+        } else {
+            let _finished = Finished(&self.shared);
+            session.follow().await
+        };
         prepared?;
         Ok(Summary {
             transport: self.shared.fs.transport.get().copied(),
@@ -249,11 +253,9 @@ impl Mount {
         let idle = flushing.lock().await;
         let _ = flusher.cancel().await;
         drop(idle);
-        // Each request under way has somebody waiting, or its entry ends with the connection.
-        let _ = timeout(PATIENCE, session.requests.none()).await;
-        let started = Instant::now();
-        while shared.finished.load(Ordering::Acquire) + 1 < shards() && started.elapsed() < PATIENCE
-        {
+        session.finish().await;
+        // Acquire: what the other shards have written is closed here.
+        while shared.finished.load(Ordering::Acquire) + 1 < shards() {
             sleep(Duration::from_millis(1)).await;
         }
         let flushed = shared.fs.close_all().await;
@@ -274,14 +276,27 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// How long is waited for requests that are under way when the connection has ended.
+/// Tells the leader that a shard has no request under way any more, also by a panic.
+struct Finished<'a>(&'a Shared);
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        // Release: the leader closes what this shard has written to.
+        self.0.finished.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// How long the kernel is given to end a connection, and until something is said about requests that
+/// are still under way.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What one shard has of a mount.
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
-    /// Requests under way, and entries of io_uring.
+    /// Requests under way.
     pub(crate) requests: Holders,
+    /// Entries of io_uring.
+    pub(crate) entries: Holders,
     pub(crate) uring_requests: Cell<u64>,
 }
 
@@ -304,15 +319,26 @@ impl Session {
             } else {
                 register_entries(Rc::clone(self)).await;
             }
-            self.requests.none().await;
+            self.entries.none().await;
             Ok(true)
         };
-        let give_up = async {
+        let ended = async {
             self.shared.ended.wait().await;
-            timeout(PATIENCE, self.requests.none()).await.ok();
             Ok(true)
         };
-        future::or(serve, give_up).await
+        let result = future::or(serve, ended).await;
+        self.finish().await;
+        result
+    }
+
+    /// After the connection has ended: waits for the requests under way, however long the lower
+    /// filesystem takes. To drop one could lose what it was writing.
+    async fn finish(&self) {
+        // Entries end with the connection.
+        let _ = timeout(PATIENCE, self.entries.none()).await;
+        while timeout(PATIENCE, self.requests.none()).await.is_err() {
+            tracing::warn!("{} requests are still under way", self.requests.count());
+        }
     }
 }
 
@@ -341,11 +367,11 @@ async fn unmount(target: PathBuf) {
     const GRACE: Duration = Duration::from_secs(2);
     const AGAIN: Duration = Duration::from_millis(50);
     let thread = std::thread::spawn(move || {
-        // Pages that were changed through a mapping have not reached us yet.
-        let mapped = target.clone();
-        drop(std::thread::spawn(move || {
-            File::open(mapped).and_then(|root| Ok(rustix::fs::syncfs(root)?))
-        }));
+        // Pages that were changed through a mapping, or with writeback, have not reached us yet.
+        let synced = File::open(&target).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        if let Err(error) = synced {
+            tracing::error!("{}: not everything could be written: {error}", target.display());
+        }
         let started = Instant::now();
         let mut result = rustix::mount::unmount(&target, UnmountFlags::empty());
         while result == Err(Errno::BUSY) && started.elapsed() < GRACE {

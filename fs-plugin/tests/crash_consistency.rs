@@ -9,6 +9,7 @@ use std::rc::Rc;
 use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps};
 use proptest::prelude::*;
 use warpcore_fs::store::contents::{Contents, Options};
+use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
 use warpcore_offload::{Codec, Queue};
 
@@ -526,6 +527,106 @@ fn what_was_replaced_is_given_back() {
         let crashed = medium.crashed(CrashPoint { changes: medium.changes(), seed });
         assert!(read_all(&queue, &mut open(&queue, &Rc::new(crashed))) == model);
     }
+}
+
+/// A flush that is cancelled half way has taken nothing: the bytes are still there, and the next one
+/// stores them.
+#[test]
+fn a_cancelled_commit_loses_nothing() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create();
+    let bytes = Data::Text(2).bytes(5 * common::CHUNK);
+    run(&queue, contents.write(&queue, 0, &bytes)).expect("writes");
+    {
+        let mut commit = std::pin::pin!(contents.commit(&queue));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(commit.as_mut().poll(&mut context).is_pending(), "compressing takes a turn");
+    }
+    assert!(read_all(&queue, &mut contents) == bytes);
+    run(&queue, contents.close(&queue)).expect("closes");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == bytes);
+}
+
+/// The chunks of the source are of another length than those that are dirty already.
+#[test]
+fn a_copy_from_a_file_of_other_chunks() {
+    let queue = Rc::new(Queue::new(256));
+    for (from, to, before) in [(12, 16, 10_000), (12, 16, 200_000), (17, 16, 200_000), (17, 12, 0)]
+    {
+        let file = |chunk_len_log2| {
+            let medium = Rc::new(CrashMedium::default());
+            let options = Options { chunk_len_log2, ..options() };
+            (Rc::clone(&medium), Contents::create(medium, options).expect("creates"))
+        };
+        let ((_, mut source), (medium, mut contents)) = (file(from), file(to));
+        let bytes = Data::Noise(1).bytes(1 << 18);
+        run(&queue, source.write(&queue, 0, &bytes)).expect("writes");
+        let mut model = Data::Text(1).bytes(before);
+        run(&queue, contents.write(&queue, 0, &model)).expect("writes");
+        let at = model.len().next_multiple_of(1 << 12);
+        let copy = contents.copy_from(&queue, &mut source, 0, at as u64, 1 << 17);
+        assert_eq!(run(&queue, copy).expect("copies"), 1 << 17);
+        model.resize(at, 0);
+        model.extend(&bytes[..1 << 17]);
+        assert!(read_all(&queue, &mut contents) == model);
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        run(&queue, contents.close(&queue)).expect("closes");
+        assert!(read_all(&queue, &mut open(&queue, &medium)) == model);
+    }
+}
+
+/// A file that somebody made to hurt: two extents of one place with different lengths, and one that
+/// stores nothing.
+#[test]
+fn extents_that_we_never_write_are_read_or_refused() {
+    let queue = Rc::new(Queue::new(32));
+    let head = Head { chunk_len_log2: 12, id: [7; 12] };
+    let stored = zstd::encode_all(&[65; 4096][..], 1).expect("in memory");
+    let physical = Head::LEN as u64;
+    let open = |extents: Vec<Extent>, size| {
+        let mut bytes = [&head.encode()[..], &stored].concat();
+        let record = Record {
+            extents,
+            last: true,
+            linear: false,
+            seq: 1,
+            previous: 0,
+            checkpoint: None,
+            since: 1,
+            durable_end: 0,
+            size,
+            modified: (0, 0),
+        };
+        bytes.extend(record.encode(&head.id, bytes.len() as u64));
+        let medium = Rc::new(CrashMedium::default());
+        medium.damage(|all| *all = bytes);
+        // Without an attribute: a container if it verifies, else plain.
+        run(&queue, Contents::open(Rc::clone(&medium), options(), true)).expect("opens")
+    };
+    let part = u32::try_from(stored.len()).expect("short");
+    let whole = Extent {
+        logical: 0,
+        len: 4096,
+        physical,
+        stored_len: part,
+        form: Form::Codec(Codec::Zstd),
+        checksum: crc32c::crc32c(&stored),
+    };
+    let ten = Extent {
+        logical: 4096,
+        len: 10,
+        stored_len: 10,
+        form: Form::Codec(Codec::Store),
+        checksum: crc32c::crc32c(&stored[..10]),
+        ..whole
+    };
+    let contents = open(vec![whole, ten], 4106);
+    assert_eq!(read(&queue, &contents, 4096, 10).expect("reads"), stored[..10]);
+    assert_eq!(read(&queue, &contents, 0, 4096).expect("reads"), [65; 4096]);
+    let nothing = Extent { stored_len: 0, checksum: 0, ..ten };
+    let contents = open(vec![nothing], 4106);
+    let report = run(&queue, contents.report()).expect("known");
+    assert_eq!(report.kind, Kind::Plain, "such a record is none");
 }
 
 /// fsync of what nobody has changed writes nothing, and leaves a clean file clean.

@@ -78,3 +78,9 @@ pub use rsa::{PrivateKey, PublicKey, Scheme, Signature};
 pub use stats::{Kernel, KernelStats, Stats};
 pub use stream::{Progress, Stream};
 pub use team::Team;
+
+/// Whether this processor has what the lanes need (AVX-512 with IFMA): where it has not, signatures
+/// and key exchanges are computed one at a time.
+pub fn has_lanes() -> bool {
+    rsa::lanes::are_here()
+}

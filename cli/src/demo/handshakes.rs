@@ -14,7 +14,7 @@ use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use warpcore_offload::{Devices, Kernel};
+use warpcore_offload::{Devices, Kernel, has_lanes};
 use warpcore_runtime::net::{TcpListener, TcpStream};
 use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
 use warpcore_tls::{Config, Proxy, Signing, Stats, Timeouts};
@@ -88,7 +88,9 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
     if devices.signs() {
         on_device("signatures", &sign)?;
     }
-    if sign.batch_len_max <= 1 {
+    if !has_lanes() {
+        row("", "this processor has no AVX-512 IFMA: without a device, one at a time");
+    } else if sign.batch_len_max <= 1 {
         return Err("no two signatures were ever in one batch".into());
     }
     Ok(2 * HANDSHAKES)

@@ -1,14 +1,12 @@
 //! Attributes: the lower inode's, with the length of the contents.
 
-use std::ffi::CString;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, Gid, Mode, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::lookup::{Place, is_file};
-use super::lower::{attribute_at, attribute_of, proc_path};
+use super::lookup::is_file;
+use super::lower::{attribute_of, proc_path};
 use super::{Answer, Fs, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
@@ -20,17 +18,14 @@ impl Fs {
     }
 
     pub(crate) async fn attr_out(&self, nodeid: u64) -> Answer {
-        let fd = self.path_fd(nodeid)?;
-        let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
-        let attr = self.attributes(nodeid, &stat, Place::Fd(&fd)).await?;
+        let attr = self.attributes(nodeid, &*self.path_fd(nodeid)?).await?;
         reply::with(&fuse_attr_out { attr_valid: self.cache.valid_s(), attr, ..Default::default() })
     }
 
     /// As getattr, and the time of birth.
     pub(crate) async fn statx(&self, request: &Request) -> Answer {
         let fd = self.path_fd(request.nodeid)?;
-        let stat = fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?;
-        let attr = self.attributes(request.nodeid, &stat, Place::Fd(&fd)).await?;
+        let attr = self.attributes(request.nodeid, &fd).await?;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let lower = fs::statx(&*fd, "", AtFlags::EMPTY_PATH, wanted)?;
         let time = |tv_sec: u64, tv_nsec| fuse_sx_time {
@@ -67,32 +62,21 @@ impl Fs {
         })
     }
 
-    /// The attributes of a node whose lower inode has these.
-    pub(crate) async fn attributes(
-        &self,
-        nodeid: u64,
-        stat: &Stat,
-        place: Place<'_>,
-    ) -> Result<fuse_attr, Errno> {
-        let mut stat = *stat;
+    /// The attributes of a node, of which `fd` is a descriptor.
+    pub(crate) async fn attributes(&self, nodeid: u64, fd: &OwnedFd) -> Result<fuse_attr, Errno> {
         let mut memory = None;
-        if is_file(&stat)
-            && let Some(file) = self.used_file(nodeid)
+        if let Some(file) = self.used_file(nodeid)
+            && let Some(contents) = &*file.contents.read().await
         {
-            let contents = file.contents.read().await;
-            if let Some(contents) = &*contents {
-                memory = Some((
-                    contents.size().ok(),
-                    contents.modified(),
-                    contents.changed(),
-                    contents.dirty_len(),
-                ));
-            } else {
-                // Closed while we waited: what we were given is older than that.
-                drop(contents);
-                stat = fs::statat(&*self.path_fd(nodeid)?, "", AtFlags::EMPTY_PATH)?;
-            }
+            memory = Some((
+                contents.size().ok(),
+                contents.modified(),
+                contents.changed(),
+                contents.dirty_len(),
+            ));
         }
+        // After it: a file that is not in use any more has reached the lower one.
+        let stat = fs::fstat(fd)?;
         let mut size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut modified = (stat.st_mtime, narrow(stat.st_mtime_nsec));
         let mut changed = (stat.st_ctime, narrow(stat.st_ctime_nsec));
@@ -105,7 +89,7 @@ impl Fs {
             // A file without blocks would be taken for a hole.
             blocks += dirty.div_ceil(512);
         } else if is_file(&stat) && size > 0 {
-            size = self.stored_size(nodeid, size, place).await;
+            size = self.stored_size(nodeid, size, fd).await;
         }
         Ok(fuse_attr {
             ino: stat.st_ino,
@@ -130,8 +114,8 @@ impl Fs {
     /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
     /// order, else by opening it. One that cannot be opened has the length of its backing file, so
     /// that it can be seen and removed; opening it tells what is wrong.
-    async fn stored_size(&self, nodeid: u64, backing_len: u64, place: Place<'_>) -> u64 {
-        match self.marked_size(nodeid, backing_len, place) {
+    async fn stored_size(&self, nodeid: u64, backing_len: u64, fd: &OwnedFd) -> u64 {
+        match self.marked_size(nodeid, backing_len, fd) {
             Ok(Some(size)) => size,
             Ok(None) => self.opened_size(nodeid).await.unwrap_or(backing_len),
             Err(_) => backing_len,
@@ -142,21 +126,14 @@ impl Fs {
         &self,
         nodeid: u64,
         backing_len: u64,
-        place: Place<'_>,
+        fd: &OwnedFd,
     ) -> Result<Option<u64>, Errno> {
         let mut value = [0; Attribute::LEN + 1];
-        let len = match place {
-            Place::Fd(fd) => match attribute_of(fd, ATTRIBUTE_NAME, &mut value) {
-                Ok(len) => Some(len),
-                Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
-                Err(errno) => return Err(errno),
-            },
-            Place::Name(parent, name) => {
-                let name = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
-                attribute_at(parent.as_fd(), &name, ATTRIBUTE_NAME, &mut value)?
-            }
+        let len = match attribute_of(fd, ATTRIBUTE_NAME, &mut value) {
+            Ok(len) => len,
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+            Err(errno) => return Err(errno),
         };
-        let Some(len) = len else { return Ok(None) };
         Attribute::parse(&value[..len])
             .map(|attribute| attribute.size_if_clean(backing_len))
             .map_err(|error| self.errno(nodeid, "stat", &error))

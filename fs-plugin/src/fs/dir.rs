@@ -78,8 +78,11 @@ impl Fs {
 
     pub(crate) fn unlink(&self, request: &Request, directory: bool) -> Answer {
         let parent = self.directory_fd(request.nodeid)?;
+        let name = request.name()?;
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        fs::unlinkat(&*parent, request.name()?, flags)?;
+        let held = self.hold(&parent, name);
+        fs::unlinkat(&*parent, name, flags)?;
+        self.keep_nameless(held)?;
         DONE
     }
 
@@ -95,7 +98,9 @@ impl Fs {
         let target = self.directory_fd(target)?;
         // Data before the name that stands for them.
         self.commit_name(&source, from).await?;
+        let held = self.hold(&target, to);
         fs::renameat_with(&*source, from, &*target, to, flags)?;
+        self.keep_nameless(held)?;
         DONE
     }
 
@@ -110,7 +115,8 @@ impl Fs {
     }
 
     async fn commit_name(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-        match self.known(parent, name) {
+        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match self.known(&stat) {
             Some(nodeid) => self.commit_if_used(nodeid).await,
             None => Ok(()),
         }

@@ -85,8 +85,8 @@ impl Fs {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let fd = fs::openat(&*parent, ".", flags, mode)?;
         self.give_to_caller(request, &parent, Place::Fd(&fd), mode)?;
-        let entry = self.entry_of(&fd).await?;
         let contents = self.create_contents(request, fd)?;
+        let entry = self.entry_of(contents.medium().descriptor()).await?;
         let file = self.take_file(entry.nodeid)?;
         file.fill(&mut *file.contents.write().await, contents);
         created(&entry, args.flags)
@@ -203,12 +203,11 @@ impl Fs {
         let file = self.in_use(request.nodeid)?;
         let mut contents = file.contents.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
-        let synced = contents.sync(&queue()).await;
+        let synced = match args.fsync_flags & FUSE_FSYNC_FDATASYNC {
+            0 => contents.sync_inode(&queue()).await,
+            _ => contents.sync(&queue()).await,
+        };
         synced.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
-        if args.fsync_flags & FUSE_FSYNC_FDATASYNC == 0 {
-            // Mode, owner, times and names of the inode itself.
-            contents.medium().sync_all().await.map_err(|error| os(&error))?;
-        }
         DONE
     }
 

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::RwLock;
-use rustix::fs::{self, AtFlags, FileType, Stat};
+use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use slab::Slab;
 use warpcore_runtime::queue;
 use zerocopy::FromBytes;
 
-use super::lower::{Address, Lower};
+use super::lower::{Address, Found, Lower};
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
@@ -60,11 +60,11 @@ const DIRECTORIES_MAX: usize = 256;
 
 impl Inodes {
     pub(crate) fn new(lower: &Lower) -> Result<Self, Errno> {
-        let (stat, address) = lower.find(lower.root(), OsStr::new("."))?;
+        let Found { number, address, .. } = lower.find(lower.root(), OsStr::new("."))?;
         let mut nodes = Slab::new();
         let root = Inode {
             address,
-            number: stat.st_ino,
+            number,
             generation: 0,
             // The kernel knows it by itself and never forgets it.
             lookups: 1,
@@ -74,7 +74,7 @@ impl Inodes {
         debug_assert_eq!(index as u64 + 1, FUSE_ROOT_ID);
         Ok(Self {
             nodes,
-            by_number: HashMap::from([(stat.st_ino, index)]),
+            by_number: HashMap::from([(number, index)]),
             directories: HashMap::new(),
             generation: 0,
         })
@@ -86,10 +86,11 @@ impl Inodes {
     }
 
     /// The node of an inode that was just found, new or known.
-    fn remember(&mut self, stat: &Stat, address: Address) -> (u64, u64) {
-        if let Some(&index) = self.by_number.get(&stat.st_ino)
+    fn remember(&mut self, found: &Found) -> (u64, u64) {
+        let Found { number, address, .. } = found;
+        if let Some(&index) = self.by_number.get(number)
             && let Some(node) = self.nodes.get_mut(index)
-            && node.address == address
+            && node.address == *address
         {
             node.lookups += 1;
             return (index as u64 + 1, node.generation);
@@ -97,9 +98,10 @@ impl Inodes {
         // New, or the number of an inode that is gone was used again.
         self.generation += 1;
         let generation = self.generation;
-        let node = Inode { address, number: stat.st_ino, generation, lookups: 1, file: None };
-        let index = self.nodes.insert(node);
-        self.by_number.insert(stat.st_ino, index);
+        let (number, address) = (*number, address.clone());
+        let index =
+            self.nodes.insert(Inode { address, number, generation, lookups: 1, file: None });
+        self.by_number.insert(number, index);
         (index as u64 + 1, generation)
     }
 
@@ -160,24 +162,19 @@ impl Fs {
         parent: &OwnedFd,
         name: &OsStr,
     ) -> Result<fuse_entry_out, Errno> {
-        let (stat, address) = self.lower.find(parent.as_fd(), name)?;
-        self.told(&stat, address, Place::Name(parent, name)).await
+        let found = self.lower.find(parent.as_fd(), name)?;
+        self.told(&found).await
     }
 
     /// As [`Fs::entry_out`], of an inode that has no name.
-    pub(crate) async fn entry_of(&self, fd: &OwnedFd) -> Result<fuse_entry_out, Errno> {
-        let (stat, address) = self.lower.find(fd.as_fd(), OsStr::new(""))?;
-        self.told(&stat, address, Place::Fd(fd)).await
+    pub(crate) async fn entry_of(&self, fd: &Arc<OwnedFd>) -> Result<fuse_entry_out, Errno> {
+        let found = self.lower.identify(fd)?;
+        self.told(&found).await
     }
 
-    async fn told(
-        &self,
-        stat: &Stat,
-        address: Address,
-        place: Place<'_>,
-    ) -> Result<fuse_entry_out, Errno> {
-        let (nodeid, generation) = self.inodes().remember(stat, address);
-        match self.attributes(nodeid, stat, place).await {
+    async fn told(&self, found: &Found) -> Result<fuse_entry_out, Errno> {
+        let (nodeid, generation) = self.inodes().remember(found);
+        match self.attributes(nodeid, &found.fd).await {
             Ok(attr) => Ok(fuse_entry_out {
                 nodeid,
                 generation,
@@ -240,13 +237,37 @@ impl Fs {
         Ok(fd)
     }
 
+    /// Before a name is taken away: a descriptor of its inode, if the kernel knows that.
+    pub(crate) fn hold(&self, parent: &OwnedFd, name: &OsStr) -> Option<(u64, Arc<OwnedFd>)> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent, name, flags, Mode::empty()).ok()?;
+        let nodeid = self.known(&fs::fstat(&fd).ok()?)?;
+        Some((nodeid, Arc::new(fd)))
+    }
+
+    /// After it: an inode without a name is found by the descriptor that was held, as long as the
+    /// kernel knows it (it may be a working directory, or a FIFO that is open).
+    pub(crate) fn keep_nameless(&self, held: Option<(u64, Arc<OwnedFd>)>) -> Result<(), Errno> {
+        let Some((nodeid, fd)) = held else { return Ok(()) };
+        let stat = fs::fstat(&fd)?;
+        if stat.st_nlink == 0 {
+            let address = Address::pinned(&fd)?;
+            let mut inodes = self.inodes();
+            if let Some(node) = inodes.nodes.get_mut(index_of(nodeid)?)
+                && node.number == stat.st_ino
+            {
+                node.address = address;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn address(&self, nodeid: u64) -> Result<Address, Errno> {
         Ok(self.inodes().get(nodeid)?.address.clone())
     }
 
-    /// The node of a name, if the kernel knows it, without telling it again.
-    pub(crate) fn known(&self, parent: &OwnedFd, name: &OsStr) -> Option<u64> {
-        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    /// The node of an inode, if the kernel knows it, without telling it again.
+    pub(crate) fn known(&self, stat: &Stat) -> Option<u64> {
         let index = *self.inodes().by_number.get(&stat.st_ino)?;
         Some(index as u64 + 1)
     }

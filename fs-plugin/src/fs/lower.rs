@@ -3,13 +3,12 @@
 //! As root an inode is kept as a file handle (open_by_handle_at(2)), which survives renames and
 //! costs no descriptor; where that is not permitted or not supported, as an `O_PATH` descriptor.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, Stat};
+use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -33,6 +32,29 @@ pub(crate) enum Address {
     Handle(Handle),
     /// Of a filesystem with long handles.
     LongHandle(Box<Handle<HANDLE_LEN_MAX>>),
+}
+
+/// An inode that was just found.
+pub(crate) struct Found {
+    /// Its inode number.
+    pub(crate) number: u64,
+    /// Where to find it again.
+    pub(crate) address: Address,
+    /// A descriptor of it, open for nothing maybe.
+    pub(crate) fd: Arc<OwnedFd>,
+}
+
+impl Address {
+    /// As long as the kernel knows the inode it stays, whatever becomes of its names.
+    pub(crate) fn pinned(fd: &Arc<OwnedFd>) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let is_path = fs::fcntl_getfl(fd)?.contains(OFlags::PATH);
+        Ok(Self::Descriptor(Descriptor(match is_path {
+            true => Arc::clone(fd),
+            // Not to hold it open for writing.
+            false => Arc::new(fs::open(proc_path(&**fd), flags, Mode::empty())?),
+        })))
+    }
 }
 
 /// An `O_PATH` descriptor. It pins the inode, so its number is not reused meanwhile.
@@ -75,7 +97,7 @@ impl Lower {
         let device = fs::fstat(&root)?.st_dev;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let mut lower = Self { root, device, by_handle: true, owner };
-        let probe = lower.handle(lower.root.as_fd(), OsStr::new("."));
+        let probe = lower.handle(lower.root.as_fd());
         lower.by_handle = probe.is_ok_and(|handle| lower.open(&handle, OFlags::PATH).is_ok());
         Ok(lower)
     }
@@ -88,30 +110,26 @@ impl Lower {
         self.owner
     }
 
-    /// Attributes of `name`, and where to find it again. An empty name is `parent` itself.
-    pub(crate) fn find(
-        &self,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<(Stat, Address), Errno> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-        let stat = fs::statat(parent, name, flags)?;
+    /// The inode that has this name now.
+    pub(crate) fn find(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<Found, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = Arc::new(fs::openat(parent, name, flags, Mode::empty())?);
+        // By the descriptor: the name may be another inode's a moment later.
+        self.identify(&fd)
+    }
+
+    /// The inode of a descriptor, which may be open for anything.
+    pub(crate) fn identify(&self, fd: &Arc<OwnedFd>) -> Result<Found, Errno> {
+        let stat = fs::fstat(fd)?;
         if stat.st_dev != self.device {
             // Another filesystem is mounted there: its inode numbers are not ours to tell apart.
             return Err(Errno::XDEV);
         }
-        let address = if self.by_handle {
-            self.handle(parent, name)?
-        } else {
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let fd = if name.is_empty() {
-                fs::open(proc_path(&parent), flags, Mode::empty())?
-            } else {
-                fs::openat(parent, name, flags | OFlags::NOFOLLOW, Mode::empty())?
-            };
-            Address::Descriptor(Descriptor(Arc::new(fd)))
+        let address = match self.by_handle {
+            true => self.handle(fd.as_fd())?,
+            false => Address::pinned(fd)?,
         };
-        Ok((stat, address))
+        Ok(Found { number: stat.st_ino, address, fd: Arc::clone(fd) })
     }
 
     /// An `O_PATH` descriptor of an inode.
@@ -137,16 +155,15 @@ impl Lower {
         }
     }
 
-    fn handle(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<Address, Errno> {
-        let name = std::ffi::CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
+    fn handle(&self, fd: BorrowedFd<'_>) -> Result<Address, Errno> {
         let room = u32::try_from(HANDLE_LEN_MAX).expect("small");
         let mut raw = RawHandle { len_bytes: room, kind: 0, bytes: [0; HANDLE_LEN_MAX] };
         let mut mount_id = 0;
         // SAFETY: a valid name, and a handle with the room that it says.
         let result = unsafe {
             libc::name_to_handle_at(
-                parent.as_raw_fd(),
-                name.as_ptr(),
+                fd.as_raw_fd(),
+                c"".as_ptr(),
                 (&raw mut raw).cast(),
                 &raw mut mount_id,
                 libc::AT_EMPTY_PATH,
@@ -181,24 +198,9 @@ impl Lower {
     }
 }
 
-/// The value of an extended attribute of an inode, without room its length.
+/// The value of an extended attribute of an inode, without room its length. Also of one that is open
+/// for nothing (`O_PATH`), which fgetxattr(2) refuses.
 pub(crate) fn attribute_of(fd: &OwnedFd, name: impl Arg, value: &mut [u8]) -> Result<usize, Errno> {
-    let name = name.into_c_str()?;
-    match fs::fgetxattr(fd, &*name, &mut *value) {
-        // Open for nothing (`O_PATH`).
-        Err(Errno::BADF) => fs::getxattr(proc_path(fd), &*name, value),
-        result => result,
-    }
-}
-
-/// The value of an extended attribute of `name` in `parent`, as far as it fits; None if it has none,
-/// or can have none.
-pub(crate) fn attribute_at(
-    parent: BorrowedFd<'_>,
-    name: &CStr,
-    attribute: &CStr,
-    value: &mut [u8],
-) -> Result<Option<usize>, Errno> {
     /// `struct xattr_args` of linux/xattr.h.
     #[repr(C)]
     struct Arguments {
@@ -206,37 +208,38 @@ pub(crate) fn attribute_at(
         size: u32,
         flags: u32,
     }
+    let name = name.into_c_str()?;
     let arguments = Arguments {
         value: value.as_mut_ptr().expose_provenance() as u64,
         size: u32::try_from(value.len()).expect("a short value"),
         flags: 0,
     };
+    let link = CString::new(fd.as_raw_fd().to_string()).expect("digits");
     // SAFETY: valid strings, and a value with the room that it says.
     let result = unsafe {
         libc::syscall(
             SYS_GETXATTRAT,
-            parent.as_raw_fd(),
+            own_descriptors()?.as_raw_fd(),
+            link.as_ptr(),
+            0,
             name.as_ptr(),
-            libc::AT_SYMLINK_NOFOLLOW,
-            attribute.as_ptr(),
             &raw const arguments,
             size_of::<Arguments>(),
         )
     };
-    let result = usize::try_from(result).map_err(|_| last_errno());
-    // Before Linux 6.13.
-    let result = if result == Err(Errno::NOSYS) {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent, name, flags, Mode::empty())?;
-        fs::getxattr(proc_path(&fd), attribute, value)
-    } else {
-        result
-    };
-    match result {
-        Ok(len) => Ok(Some(len)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(errno) => Err(errno),
+    match usize::try_from(result).map_err(|_| last_errno()) {
+        // Before Linux 6.13.
+        Err(Errno::NOSYS) => fs::getxattr(proc_path(fd), &*name, value),
+        result => result,
     }
+}
+
+/// The directory in which each of our descriptors has a link.
+fn own_descriptors() -> Result<&'static OwnedFd, Errno> {
+    static DIRECTORY: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = DIRECTORY.get_or_init(|| fs::open("/proc/self/fd", flags, Mode::empty()));
+    opened.as_ref().map_err(|errno| *errno)
 }
 
 /// `__NR_getxattrat` of asm-generic/unistd.h, the same on every architecture since they share it.

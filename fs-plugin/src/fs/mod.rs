@@ -11,8 +11,10 @@ mod range;
 mod xattr;
 
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use futures_lite::FutureExt;
 use rustix::io::Errno;
 use slab::Slab;
 use zerocopy::IntoBytes;
@@ -93,7 +95,9 @@ impl Fs {
 
     /// Answers a request. `payload` holds what a WRITE brings, and takes what a READ gets.
     pub(crate) async fn dispatch(&self, request: &Request, payload: &mut [u8]) -> Answer {
-        let answer = self.answer(request, payload).await;
+        // A request that is never answered would hang its caller, whom nothing can kill.
+        let answer = AssertUnwindSafe(self.answer(request, payload)).catch_unwind().await;
+        let answer = answer.unwrap_or(Err(Errno::IO));
         tracing::trace!(
             opcode = request.opcode,
             nodeid = request.nodeid,
@@ -105,7 +109,9 @@ impl Fs {
     async fn answer(&self, request: &Request, payload: &mut [u8]) -> Answer {
         match request.opcode {
             opcode::BATCH_FORGET => self.batch_forget(request),
-            opcode::COPY_FILE_RANGE => self.copy_file_range(request).await,
+            opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+                self.copy_file_range(request).await
+            }
             opcode::CREATE => self.create(request).await,
             opcode::DESTROY => DONE,
             opcode::FALLOCATE => self.fallocate(request).await,

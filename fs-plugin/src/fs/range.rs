@@ -58,11 +58,20 @@ impl Fs {
             contents.set_size(if grow { size.max(end) } else { size }).await
         };
         done.await.map_err(|error: Error| self.errno(request.nodeid, "fallocate", &error))?;
-        self.kill_privileges(request.nodeid)?;
+        self.kill_privileges_for(request, request.nodeid)?;
         DONE
     }
 
     pub(crate) async fn copy_file_range(&self, request: &Request) -> Answer {
+        let copied = self.copy(request).await?;
+        if request.opcode == opcode::COPY_FILE_RANGE_64 {
+            return reply::with(&fuse_copy_file_range_out { bytes_copied: copied });
+        }
+        let size = u32::try_from(copied).expect("at most the maximum");
+        reply::with(&fuse_write_out { size, padding: 0 })
+    }
+
+    async fn copy(&self, request: &Request) -> Result<u64, Errno> {
         let args: fuse_copy_file_range_in = request.args()?;
         let (from, to) = (request.nodeid, args.nodeid_out);
         let len = args.len.min(COPY_LEN_MAX);
@@ -85,8 +94,13 @@ impl Fs {
             target.copy_from(&queue(), source, args.off_in, args.off_out, len).await
         };
         let copied = copied.map_err(|error| self.errno(to, "copy_file_range", &error))?;
-        self.kill_privileges(to)?;
-        let size = u32::try_from(copied).expect("at most the maximum");
-        reply::with(&fuse_write_out { size, padding: 0 })
+        self.kill_privileges_for(request, to)?;
+        Ok(copied)
+    }
+
+    /// Where the kernel does not say whether a change of contents ends set-user-id: root's does not
+    /// (CAP_FSETID).
+    fn kill_privileges_for(&self, request: &Request, nodeid: u64) -> Result<(), Errno> {
+        if request.uid == 0 { Ok(()) } else { self.kill_privileges(nodeid) }
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{self, AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
+use warpcore_runtime::queue;
 
 use super::lower::{attribute_of, proc_path};
 use super::{Answer, Fs, Reply, reply};
@@ -39,7 +40,9 @@ impl Fs {
         let names = list[..len].split_inclusive(|byte| *byte == 0);
         let names = names.filter(|name| {
             let name = name.strip_suffix(b"\0").unwrap_or(name);
-            visible(OsStr::from_bytes(name)).is_ok()
+            // As the kernel does it: these are for root alone (xattr(7)).
+            let permitted = request.uid == 0 || !name.starts_with(b"trusted.");
+            permitted && visible(OsStr::from_bytes(name)).is_ok()
         });
         sized(&names.collect::<Vec<_>>().concat(), args.size)
     }
@@ -49,9 +52,13 @@ impl Fs {
         let (name, value) = request.name_and_rest()?;
         visible(name)?;
         let value = value.get(..args.size as usize).ok_or(Errno::INVAL)?;
-        if name.as_bytes().starts_with(b"security.") {
+        if name.as_bytes().starts_with(b"security.")
+            && let Some(file) = self.used_file(request.nodeid)
+            && let Some(contents) = &mut *file.contents.write().await
+        {
             // Later writes to the lower file would take capabilities away again.
-            self.commit_if_used(request.nodeid).await?;
+            let settled = contents.settle(&queue()).await;
+            settled.map_err(|error| self.errno(request.nodeid, "setxattr", &error))?;
         }
         let fd = self.path_fd(request.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno::INVAL)?;

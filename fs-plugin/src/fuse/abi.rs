@@ -49,6 +49,14 @@ pub(crate) mod opcode {
     pub(crate) const RENAME2: u32 = 45;
     pub(crate) const LSEEK: u32 = 46;
     pub(crate) const STATX: u32 = 52;
+    pub(crate) const COPY_FILE_RANGE_64: u32 = 53;
+}
+
+/// The answer of COPY_FILE_RANGE_64 (protocol 7.45).
+#[derive(Debug, Clone, Copy, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct fuse_copy_file_range_out {
+    pub(crate) bytes_copied: u64,
 }
 
 /// Length of `struct fuse_rename_in`.
@@ -108,7 +116,9 @@ const _: () = assert!(size_of::<fuse_init_out>() == 64);
 pub(crate) fn args_len(operation: u32) -> usize {
     match operation {
         opcode::BATCH_FORGET => size_of::<fuse_batch_forget_in>(),
-        opcode::COPY_FILE_RANGE => size_of::<fuse_copy_file_range_in>(),
+        opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+            size_of::<fuse_copy_file_range_in>()
+        }
         opcode::CREATE | opcode::TMPFILE => size_of::<fuse_create_in>(),
         opcode::FALLOCATE => size_of::<fuse_fallocate_in>(),
         opcode::FLUSH => size_of::<fuse_flush_in>(),

@@ -49,7 +49,7 @@ pub(crate) fn start(session: &Rc<Session>, queues: u16) {
     };
     for qid in (0..queues).filter(|qid| owner(qid) == warpcore_runtime::shard()) {
         for _ in 0..DEPTH {
-            let holder = session.requests.enter();
+            let holder = session.entries.enter();
             let session = Rc::clone(session);
             drop(spawn(async move {
                 let _holder = holder;
@@ -97,6 +97,7 @@ async fn serve_entry(session: &Rc<Session>, qid: u16) -> io::Result<()> {
                 return Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO)));
             }
         }
+        let _request = session.requests.enter();
         session.uring_requests.set(session.uring_requests.get() + 1);
         let (in_header, _) = fuse_in_header::read_from_prefix(&entry.header.in_out)
             .expect("128 bytes hold a header");

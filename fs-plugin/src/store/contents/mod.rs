@@ -100,8 +100,8 @@ pub struct Contents<M> {
     changed: Option<Time>,
     /// A sync failed: what the lower filesystem holds is unknown.
     poisoned: bool,
-    /// The extent last decompressed, by the offset of its stored bytes.
-    decoded: Mutex<Option<(u64, Bytes)>>,
+    /// The extent last decompressed.
+    decoded: Mutex<Option<(Extent, Bytes)>>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one for each open file, and plain ones are rare")]
@@ -472,9 +472,12 @@ impl<M: Medium> Contents<M> {
         let chunk_len = 1 << head.chunk_len_log2;
         let len = len.min(CHUNKS_MAX * chunk_len) / chunk_len * chunk_len;
         let fits = from.is_multiple_of(chunk_len) && to.is_multiple_of(chunk_len) && len > 0;
-        let Body::Container(Container { head: own, .. }) = &mut self.body else { return Ok(0) };
-        // An empty file takes the chunks of what it gets.
-        let same = own.is_none_or(|own| own.chunk_len_log2 == head.chunk_len_log2);
+        let Body::Container(own) = &mut self.body else { return Ok(0) };
+        // A file that has nothing yet takes the chunks of what it gets.
+        let same = match own.head {
+            Some(own) => own.chunk_len_log2 == head.chunk_len_log2,
+            None => own.dirty.is_empty() || self.options.chunk_len_log2 == head.chunk_len_log2,
+        };
         if !fits || !same {
             return Ok(0);
         }
@@ -561,12 +564,8 @@ impl<M: Medium> Contents<M> {
         }
         self.commit(queue).await?;
         self.extend_zone().await?;
-        if let Err(error) = self.medium.sync_data().await {
-            // The kernel reports a failed write-back once and drops the pages: asking again would
-            // succeed and mean nothing (fsync(2), the PostgreSQL report of 2018).
-            self.poisoned = true;
-            return Err(error.into());
-        }
+        let synced = self.medium.sync_data().await;
+        self.poisoned_by(synced)?;
         if let Body::Container(container) = &mut self.body {
             container.durable_end = container.record_end;
             container.dead.replaced_durably();
@@ -575,6 +574,20 @@ impl<M: Medium> Contents<M> {
             }
         }
         Ok(())
+    }
+
+    /// As [`Contents::sync`], and makes mode, owner, times and names of the inode durable.
+    pub async fn sync_inode(&mut self, queue: &Queue) -> Result<(), Error> {
+        self.sync(queue).await?;
+        let synced = self.medium.sync_inode().await;
+        self.poisoned_by(synced)
+    }
+
+    /// The kernel reports a failed write-back once and drops the pages: asking again would succeed
+    /// and mean nothing (fsync(2), the PostgreSQL report of 2018).
+    fn poisoned_by(&mut self, synced: std::io::Result<()>) -> Result<(), Error> {
+        self.poisoned |= synced.is_err();
+        Ok(synced?)
     }
 
     /// Writes zeros ahead if syncs come often and bring little: what overwrites them is durable
@@ -636,23 +649,34 @@ impl<M: Medium> Contents<M> {
         Ok(())
     }
 
-    /// Commits, and marks the backing file as closed in order.
-    pub async fn close(&mut self, queue: &Queue) -> Result<(), Error> {
+    /// Commits, and does what else changes bytes of the backing file before it is closed.
+    pub async fn settle(&mut self, queue: &Queue) -> Result<(), Error> {
         self.commit(queue).await?;
-        if self.poisoned {
-            return Err(Error::Poisoned);
-        }
-        if self.writable && matches!(self.body, Body::Container(_)) {
-            let is_changed = self.container().attribute == Some(State::Dirty);
-            if is_changed && self.container().chain.len() > self.options.records_max / 8 {
+        if self.writable
+            && let Body::Container(container) = &self.body
+            && container.attribute == Some(State::Dirty)
+        {
+            if container.chain.len() > self.options.records_max / 8 {
                 self.checkpoint_if_possible().await;
             }
             self.cut_zone()?;
             self.punch_dead();
-            if is_changed {
-                let attribute = self.container().attribute(State::Clean, self.medium.epoch());
-                self.container_mut().attribute = set_attribute(&self.medium, attribute)?;
-            }
+        }
+        Ok(())
+    }
+
+    /// Commits, and marks the backing file as closed in order.
+    pub async fn close(&mut self, queue: &Queue) -> Result<(), Error> {
+        self.settle(queue).await?;
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        if let Body::Container(container) = &mut self.body
+            && self.writable
+            && container.attribute == Some(State::Dirty)
+        {
+            let attribute = container.attribute(State::Clean, self.medium.epoch());
+            container.attribute = set_attribute(&self.medium, attribute)?;
         }
         if let Some(modified) = self.modified.filter(|_| self.writable) {
             self.medium.set_modified(modified)?;
@@ -785,9 +809,7 @@ impl<M: Medium> Contents<M> {
         let mut missing = Vec::new();
         for (index, extent) in extents.enumerate() {
             match &known {
-                Some((physical, bytes)) if *physical == extent.physical => {
-                    plain.push(bytes.clone())
-                }
+                Some((known, bytes)) if *known == extent => plain.push(bytes.clone()),
                 _ => {
                     plain.push(Bytes::new());
                     missing.push((index, extent));
@@ -828,7 +850,7 @@ impl<M: Medium> Contents<M> {
             plain[index] = Bytes::from(done.target);
         }
         if let Some((index, extent)) = missing.last() {
-            let last = (extent.physical, plain[*index].clone());
+            let last = (*extent, plain[*index].clone());
             *self.decoded.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         }
         Ok(plain)
@@ -856,17 +878,11 @@ impl<M: Medium> Contents<M> {
                 sources.push((logical, bytes.slice(range)));
             }
         }
-        let stored = match self.compress(queue, &sources).await {
-            Ok(stored) => stored,
-            Err(error) => {
-                self.make_dirty_again(&sources);
-                return Err(error);
-            }
-        };
-        if let Err(error) = self.append(stored, commit).await {
-            self.make_dirty_again(&sources);
-            return Err(error);
-        }
+        // Dirty again if it fails, or is cancelled.
+        let mut taken = Taken { contents: self, sources };
+        let stored = taken.contents.compress(queue, &taken.sources).await?;
+        taken.contents.append(stored, commit).await?;
+        taken.sources.clear();
         Ok(())
     }
 
@@ -923,15 +939,6 @@ impl<M: Medium> Contents<M> {
         append.apply(container);
         self.evict_if_crowded(&mut index::lock(&self.container().index));
         Ok(())
-    }
-
-    fn make_dirty_again(&mut self, sources: &[(u64, Bytes)]) {
-        let chunk_len = self.chunk_len();
-        for (logical, bytes) in sources {
-            let dirty = &mut self.container_mut().dirty;
-            let dirty = dirty.entry(logical / chunk_len).or_default();
-            dirty.write(to_index(logical % chunk_len), bytes);
-        }
     }
 
     /// Compresses each source, all of them in flight at once. What does not become at least a
@@ -1063,6 +1070,23 @@ impl<M: Medium> Contents<M> {
         match &mut self.body {
             Body::Container(container) => container,
             Body::Plain { .. } => unreachable!("plain files are handled before"),
+        }
+    }
+}
+
+/// Dirty bytes on their way to the backing file.
+struct Taken<'a, M: Medium> {
+    contents: &'a mut Contents<M>,
+    sources: Vec<(u64, Bytes)>,
+}
+
+impl<M: Medium> Drop for Taken<'_, M> {
+    fn drop(&mut self) {
+        let chunk_len = self.contents.chunk_len();
+        for (logical, bytes) in &self.sources {
+            let dirty = &mut self.contents.container_mut().dirty;
+            let dirty = dirty.entry(logical / chunk_len).or_default();
+            dirty.write(to_index(logical % chunk_len), bytes);
         }
     }
 }

@@ -170,8 +170,10 @@ impl Extent {
                 (end - 1) / chunk_len == extent.logical / chunk_len
                     && extent.physical >= Head::LEN as u64
                     && stored_end <= record
-                    // The longest we write is a raw chunk in a frame of its own.
-                    && extent.stored_len as usize <= codec.bound(len) + RAW_FRAME_HEAD_LEN
+                    && match codec {
+                        Codec::Store => extent.stored_len as usize == len,
+                        _ => extent.stored_len as usize <= codec.bound(len),
+                    }
             }
         };
         fits.then_some(extent)

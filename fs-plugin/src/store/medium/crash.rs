@@ -201,6 +201,10 @@ impl Medium for CrashMedium {
         Ok(())
     }
 
+    async fn sync_inode(&self) -> io::Result<()> {
+        self.sync_data().await
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.now.borrow().bytes.len() as u64)
     }

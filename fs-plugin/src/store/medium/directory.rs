@@ -71,11 +71,6 @@ impl FileMedium {
             }
         }
     }
-
-    /// Makes the inode durable too: mode, owner, times.
-    pub(crate) async fn sync_all(&self) -> io::Result<()> {
-        self.file.sync_all().await
-    }
 }
 
 impl AsFd for FileMedium {
@@ -121,6 +116,10 @@ impl Medium for FileMedium {
 
     async fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data().await
+    }
+
+    async fn sync_inode(&self) -> io::Result<()> {
+        self.file.sync_all().await
     }
 
     fn len(&self) -> io::Result<u64> {

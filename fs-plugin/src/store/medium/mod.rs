@@ -22,6 +22,9 @@ pub trait Medium {
     /// Makes contents durable, and all metadata needed to read them.
     async fn sync_data(&self) -> io::Result<()>;
 
+    /// Makes the inode durable too: mode, owner, times, names.
+    async fn sync_inode(&self) -> io::Result<()>;
+
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 
@@ -60,6 +63,10 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
 
     async fn sync_data(&self) -> io::Result<()> {
         (**self).sync_data().await
+    }
+
+    async fn sync_inode(&self) -> io::Result<()> {
+        (**self).sync_inode().await
     }
 
     fn len(&self) -> io::Result<u64> {
