@@ -48,10 +48,8 @@ proptest! {
         if linear {
             prop_assert!(bytes.is_empty() || zstd::decode_all(&bytes[..]).expect("a stream") == model);
         } else {
-            let error = zstd::decode_all(&bytes[..]).expect_err("must not lie").to_string();
             // At the refusing frame, or before it where blocks were given back.
-            let stops = ["Dictionary mismatch", "Unknown frame descriptor"];
-            prop_assert!(stops.iter().any(|stop| error.contains(stop)), "{}", error);
+            zstd::decode_all(&bytes[..]).expect_err("must not lie");
         }
     }
 }

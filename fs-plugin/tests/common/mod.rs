@@ -32,6 +32,7 @@ pub enum Step {
         data: Data,
     },
     Commit,
+    Compact,
     /// From another file, which starts with this.
     Copy {
         data: Data,
@@ -107,6 +108,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (offset.clone(), len.clone(), data())
             .prop_map(|(offset, len, data)| Step::Write { offset, len, data }),
         2 => Just(Step::Commit),
+        1 => Just(Step::Compact),
         1 => Just(Step::Sync),
         2 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Read { offset, len }),
         1 => (data(), offset.clone(), offset.clone(), len.clone())
@@ -128,6 +130,9 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
             model.extend(bytes);
         }
         Step::Commit => run(queue, contents.commit(queue)).expect("commits"),
+        Step::Compact => {
+            run(queue, contents.compact(queue)).expect("compacts");
+        }
         Step::Copy { data, from, to, len } => {
             let source = data.bytes(5 * CHUNK + 100);
             // Stored in chunks, with a hole and a gap.

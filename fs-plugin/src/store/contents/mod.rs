@@ -12,6 +12,7 @@
 //! error goes to whoever asked, and the next attempt writes everything again.
 
 mod append;
+mod compact;
 mod dead;
 mod dirty;
 
@@ -486,13 +487,8 @@ impl<M: Medium> Contents<M> {
             if visible != (extent.logical..extent.end()) {
                 return Ok(0);
             }
-            let bytes = source.medium.read_at(extent.physical, extent.stored_len as usize).await?;
-            if crc32c::crc32c(&bytes) != extent.checksum {
-                return Err(Error::Damaged { what: "extent", offset: extent.physical });
-            }
-            let logical = extent.logical - from + to;
-            let bytes = Bytes::from(bytes);
-            stored.push(Stored { logical, len: extent.len, form: extent.form, bytes });
+            let span = source.stored(&extent).await?;
+            stored.push(Stored { logical: extent.logical - from + to, ..span });
         }
         self.options.chunk_len_log2 = head.chunk_len_log2;
         self.begin_change().await?;
@@ -515,6 +511,16 @@ impl<M: Medium> Contents<M> {
         container.size = container.size.max(to + len);
         container.changed = true;
         Ok(len)
+    }
+
+    /// The stored bytes of an extent, verified.
+    async fn stored(&self, extent: &Extent) -> Result<Stored, Error> {
+        let Extent { logical, len, physical, stored_len, form, checksum } = *extent;
+        let bytes = self.medium.read_at(physical, stored_len as usize).await?;
+        if bytes.len() != stored_len as usize || crc32c::crc32c(&bytes) != checksum {
+            return Err(Error::Damaged { what: "extent", offset: physical });
+        }
+        Ok(Stored { logical, len, form, bytes: bytes.into() })
     }
 
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].

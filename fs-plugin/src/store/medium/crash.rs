@@ -3,7 +3,9 @@
 //! Every change is recorded. [`CrashMedium::crashed`] gives the file as it may be after a power cut
 //! at some point: all that was synced by then is there; of later writes any may be missing (zeros
 //! stand there) or torn; later changes of metadata (length, attribute) survive in their order up to
-//! some point, as a journal keeps them, and a write that makes the file longer changes metadata.
+//! some point, as a journal keeps them, and a write that makes the file longer changes metadata. A
+//! truncation that is lost may have zeroed the end of its last block all the same
+//! (`ext4_block_truncate_page` in ordered mode).
 //!
 //! What it never does: change bytes that nobody wrote, or keep a change of metadata while losing an
 //! earlier one.
@@ -53,6 +55,9 @@ pub struct CrashPoint {
 
 /// What a disk writes at once.
 const SECTOR: usize = 512;
+
+/// What the filesystem allocates at once.
+const BLOCK: usize = 4096;
 
 impl CrashMedium {
     /// Number of changes so far.
@@ -120,6 +125,9 @@ impl CrashMedium {
                 _ => {}
             }
         }
+        if let Some(Change::SetLen(len)) = unsynced.get(truncation) {
+            image.lose_truncation(*len, &unsynced[truncation + 1..], &mut random);
+        }
         let crashed = Self { epoch: self.epoch + 1, ..Self::default() };
         // What was found after the crash is on the disk: the base of what is synced later.
         *crashed.history.borrow_mut() =
@@ -148,6 +156,25 @@ impl Image {
             }
             Change::Sync => {}
             Change::Write { bytes, offset } => self.write(bytes, *offset),
+        }
+    }
+
+    /// The length is not durable. The block that it would have ended in stays the file's: its end
+    /// may be zeros already, and hold what was written there since.
+    fn lose_truncation(&mut self, len: u64, later: &[Change], random: &mut Random) {
+        let end = len.next_multiple_of(BLOCK as u64).min(self.bytes.len() as u64);
+        if len >= end || random.below(2) == 0 {
+            return;
+        }
+        self.bytes[to_index(len)..to_index(end)].fill(0);
+        for change in later {
+            if let Change::Write { bytes, offset } = change
+                && *offset < end
+                && random.below(2) == 0
+            {
+                let part = bytes.len().min(to_index(end - offset));
+                self.write_within(&bytes[..part], *offset);
+            }
         }
     }
 
