@@ -16,7 +16,7 @@ mod compact;
 mod dead;
 mod dirty;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -158,8 +158,20 @@ struct Container {
     chain: Vec<Range<u64>>,
 }
 
-/// What [`Contents::report`] tells.
+/// What one codec has stored of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CodecShare {
+    /// The codec; [`Codec::Store`] for bytes as they are.
+    pub codec: Codec,
+    /// Visible bytes of the file.
+    pub len: u64,
+    /// Stored bytes that they are decompressed from.
+    pub stored: u64,
+}
+
+/// What [`Contents::report`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// In the format, or plain.
@@ -174,6 +186,8 @@ pub struct Report {
     pub stored: u64,
     /// As a zstd stream, the backing file is the contents.
     pub linear: bool,
+    /// By whom it was stored.
+    pub codecs: Vec<CodecShare>,
 }
 
 impl<M: Medium> Contents<M> {
@@ -746,15 +760,27 @@ impl<M: Medium> Contents<M> {
                 extents: 1,
                 stored: physical,
                 linear: false,
+                codecs: Vec::new(),
             });
         };
-        let (mut extents, mut stored, mut offset) = (0, 0, 0);
+        let (mut extents, mut offset) = (0, 0);
+        let mut codecs: Vec<CodecShare> = Vec::new();
         while let Some((pieces, end)) = self.leaf_from(offset).await? {
             extents += pieces.len();
-            // An extent that is covered in its middle is visible twice.
-            let each: BTreeMap<_, _> =
-                pieces.iter().map(|(_, extent)| (extent.physical, extent.stored_len)).collect();
-            stored += each.values().map(|len| u64::from(*len)).sum::<u64>();
+            let mut seen = BTreeSet::new();
+            for (visible, extent) in pieces {
+                let Form::Codec(codec) = extent.form else { continue };
+                let known = codecs.iter().position(|share| share.codec == codec);
+                let at = known.unwrap_or_else(|| {
+                    codecs.push(CodecShare { codec, len: 0, stored: 0 });
+                    codecs.len() - 1
+                });
+                codecs[at].len += visible.end - visible.start;
+                // An extent that is covered in its middle is visible twice.
+                if seen.insert(extent.physical) {
+                    codecs[at].stored += u64::from(extent.stored_len);
+                }
+            }
             offset = end;
         }
         Ok(Report {
@@ -762,8 +788,9 @@ impl<M: Medium> Contents<M> {
             size: container.size,
             physical,
             extents,
-            stored,
+            stored: codecs.iter().map(|share| share.stored).sum(),
             linear: container.linear,
+            codecs,
         })
     }
 

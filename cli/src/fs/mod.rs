@@ -1,6 +1,10 @@
-//! Looks at stored files without a mount.
+//! Looks at stored files without a mount, and keeps them in order.
 
-use std::io::Write;
+mod upkeep;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -10,12 +14,15 @@ use warpcore_fs::store::medium::FileMedium;
 use warpcore_runtime::{Builder, queue};
 
 use crate::Failure;
+use crate::demo::progress;
 
-/// Look at stored files without a mount
+/// Look at stored files without a mount, and keep them in order
 ///
-/// PATH is a file or a directory in SRC, not in MNT. Nothing is changed.
+/// PATH is a file or a directory in SRC, not in MNT.
 ///
-/// Example: warpcore fs stat /srv/data.stored
+/// Examples:
+///   warpcore fs stat /srv/data.stored
+///   warpcore fs compress /srv/data.stored    # what was there before the first mount
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
@@ -35,6 +42,28 @@ enum Command {
         /// A stored file, or a directory of them
         path: PathBuf,
     },
+    /// Write files front to back again, without what was replaced: they take less room, and
+    /// `zstd -dc` reads them. SRC must not be mounted. May be interrupted at any time
+    Compact {
+        /// A stored file, or a directory of them
+        path: PathBuf,
+    },
+    /// Store plain files compressed, each as a new file that takes the name of the old one. SRC must
+    /// not be mounted. May be interrupted, and goes on where it was
+    Compress {
+        /// A file, or a directory of them
+        path: PathBuf,
+        /// Level of zstd: -7 to 19, not 0
+        #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
+        #[arg(value_parser = clap::value_parser!(i32).range(-7..=19))]
+        level: i32,
+    },
+    /// Read everything through the mount, past the page cache; what cannot be read is named, and the
+    /// exit code is 1
+    Scrub {
+        /// A file or directory in MNT
+        path: PathBuf,
+    },
     /// Show how files are stored: lengths, ratio, extents
     Stat {
         /// A stored file, or a directory of them
@@ -47,12 +76,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let command = match &arguments.command {
             Command::Cat { path } => Command::Cat { path: path.clone() },
             Command::Check { path } => Command::Check { path: path.clone() },
+            Command::Compact { path } => Command::Compact { path: path.clone() },
+            Command::Compress { path, level } => {
+                Command::Compress { path: path.clone(), level: *level }
+            }
+            Command::Scrub { path } => Command::Scrub { path: path.clone() },
             Command::Stat { path } => Command::Stat { path: path.clone() },
         };
         async move {
             let result = match command {
                 Command::Cat { path } => cat(&path).await,
                 Command::Check { path } => check(&path).await,
+                Command::Compact { path } => upkeep::compact(&path).await,
+                Command::Compress { path, level } => {
+                    let options = Options { level, ..Options::default() };
+                    upkeep::compress(&path, options).await
+                }
+                Command::Scrub { path } => scrub(&path),
                 Command::Stat { path } => stat(&path).await,
             };
             result.map_err(|failure| failure.to_string())
@@ -111,11 +151,46 @@ async fn check(path: &Path) -> Result<(), Failure> {
     if bad > 0 { Err(format!("{bad} damaged files").into()) } else { Ok(()) }
 }
 
+fn scrub(path: &Path) -> Result<(), Failure> {
+    const PART: usize = 1 << 20;
+    let (mut good, mut bad) = (0_u64, 0_u64);
+    let all = files(path)?;
+    let bar = progress("scrubbing", all.len() as u64, "files");
+    let mut part = vec![0; PART];
+    for path in all {
+        // What the kernel has in its cache would tell nothing of what is stored.
+        let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path);
+        let read = file.and_then(|mut file| {
+            while file.read(&mut part)? > 0 {}
+            Ok(())
+        });
+        match read {
+            Ok(()) => good += 1,
+            Err(error) => {
+                bad += 1;
+                bar.suspend(|| println!("{}: {error}", path.display()));
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    println!("{good} files read, {bad} damaged");
+    if bad > 0 { Err(format!("{bad} damaged files").into()) } else { Ok(()) }
+}
+
 async fn stat(path: &Path) -> Result<(), Failure> {
     let (mut files_count, mut plain, mut size, mut physical, mut stored) = (0, 0, 0, 0, 0);
+    let mut allocated = 0;
+    let mut codecs = BTreeMap::<_, (u64, u64)>::new();
     let single = path.is_file();
     for path in files(path)? {
+        allocated += std::fs::metadata(&path)?.blocks() * 512;
         let report = open(&path).await?.report().await?;
+        for share in &report.codecs {
+            let sum = codecs.entry(share.codec.name()).or_default();
+            *sum = (sum.0 + share.len, sum.1 + share.stored);
+        }
         files_count += 1;
         plain += u64::from(report.kind == Kind::Plain);
         size += report.size;
@@ -129,9 +204,13 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     }
     println!("files     {files_count} ({plain} plain)");
     println!("contents  {size} bytes");
-    println!("backing   {physical} bytes, {stored} of them in use");
-    if physical > 0 {
-        println!("ratio     {:.2}", ratio(size, physical));
+    println!("backing   {physical} bytes, {stored} of them contents");
+    println!("on disk   {allocated} bytes");
+    for (name, (len, stored)) in codecs {
+        println!("{name:<9} {len} bytes as {stored}");
+    }
+    if allocated > 0 {
+        println!("ratio     {:.2}", ratio(size, allocated));
     }
     Ok(())
 }

@@ -1,0 +1,230 @@
+//! Work on stored files that are not mounted: compacting, compressing what was there before.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, chown};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+use warpcore_fs::store::contents::{Contents, Options};
+use warpcore_fs::store::format::{ATTRIBUTE_NAME, Kind};
+use warpcore_fs::store::medium::FileMedium;
+use warpcore_runtime::queue;
+
+use super::files;
+use crate::Failure;
+use crate::demo::progress;
+
+/// What became of a file.
+enum Outcome {
+    /// Written again; bytes of the lower filesystem before and after.
+    Done(u64, u64),
+    /// Nothing to gain.
+    Left,
+    /// Cannot be done, and why.
+    Skipped(&'static str),
+}
+
+/// Writes every stored file below `path` front to back again.
+pub(super) async fn compact(path: &Path) -> Result<(), Failure> {
+    each(path, "compacting", compact_file).await
+}
+
+/// Stores every plain file below `path` in the format.
+pub(super) async fn compress(path: &Path, options: Options) -> Result<(), Failure> {
+    each(path, "compressing", async |file| compress_file(file, options).await).await
+}
+
+async fn each(
+    path: &Path,
+    what: &'static str,
+    work: impl AsyncFn(&Path) -> Result<Outcome, Failure>,
+) -> Result<(), Failure> {
+    let _locks = lock(path)?;
+    let (all, leftovers): (Vec<_>, Vec<_>) =
+        files(path)?.into_iter().partition(|path| !is_leftover(path));
+    // Of a run that was interrupted: nobody else is at work here.
+    leftovers.iter().try_for_each(fs::remove_file)?;
+    let bytes = all.iter().map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
+    let bar = progress(what, bytes.sum(), "bytes");
+    let (mut done, mut left, mut skipped, mut failed) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut before, mut after) = (0, 0);
+    for path in all {
+        let len = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        match work(&path).await {
+            Ok(Outcome::Done(from, to)) => {
+                done += 1;
+                (before, after) = (before + from, after + to);
+            }
+            Ok(Outcome::Left) => left += 1,
+            Ok(Outcome::Skipped(why)) => {
+                skipped += 1;
+                bar.suspend(|| println!("{}: skipped: {why}", path.display()));
+            }
+            Err(failure) => {
+                failed += 1;
+                bar.suspend(|| println!("{}: {failure}", path.display()));
+            }
+        }
+        bar.inc(len);
+    }
+    bar.finish_and_clear();
+    println!("{done} files written again, {left} left as they are, {skipped} skipped");
+    println!("{before} bytes on disk before, {after} now");
+    if failed > 0 {
+        Err(format!("{failed} files failed; they are as they were").into())
+    } else {
+        Ok(())
+    }
+}
+
+async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let before = file.metadata()?;
+    let medium = FileMedium::new(file.into());
+    let mut contents = Contents::open(medium, Options::default(), true).await?;
+    contents.set_modified(modified(&before)?);
+    if !contents.compact(&queue()).await? {
+        return Ok(Outcome::Left);
+    }
+    contents.close(&queue()).await?;
+    Ok(Outcome::Done(on_disk(&before), on_disk(&fs::metadata(path)?)))
+}
+
+async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure> {
+    let source = File::open(path)?;
+    let before = source.metadata()?;
+    let medium = FileMedium::new(source.try_clone()?.into());
+    let stored = Contents::open(medium, options, false).await?.report().await?;
+    if stored.kind == Kind::Container || before.len() == 0 {
+        return Ok(Outcome::Left);
+    }
+    if before.nlink() > 1 {
+        return Ok(Outcome::Skipped("it has other names, which would keep the plain file"));
+    }
+    let temporary = path.with_file_name(format!("{LEFTOVER}{}", before.ino()));
+    let result = write_compressed(&source, &before, &temporary, options).await;
+    let replaced = match result {
+        Ok(after) if after < on_disk(&before) => {
+            fs::rename(&temporary, path)?;
+            // The new name is on the disk before the next file is begun.
+            File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+            return Ok(Outcome::Done(on_disk(&before), after));
+        }
+        Ok(_) => Ok(Outcome::Left),
+        Err(failure) => Err(failure),
+    };
+    // It may never have been made.
+    let _ = fs::remove_file(&temporary);
+    replaced
+}
+
+/// Writes the contents of a plain file, and all that belongs to it, to another; how much that takes
+/// on disk.
+async fn write_compressed(
+    source: &File,
+    before: &fs::Metadata,
+    path: &Path,
+    options: Options,
+) -> Result<u64, Failure> {
+    const PART: usize = 1 << 20;
+    let mut new = OpenOptions::new();
+    let file = new.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    let mut contents = Contents::create(FileMedium::new(file.try_clone()?.into()), options)?;
+    let mut part = vec![0; PART];
+    let mut at = 0;
+    // Holes stay holes.
+    while let Some(data) = seek(source, SeekFrom::Data(at))? {
+        let end = seek(source, SeekFrom::Hole(data))?.unwrap_or(before.len());
+        at = data;
+        while at < end {
+            let room = usize::try_from(end - at).map_or(PART, |left| left.min(PART));
+            let read = source.read_at(&mut part[..room], at)?;
+            if read == 0 {
+                return Err("became shorter meanwhile".into());
+            }
+            contents.write(&queue(), at, &part[..read]).await?;
+            at += read as u64;
+        }
+    }
+    contents.set_size(before.len()).await?;
+    // Owner first: it takes capabilities away, which are attributes.
+    chown(path, Some(before.uid()), Some(before.gid()))?;
+    fs::set_permissions(path, before.permissions())?;
+    copy_attributes(source, &file)?;
+    contents.sync(&queue()).await?;
+    contents.set_modified(modified(before)?);
+    contents.close(&queue()).await?;
+    let time = |tv_sec, nanoseconds: i64| Timespec { tv_sec, tv_nsec: nanoseconds };
+    let times = Timestamps {
+        last_access: time(before.atime(), before.atime_nsec()),
+        last_modification: time(before.mtime(), before.mtime_nsec()),
+    };
+    rustix::fs::futimens(&file, &times)?;
+    file.sync_all()?;
+    let now = source.metadata()?;
+    if (now.len(), modified(&now)?) != (before.len(), modified(before)?) {
+        return Err("was changed meanwhile".into());
+    }
+    Ok(on_disk(&file.metadata()?))
+}
+
+fn copy_attributes(source: &File, target: &File) -> Result<(), Failure> {
+    let mut names = vec![0; 1 << 16];
+    let len = rustix::fs::flistxattr(source, &mut names[..])?;
+    let mut value = vec![0; 1 << 16];
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if name != ATTRIBUTE_NAME.to_bytes() {
+            let len = rustix::fs::fgetxattr(source, name, &mut value[..])?;
+            rustix::fs::fsetxattr(target, name, &value[..len], XattrFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+/// Where data, or a hole, begins. None: nowhere any more.
+fn seek(file: &File, from: SeekFrom) -> Result<Option<u64>, Failure> {
+    match rustix::fs::seek(file, from) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Keeps the tree from being mounted, or worked on by another of us, meanwhile.
+fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
+    let path = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut locks = Vec::new();
+    for (depth, directory) in path.ancestors().filter(|path| path.is_dir()).enumerate() {
+        let file = OwnedFd::from(File::open(directory)?);
+        let kind = match depth {
+            0 => FlockOperation::NonBlockingLockExclusive,
+            _ => FlockOperation::NonBlockingLockShared,
+        };
+        match rustix::fs::flock(&file, kind) {
+            Ok(()) => locks.push(file),
+            Err(Errno::WOULDBLOCK) => {
+                let directory = directory.display();
+                return Err(format!("{directory} is mounted, or being worked on").into());
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(locks)
+}
+
+/// Name of the file that a plain one is compressed to, before its inode number.
+const LEFTOVER: &str = ".warpcore-compress.";
+
+fn is_leftover(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LEFTOVER))
+}
+
+fn modified(metadata: &fs::Metadata) -> Result<(i64, u32), Failure> {
+    Ok((metadata.mtime(), u32::try_from(metadata.mtime_nsec())?))
+}
+
+fn on_disk(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * 512
+}

@@ -1,0 +1,133 @@
+//! Compressing what was there before, compacting what was rewritten, finding what is damaged.
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use common::{MOUNT, Place, assert_same, refused, tool, warpcore};
+use warpcore_need::{Need, need};
+
+/// Runs `warpcore fs`, and returns what it prints.
+fn upkeep(command: &str, path: &Path) -> String {
+    let output = warpcore().args(["fs", command]).arg(path).output().expect("runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
+}
+
+#[test]
+fn what_was_there_before_is_compressed_and_the_same() {
+    if !(need(&MOUNT) && need(&[Need::Tool("rsync", "rsync")])) {
+        return;
+    }
+    let place = Place::new();
+    let tree = Path::new("/usr/share/perl");
+    tool("cp", &["-a", "/usr/share/perl", "perl"], &place.source);
+    let text = "a line of text that is long enough to be found again\n".repeat(1000);
+    let name = |name: &str| place.source.join(name);
+    for file in ["one", "attributes"] {
+        fs::write(name(file), &text).expect("writes");
+    }
+    fs::hard_link(name("one"), name("two")).expect("links");
+    let sparse = File::create(name("sparse")).expect("new");
+    sparse.write_all_at(text.as_bytes(), 1 << 30).expect("writes");
+    let script = "import os; os.setxattr('attributes','user.x',b'1'); os.utime('attributes',(5,7)); \
+                  os.chmod('attributes',0o4711); os.chown('attributes',3,4); \
+                  os.chmod('attributes',0o4711)";
+    tool("python3", &["-c", script], &place.source);
+    // Of a run that was killed.
+    fs::write(name(".warpcore-compress.5"), "half").expect("writes");
+
+    let said = upkeep("compress", &place.source);
+    assert!(said.contains("one: skipped: it has other names"), "{said}");
+    assert!(!name(".warpcore-compress.5").exists());
+    let stat = upkeep("stat", &name("attributes"));
+    assert!(stat.contains("Container"), "{stat}");
+    let metadata = fs::metadata(name("attributes")).expect("there");
+    let kept = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid(), metadata.mtime());
+    assert_eq!(kept, (0o4711, 3, 4, 7));
+    assert!(fs::metadata(name("sparse")).expect("there").blocks() < 64, "the hole was filled");
+    let again = upkeep("compress", &place.source);
+    assert!(again.contains("0 files written again"), "{again}");
+
+    let mounted = place.mount(&[]);
+    let refused = refused(warpcore().args(["fs", "compress"]).arg(&place.source), 1);
+    assert!(refused.contains("is mounted, or being worked on"), "{refused}");
+    assert_same(tree, &place.target.join("perl"));
+    let shown = |name: &str| fs::read(place.target.join(name)).expect("reads");
+    assert!(shown("attributes") == text.as_bytes() && shown("two") == text.as_bytes());
+    let file = File::open(place.target.join("sparse")).expect("opens");
+    let mut found = vec![0; text.len()];
+    file.read_exact_at(&mut found, 1 << 30).expect("reads");
+    assert!(found == text.as_bytes());
+    let value = tool(
+        "python3",
+        &["-c", "import os; print(os.getxattr('attributes','user.x'))"],
+        &place.target,
+    );
+    assert_eq!(value, "b'1'\n");
+    drop(file);
+    mounted.unmount();
+}
+
+#[test]
+fn what_was_rewritten_is_compacted_and_linear_again() {
+    if !(need(&MOUNT) && need(&[Need::Tool("zstd", "zstd")])) {
+        return;
+    }
+    let place = Place::new();
+    let mounted = place.mount(&[]);
+    let mut contents = fs::read("/proc/self/exe").expect("ourselves")[..2 << 20].to_vec();
+    let path = place.target.join("file");
+    fs::write(&path, &contents).expect("writes");
+    let file = File::options().write(true).open(&path).expect("opens");
+    for n in 0..300 {
+        let at = n * 6_007;
+        contents[at..at + 100].fill(7);
+        file.write_all_at(&[7; 100], at as u64).expect("writes");
+        file.sync_data().expect("syncs");
+    }
+    drop(file);
+    let modified = fs::metadata(&path).expect("there").mtime();
+    mounted.unmount();
+    let stored = place.source.join("file");
+    let before = fs::metadata(&stored).expect("there").len();
+    let stat = upkeep("stat", &stored);
+    assert!(stat.contains("linear    false"), "{stat}");
+    upkeep("compact", &place.source);
+    let stat = upkeep("stat", &stored);
+    assert!(stat.contains("linear    true"), "{stat}");
+    let after = fs::metadata(&stored).expect("there");
+    assert!(after.len() < before / 2, "{} of {before}", after.len());
+    assert_eq!(after.mtime(), modified);
+    tool("sh", &["-c", "zstd -dcq file > plain"], &place.source);
+    assert!(fs::read(place.source.join("plain")).expect("reads") == contents);
+    let again = upkeep("compact", &place.source);
+    assert!(again.contains("0 files written again"), "{again}");
+    let mounted = place.mount(&[]);
+    assert!(fs::read(&path).expect("reads") == contents);
+    mounted.unmount();
+}
+
+#[test]
+fn scrub_names_what_cannot_be_read() {
+    if !need(&MOUNT) {
+        return;
+    }
+    let place = Place::new();
+    let mounted = place.mount(&[]);
+    for name in ["good", "bad"] {
+        fs::write(place.target.join(name), "text ".repeat(10_000)).expect("writes");
+    }
+    mounted.unmount();
+    let stored = File::options().write(true).open(place.source.join("bad")).expect("opens");
+    stored.write_all_at(b"?", 40).expect("writes");
+    let mounted = place.mount(&[]);
+    let output = warpcore().args(["fs", "scrub"]).arg(&place.target).output().expect("runs");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(printed.contains("/bad: ") && printed.contains("1 files read, 1 damaged"), "{printed}");
+    mounted.unmount();
+}
