@@ -15,8 +15,8 @@ pub enum Error {
     },
     /// The lower filesystem failed.
     Io(io::Error),
-    /// Written by a later version of the format.
-    Newer {
+    /// Written in another version of the format.
+    Version {
         /// Its version.
         version: u8,
     },
@@ -30,7 +30,7 @@ impl Error {
         match self {
             Self::Damaged { .. } | Self::Poisoned => libc::EIO,
             Self::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            Self::Newer { .. } => libc::EOPNOTSUPP,
+            Self::Version { .. } => libc::EOPNOTSUPP,
         }
     }
 }
@@ -42,9 +42,9 @@ impl fmt::Display for Error {
                 write!(f, "damaged {what} at byte {offset} of the backing file")
             }
             Self::Io(error) => error.fmt(f),
-            Self::Newer { version } => write!(
+            Self::Version { version } => write!(
                 f,
-                "stored in format version {version}; this build reads version {} and is too old",
+                "stored in format version {version}; this build reads version {}",
                 crate::store::format::VERSION
             ),
             Self::Poisoned => f.write_str("an earlier sync failed; close the file and check it"),

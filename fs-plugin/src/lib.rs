@@ -23,3 +23,15 @@ pub mod store;
 pub use error::Error;
 pub use fs::{Cache, Transport};
 pub use session::{Config, Mount, MountError, Summary};
+
+/// Parses a request as it comes from `/dev/fuse`, and whatever may be in it.
+#[cfg(fuzzing)]
+pub fn fuzz_request(bytes: &[u8]) {
+    if let Some((request, _)) = fuse::request::Request::parse(bytes) {
+        let _ = request.answer_len_max();
+        let _ = request.args::<fuse::abi::fuse_setattr_in>();
+        let _ = request.name();
+        let _ = request.names::<2>();
+        let _ = request.name_and_rest();
+    }
+}

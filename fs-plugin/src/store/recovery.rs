@@ -51,8 +51,8 @@ pub async fn commit_at<M: Medium>(
         let Some((before, end)) = record_starting_at(medium, head, newest.previous).await? else {
             return Ok(None);
         };
-        let follows = before.seq.checked_add(1) == Some(newest.seq)
-            && before.since + 1 == newest.since
+        let follows = before.seq + 1 == newest.seq
+            && before.since == newest.since - 1
             && before.checkpoint == newest.checkpoint;
         if !follows {
             return Ok(None);
@@ -194,6 +194,5 @@ pub async fn verifies<M: Medium>(medium: &M, extent: &Extent) -> Result<bool, Er
     if extent.form == Form::Zeros {
         return Ok(true);
     }
-    let stored = medium.read_at(extent.physical, extent.stored_len as usize).await?;
-    Ok(stored.len() == extent.stored_len as usize && crc32c::crc32c(&stored) == extent.checksum)
+    Ok(extent.verifies(&medium.read_at(extent.physical, extent.stored_len as usize).await?))
 }

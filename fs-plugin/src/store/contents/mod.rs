@@ -529,9 +529,9 @@ impl<M: Medium> Contents<M> {
 
     /// The stored bytes of an extent, verified.
     async fn stored(&self, extent: &Extent) -> Result<Stored, Error> {
-        let Extent { logical, len, physical, stored_len, form, checksum } = *extent;
+        let Extent { logical, len, physical, stored_len, form, .. } = *extent;
         let bytes = self.medium.read_at(physical, stored_len as usize).await?;
-        if bytes.len() != stored_len as usize || crc32c::crc32c(&bytes) != checksum {
+        if !extent.verifies(&bytes) {
             return Err(Error::Damaged { what: "extent", offset: physical });
         }
         Ok(Stored { logical, len, form, bytes: bytes.into() })
@@ -859,7 +859,7 @@ impl<M: Medium> Contents<M> {
                 let from = to_index(extent.physical - start);
                 let source = stored.get(from..from + extent.stored_len as usize);
                 let source = match source {
-                    Some(source) if crc32c::crc32c(source) == extent.checksum => source,
+                    Some(source) if extent.verifies(source) => source,
                     _ => return Err(damaged),
                 };
                 let Form::Codec(codec) = extent.form else {

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::{
     Extent, Fields, FileId, Form, Head, OFFSET_MAX, SKIPPABLE_HEAD_LEN, SKIPPABLE_MAGIC, VERSION,
-    checksum, skippable,
+    checksum, skippable, verifies,
 };
 
 /// Chunks in a leaf.
@@ -135,7 +135,7 @@ impl Node {
     /// The node in `bytes`, if it was written at `offset` of the file with this `head`.
     pub fn parse(bytes: &[u8], head: &Head, offset: u64) -> Option<Self> {
         let (body, stored_checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>()?;
-        if checksum(&head.id, offset, body).to_le_bytes() != *stored_checksum {
+        if !verifies(&checksum(&head.id, offset, body).to_le_bytes(), stored_checksum) {
             return None;
         }
         let mut fields = Fields(body);
