@@ -6,7 +6,7 @@ mod common;
 
 use std::rc::Rc;
 
-use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps};
+use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
 use proptest::prelude::*;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
@@ -437,6 +437,60 @@ proptest! {
         }
         // A checkpoint that was never synced may go, and takes nothing with it.
         prop_assert!(!lost || medium.bytes().len() == len, "cut");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500 * seeds(), ..ProptestConfig::default() })]
+
+    /// One change of the backing file fails, whichever: whoever asked is told, or nothing depended on
+    /// it; what was accepted is there before and after, unless a sync failed.
+    #[test]
+    fn a_failed_change_is_told_and_loses_nothing(
+        steps in steps(),
+        count in 0..60_usize,
+        errno in prop_oneof![Just(libc::ENOSPC), Just(libc::EDQUOT), Just(libc::EIO)],
+    ) {
+        let queue = Rc::new(Queue::new(32));
+        let medium = Rc::new(CrashMedium::default());
+        medium.fail_change_after(count, errno);
+        let Ok(mut contents) = Contents::create(Rc::clone(&medium), options()) else {
+            prop_assert!(!medium.is_failing());
+            return Ok(());
+        };
+        let mut model = Vec::new();
+        let mut told = 0;
+        for step in steps {
+            let result = match step {
+                // Half of a copy may have been made.
+                Step::Copy { .. } => Ok(()),
+                Step::Reopen { .. } => match run(&queue, contents.close(&queue)) {
+                    Ok(()) => {
+                        let open = Contents::open(Rc::clone(&medium), options(), true);
+                        contents = run(&queue, open).expect("opens");
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                ref step => try_apply(&queue, &mut contents, &mut model, step),
+            };
+            if let Err(error) = result {
+                told += 1;
+                prop_assert!(!medium.is_failing(), "told before it failed: {}", error);
+                prop_assert!([errno, libc::EIO].contains(&error.errno()), "{}", error);
+            }
+        }
+        let all = read(&queue, &contents, 0, model.len() + 1);
+        prop_assert!(all.expect("accepted bytes are readable") == model);
+        let mut closed = run(&queue, contents.close(&queue));
+        if closed.is_err() && told == 0 {
+            closed = run(&queue, contents.close(&queue));
+        }
+        match closed {
+            Ok(()) => prop_assert!(read_all(&queue, &mut open(&queue, &medium)) == model),
+            // A sync had failed: never called clean.
+            Err(error) => prop_assert_eq!(error.errno(), libc::EIO),
+        }
     }
 }
 

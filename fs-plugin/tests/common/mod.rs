@@ -123,15 +123,25 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Does a step on both and compares what is read.
 pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Step) {
+    try_apply(queue, contents, model, step).expect("nothing fails");
+}
+
+/// As [`apply`]; the model stays as it was when it fails.
+pub fn try_apply(
+    queue: &Queue,
+    contents: &mut File,
+    model: &mut Vec<u8>,
+    step: &Step,
+) -> Result<(), Error> {
     match *step {
         Step::Append { len, data } => {
             let (offset, bytes) = (model.len() as u64, data.bytes(len));
-            run(queue, contents.write(queue, offset, &bytes)).expect("writes");
+            run(queue, contents.write(queue, offset, &bytes))?;
             model.extend(bytes);
         }
-        Step::Commit => run(queue, contents.commit(queue)).expect("commits"),
+        Step::Commit => run(queue, contents.commit(queue))?,
         Step::Compact => {
-            run(queue, contents.compact(queue)).expect("compacts");
+            run(queue, contents.compact(queue))?;
         }
         Step::Copy { data, from, to, len } => {
             let source = data.bytes(5 * CHUNK + 100);
@@ -144,7 +154,7 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
             source[CHUNK..2 * CHUNK].fill(0);
             source[3 * CHUNK..4 * CHUNK].fill(0);
             let copied = contents.copy_from(queue, &mut other, from as u64, to as u64, len as u64);
-            let copied = usize::try_from(run(queue, copied).expect("copies")).expect("small");
+            let copied = usize::try_from(run(queue, copied)?).expect("small");
             assert_eq!(copied, len.min(source.len().saturating_sub(from)));
             if copied > 0 {
                 model.resize(model.len().max(to + copied), 0);
@@ -153,31 +163,32 @@ pub fn apply(queue: &Queue, contents: &mut File, model: &mut Vec<u8>, step: &Ste
         }
         Step::PunchHole { offset, len } => {
             let range = offset as u64..(offset + len) as u64;
-            run(queue, contents.punch_hole(range)).expect("punches");
+            run(queue, contents.punch_hole(range))?;
             let end = model.len().min(offset + len);
             model[offset.min(end)..end].fill(0);
         }
         Step::Read { offset, len } => {
-            let bytes = read(queue, contents, offset as u64, len).expect("reads");
+            let bytes = read(queue, contents, offset as u64, len)?;
             let from = offset.min(model.len());
             let to = (offset + len).min(model.len());
             assert!(bytes == model[from..to], "other bytes at {offset}+{len}");
         }
         Step::Reopen { .. } => unreachable!("the caller's"),
         Step::SetSize(size) => {
-            run(queue, contents.set_size(size as u64)).expect("truncates");
+            run(queue, contents.set_size(size as u64))?;
             model.resize(size, 0);
         }
-        Step::Sync => run(queue, contents.sync(queue)).expect("syncs"),
+        Step::Sync => run(queue, contents.sync(queue))?,
         Step::Write { offset, len, data } => {
             let bytes = data.bytes(len);
-            run(queue, contents.write(queue, offset as u64, &bytes)).expect("writes");
+            run(queue, contents.write(queue, offset as u64, &bytes))?;
             if model.len() < offset + len {
                 model.resize(offset + len, 0);
             }
             model[offset..offset + len].copy_from_slice(&bytes);
         }
     }
+    Ok(())
 }
 
 /// Up to `len` bytes at `offset`.

@@ -52,11 +52,12 @@ impl<M: Medium> Contents<M> {
             let synced = self.medium.sync_data().await;
             self.poisoned_by(synced)?;
             self.medium.set_len(image.physical)?;
+            self.body = Body::Container(image);
+            self.forget_decoded();
             let synced = self.medium.sync_data().await;
             self.poisoned_by(synced)?;
-            let durable_end = image.record_end;
-            self.body = Body::Container(Container { durable_end, ..image });
-            self.forget_decoded();
+            let image = self.container_mut();
+            image.durable_end = image.record_end;
         } else {
             // It stays as the copy; what is before that is given back in whole blocks.
             self.punch_dead();
@@ -67,6 +68,8 @@ impl<M: Medium> Contents<M> {
     /// Appends what is visible: of each chunk one whole extent.
     async fn append_everything(&mut self, queue: &Queue) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
+        // Also when it fails half way: what was appended is not in a record.
+        self.container_mut().changed = true;
         let mut offset = 0;
         while let Some((pieces, end)) = self.leaf_from(offset).await? {
             offset = end;

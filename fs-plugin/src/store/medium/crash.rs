@@ -27,6 +27,8 @@ pub struct CrashMedium {
     epoch: u32,
     /// Fail this many syncs.
     failing_syncs: std::cell::Cell<u32>,
+    /// Fail, with this error, the change that comes after so many.
+    failing_change: std::cell::Cell<Option<(usize, i32)>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -73,6 +75,16 @@ impl CrashMedium {
     /// The next `count` syncs fail.
     pub fn fail_syncs(&self, count: u32) {
         self.failing_syncs.set(count);
+    }
+
+    /// The change after `count` more fails with `errno`, of a write after half of it.
+    pub fn fail_change_after(&self, count: usize, errno: i32) {
+        self.failing_change.set(Some((count, errno)));
+    }
+
+    /// Whether [`CrashMedium::fail_change_after`] has not come to it yet.
+    pub fn is_failing(&self) -> bool {
+        self.failing_change.get().is_some()
     }
 
     /// The bytes as they are now.
@@ -139,7 +151,24 @@ impl CrashMedium {
         crashed
     }
 
-    fn change(&self, change: Change) {
+    fn change(&self, change: Change) -> io::Result<()> {
+        match self.failing_change.get() {
+            Some((0, errno)) => {
+                self.failing_change.set(None);
+                if let Change::Write { bytes, offset } = change {
+                    let half = bytes[..bytes.len() / 2].to_vec();
+                    self.make(Change::Write { bytes: half, offset });
+                }
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            Some((left, errno)) => self.failing_change.set(Some((left - 1, errno))),
+            None => {}
+        }
+        self.make(change);
+        Ok(())
+    }
+
+    fn make(&self, change: Change) {
         self.now.borrow_mut().apply(&change);
         self.history.borrow_mut().push(change);
     }
@@ -162,18 +191,21 @@ impl Image {
     /// The length is not durable. The block that it would have ended in stays the file's: its end
     /// may be zeros already, and hold what was written there since.
     fn lose_truncation(&mut self, len: u64, later: &[Change], random: &mut Random) {
-        let end = len.next_multiple_of(BLOCK as u64).min(self.bytes.len() as u64);
+        let end_of_block = |len: u64| len.next_multiple_of(BLOCK as u64);
+        let mut end = end_of_block(len).min(self.bytes.len() as u64);
         if len >= end || random.below(2) == 0 {
             return;
         }
         self.bytes[to_index(len)..to_index(end)].fill(0);
         for change in later {
-            if let Change::Write { bytes, offset } = change
-                && *offset < end
-                && random.below(2) == 0
-            {
-                let part = bytes.len().min(to_index(end - offset));
-                self.write_within(&bytes[..part], *offset);
+            match change {
+                // Those blocks go too.
+                Change::SetLen(len) => end = end.min(end_of_block(*len)),
+                Change::Write { bytes, offset } if *offset < end && random.below(2) == 0 => {
+                    let part = bytes.len().min(to_index(end - offset));
+                    self.write_within(&bytes[..part], *offset);
+                }
+                _ => {}
             }
         }
     }
@@ -212,11 +244,10 @@ impl Medium for CrashMedium {
         {
             // As much as fits is written, as the system call does.
             let fits = to_index(capacity.saturating_sub(offset));
-            self.change(Change::Write { bytes: bytes[..fits].to_vec(), offset });
+            self.change(Change::Write { bytes: bytes[..fits].to_vec(), offset })?;
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
-        self.change(Change::Write { bytes, offset });
-        Ok(())
+        self.change(Change::Write { bytes, offset })
     }
 
     async fn sync_data(&self) -> io::Result<()> {
@@ -224,8 +255,7 @@ impl Medium for CrashMedium {
             self.failing_syncs.set(self.failing_syncs.get() - 1);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        self.change(Change::Sync);
-        Ok(())
+        self.change(Change::Sync)
     }
 
     async fn sync_inode(&self) -> io::Result<()> {
@@ -237,13 +267,11 @@ impl Medium for CrashMedium {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::SetLen(len));
-        Ok(())
+        self.change(Change::SetLen(len))
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        self.change(Change::Punch(range));
-        Ok(())
+        self.change(Change::Punch(range))
     }
 
     fn attribute(&self) -> io::Result<Option<Vec<u8>>> {
@@ -251,8 +279,7 @@ impl Medium for CrashMedium {
     }
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
-        self.change(Change::SetAttribute(value.to_vec()));
-        Ok(())
+        self.change(Change::SetAttribute(value.to_vec()))
     }
 
     fn overwrites_in_place(&self) -> bool {
