@@ -34,7 +34,7 @@ enum Command {
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(mount::arguments());
     log();
     let result = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),

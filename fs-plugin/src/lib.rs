@@ -22,7 +22,7 @@ pub mod store;
 
 pub use error::Error;
 pub use fs::{Cache, Transport};
-pub use session::{Config, Mount, MountError, Summary};
+pub use session::{Config, Flag, Mount, MountError, Summary};
 
 /// Parses a request as it comes from `/dev/fuse`, and whatever may be in it.
 #[cfg(fuzzing)]

@@ -38,6 +38,19 @@ pub struct Config {
     pub io_uring: bool,
     /// What the kernel keeps in its page cache.
     pub cache: Cache,
+    /// What else mount(2) is told.
+    pub flags: Vec<Flag>,
+}
+
+/// A flag of mount(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// Reading changes no time (MS_NOATIME).
+    NoAtime,
+    /// Nothing is executed (MS_NOEXEC).
+    NoExec,
+    /// Nothing is changed (MS_RDONLY), and of the source neither.
+    ReadOnly,
 }
 
 /// A directory that was mounted, and waits to be served.
@@ -170,7 +183,8 @@ impl Mount {
             path: config.source.clone(),
             cause: io::Error::from(errno).to_string(),
         };
-        let lower = Lower::new(source).map_err(unusable)?;
+        let read_only = config.flags.contains(&Flag::ReadOnly);
+        let lower = Lower::new(source, read_only).map_err(unusable)?;
         let fs =
             Fs::new(lower, config.contents, queues.is_some(), config.cache).map_err(unusable)?;
         raise_descriptor_limit();
@@ -183,7 +197,14 @@ impl Mount {
             rustix::process::getegid().as_raw(),
         );
         let data = CString::new(data).expect("no zero in it");
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+        for flag in &config.flags {
+            flags |= match flag {
+                Flag::NoAtime => MountFlags::NOATIME,
+                Flag::NoExec => MountFlags::NOEXEC,
+                Flag::ReadOnly => MountFlags::RDONLY,
+            };
+        }
         rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
             .map_err(|errno| MountError::Mount(errno.into()))?;
         Ok(Self {

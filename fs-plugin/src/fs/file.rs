@@ -244,14 +244,7 @@ impl Fs {
 
     async fn open_contents(&self, nodeid: u64) -> Result<Contents<FileMedium>, Errno> {
         let address = self.address(nodeid)?;
-        let (fd, writable) = match self.lower.open(&address, OFlags::RDWR) {
-            Ok(fd) => (fd, true),
-            // The kernel has checked who may write; here it is the lower that cannot.
-            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
-                (self.lower.open(&address, OFlags::RDONLY)?, false)
-            }
-            Err(errno) => return Err(errno),
-        };
+        let (fd, writable) = self.lower.open_contents(&address)?;
         let medium = FileMedium::new(fd);
         let opened = Contents::open(medium, self.options, writable).await;
         opened.map_err(|error| self.errno(nodeid, "open", &error))

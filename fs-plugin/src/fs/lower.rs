@@ -23,6 +23,8 @@ pub(crate) struct Lower {
     by_handle: bool,
     /// Whose files are that this process makes.
     owner: (u32, u32),
+    /// Nothing is to be changed, by recovery neither.
+    read_only: bool,
 }
 
 /// Where an inode is.
@@ -93,10 +95,10 @@ struct RawHandle {
 
 impl Lower {
     /// Takes over the open directory.
-    pub(crate) fn new(root: OwnedFd) -> Result<Self, Errno> {
+    pub(crate) fn new(root: OwnedFd, read_only: bool) -> Result<Self, Errno> {
         let device = fs::fstat(&root)?.st_dev;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let mut lower = Self { root, device, by_handle: true, owner };
+        let mut lower = Self { root, device, by_handle: true, owner, read_only };
         let probe = lower.handle(lower.root.as_fd());
         lower.by_handle = probe.is_ok_and(|handle| lower.open(&handle, OFlags::PATH).is_ok());
         Ok(lower)
@@ -137,6 +139,22 @@ impl Lower {
         match address {
             Address::Descriptor(Descriptor(fd)) => Ok(Arc::clone(fd)),
             _ => self.open(address, OFlags::PATH | OFlags::NOFOLLOW).map(Arc::new),
+        }
+    }
+
+    /// Opens a regular file for its contents, to be written too where that is possible.
+    pub(crate) fn open_contents(&self, address: &Address) -> Result<(OwnedFd, bool), Errno> {
+        let written = match self.read_only {
+            true => Err(Errno::ROFS),
+            false => self.open(address, OFlags::RDWR),
+        };
+        match written {
+            Ok(fd) => Ok((fd, true)),
+            // The kernel has checked who may write; here it is the lower that cannot.
+            Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
+                Ok((self.open(address, OFlags::RDONLY)?, false))
+            }
+            Err(errno) => Err(errno),
         }
     }
 

@@ -1,17 +1,22 @@
 //! Mounts a directory that compresses what is written to it.
 
+mod daemon;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_lock::OnceCell;
 use warpcore_fs::store::contents::Options;
-use warpcore_fs::{Cache, Config, Mount, Summary, Transport};
+use warpcore_fs::{Cache, Config, Flag, Mount, Summary, Transport};
 use warpcore_offload::{Codec, Devices, Stats};
 use warpcore_runtime::Builder;
 
 use crate::Failure;
 use crate::devices::{self, Selection};
+use daemon::Role;
+
+pub(crate) use daemon::arguments;
 
 /// Mount a directory that compresses what is written to it
 ///
@@ -21,6 +26,9 @@ use crate::devices::{self, Selection};
 /// Example:
 ///   warpcore mount /srv/data.stored /srv/data -o allow_other,level=3
 ///   umount /srv/data
+///
+/// In /etc/fstab, once /sbin/mount.fuse.warpcore is a link to this program:
+///   /srv/data.stored /srv/data fuse.warpcore allow_other,nofail 0 0
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
@@ -36,11 +44,16 @@ pub(crate) struct Arguments {
     ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
     ///   level=N       level of new contents: zstd -7 to 19, not 0; deflate 0 to 9; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
+    ///   noatime, noexec, ro
+    ///                 as for every filesystem; set-user-id and devices are never obeyed
     ///   writeback     let the kernel gather writes: faster for small ones; nobody else may then
     ///                 change SRC, and files are shown without holes
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
     #[arg(value_parser = parse)]
     options: Vec<MountOption>,
+    /// Go to the background once it is mounted; messages go to syslog
+    #[arg(long)]
+    daemon: bool,
     #[command(flatten)]
     selection: Selection,
 }
@@ -50,12 +63,19 @@ enum MountOption {
     AllowOther,
     ChunkLenLog2(u8),
     Codec(Codec),
+    Flag(Flag),
     Level(i32),
     NoUring,
     WriteBack,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match daemon::role() {
+        None if arguments.daemon => return daemon::start(),
+        Some(Role::Supervisor) => return daemon::supervise(&arguments.target),
+        Some(Role::Server) => daemon::follow_supervisor()?,
+        None => {}
+    }
     let mut config = Config {
         source: arguments.source.clone(),
         target: arguments.target.clone(),
@@ -63,6 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         allow_other: false,
         io_uring: true,
         cache: Cache::WriteThrough,
+        flags: Vec::new(),
     };
     let devices = arguments.selection.select()?;
     if devices.compresses(Codec::Deflate) {
@@ -73,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::AllowOther => config.allow_other = true,
             MountOption::ChunkLenLog2(log2) => config.contents.chunk_len_log2 = log2,
             MountOption::Codec(codec) => config.contents.codec = codec,
+            MountOption::Flag(flag) => config.flags.push(flag),
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
             MountOption::WriteBack => config.cache = Cache::WriteBack,
@@ -111,7 +133,8 @@ fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
         async move {
             let mounted = mount.get_or_init(async || {
                 let mount = Mount::new(&config).map_err(|error| error.to_string())?;
-                eprintln!("mounted {} on {}", config.source.display(), config.target.display());
+                let (source, target) = (config.source.display(), config.target.display());
+                eprintln!("{}{source} on {target}", daemon::MOUNTED);
                 Ok::<_, String>(mount)
             });
             let mount = mounted.await.as_ref().map_err(String::clone)?;
@@ -125,6 +148,9 @@ fn parse(option: &str) -> Result<MountOption, String> {
     let (name, value) = option.split_once('=').unwrap_or((option, ""));
     match (name, value) {
         ("allow_other", "") => Ok(MountOption::AllowOther),
+        ("noatime", "") => Ok(MountOption::Flag(Flag::NoAtime)),
+        ("noexec", "") => Ok(MountOption::Flag(Flag::NoExec)),
+        ("ro", "") => Ok(MountOption::Flag(Flag::ReadOnly)),
         ("no_uring", "") => Ok(MountOption::NoUring),
         ("writeback", "") => Ok(MountOption::WriteBack),
         ("chunk", value) => {

@@ -1,0 +1,159 @@
+//! A mount in the background: `warpcore mount --daemon`, and what mount(8) calls.
+//!
+//! ```text
+//!   caller ── starts ──> supervisor ── starts ──> server (as in the foreground)
+//!     ends with what the server says first      its words go to syslog
+//! ```
+//!
+//! The supervisor has no descriptor of the connection: when the server dies, whatever the reason, the
+//! kernel ends it, and nobody hangs. What is left is a mount point that answers "not connected"; the
+//! supervisor takes it away, says so, and ends with an error. A server whose supervisor dies unmounts
+//! in order.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+
+use crate::Failure;
+
+/// Tells the two processes of a daemon what they are.
+const ROLE: &str = "WARPCORE_MOUNT_ROLE";
+
+/// What this process is of a mount in the background.
+pub(super) enum Role {
+    Supervisor,
+    Server,
+}
+
+/// None: it was started by a user.
+pub(super) fn role() -> Option<Role> {
+    match std::env::var(ROLE).ok()?.as_str() {
+        "supervisor" => Some(Role::Supervisor),
+        "server" => Some(Role::Server),
+        _ => None,
+    }
+}
+
+/// Starts the supervisor, and waits until the directory is mounted, or cannot be.
+pub(super) fn start() -> Result<(), Failure> {
+    let mut command = this_program("supervisor")?;
+    let mut supervisor = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut words = BufReader::new(supervisor.stderr.take().expect("piped"));
+    let mut first = String::new();
+    words.read_line(&mut first)?;
+    if first.starts_with(MOUNTED) {
+        eprint!("{first}");
+        return Ok(());
+    }
+    let failed = supervisor.wait()?;
+    let rest = words.lines().collect::<Result<Vec<_>, _>>()?.join("\n");
+    let said = [first.trim_end(), &rest].join("\n");
+    Err(format!("{}\nthe daemon ended: {failed}", said.trim()).into())
+}
+
+/// How the first words of a server begin that has mounted.
+pub(super) const MOUNTED: &str = "mounted ";
+
+/// Runs the server, and clears away after it.
+pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
+    setsid()?;
+    let mut server = this_program("server")?.spawn()?;
+    let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+    std::env::set_current_dir("/")?;
+    let words = BufReader::new(server.stderr.take().expect("piped"));
+    let mut has_mounted = false;
+    for line in words.lines() {
+        let line = line?;
+        if has_mounted {
+            to_syslog(&line);
+            continue;
+        }
+        has_mounted = line.starts_with(MOUNTED);
+        // Who waits for it may have gone.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    let ended = server.wait()?;
+    if ended.success() {
+        return Ok(());
+    }
+    if has_mounted {
+        // Not connected (ENOTCONN), or unmounted already.
+        let _ = rustix::mount::unmount(&target, UnmountFlags::DETACH);
+        to_syslog(&format!("the server of {} died ({ended}); unmounted", target.display()));
+    }
+    Err(format!("the server ended: {ended}").into())
+}
+
+/// In the server: it ends when the supervisor does.
+pub(super) fn follow_supervisor() -> Result<(), Failure> {
+    Ok(set_parent_process_death_signal(Some(Signal::TERM))?)
+}
+
+/// This program with the same arguments.
+fn this_program(role: &str) -> Result<Command, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env(ROLE, role).args(&arguments()[1..]).stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// The arguments of this program, also where mount(8) has called it.
+pub(crate) fn arguments() -> Vec<OsString> {
+    let words: Vec<_> = std::env::args_os().collect();
+    // Paths that are not UTF-8 come from a user: mount(8) has read ours from fstab, escaped.
+    let plain: Option<Vec<_>> = words.iter().map(|word| word.to_str()).collect();
+    match plain.and_then(|plain| called_by_mount(&plain)) {
+        Some(translated) => translated.into_iter().map(OsString::from).collect(),
+        None => words,
+    }
+}
+
+/// One line, as a daemon's warning (RFC 3164). Without a syslog it is lost.
+fn to_syslog(line: &str) {
+    const DAEMON_WARNING: u8 = 3 << 3 | 4;
+    let pid = std::process::id();
+    let message = format!("<{DAEMON_WARNING}>warpcore[{pid}]: {line}");
+    let _ = UnixDatagram::unbound().and_then(|log| log.send_to(message.as_bytes(), "/dev/log"));
+}
+
+/// The arguments with which mount(8) calls `mount.fuse.warpcore`, as those of `warpcore mount`; None
+/// if this program was not called by that name.
+///
+/// `mount.fuse.warpcore SRC MNT [-sfnv] [-o OPTIONS] [-t TYPE]`
+fn called_by_mount(arguments: &[&str]) -> Option<Vec<String>> {
+    let name = PathBuf::from(arguments.first()?);
+    if name.file_name()? != "mount.fuse.warpcore" {
+        return None;
+    }
+    let mut translated = ["warpcore", "mount", "--daemon"].map(str::to_owned).to_vec();
+    let mut rest = arguments[1..].iter();
+    while let Some(argument) = rest.next() {
+        match *argument {
+            "-o" => {
+                // Words that are for mount(8) and systemd alone.
+                let own = rest.next()?.split(',').filter(|option| !is_for_others(option));
+                let own: Vec<_> = own.collect();
+                if !own.is_empty() {
+                    translated.extend(["-o".to_owned(), own.join(",")]);
+                }
+            }
+            "-t" | "-N" => drop(rest.next()),
+            flags if flags.starts_with('-') => {}
+            path => translated.push(path.to_owned()),
+        }
+    }
+    Some(translated)
+}
+
+/// mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", as far as they change nothing for us.
+fn is_for_others(option: &str) -> bool {
+    const WORDS: [&str; 12] = [
+        "", "async", "auto", "defaults", "exec", "noauto", "nodev", "nofail", "nosuid", "relatime",
+        "rw", "_netdev",
+    ];
+    WORDS.contains(&option) || option.starts_with("x-") || option.starts_with("comment=")
+}
