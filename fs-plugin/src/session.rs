@@ -20,7 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, stop, timeout, until_stopped};
 
 use crate::fs::{Cache, Fs, Lower, Transport};
-use crate::fuse::{classic, uring};
+use crate::fuse::{classic, fusermount, uring};
 use crate::store::contents::Options;
 
 /// What a mount is made of.
@@ -125,7 +125,7 @@ impl fmt::Display for MountError {
             Self::Device(error) => {
                 write!(f, "cannot open /dev/fuse: {error}; ")?;
                 f.write_str(match error.kind() {
-                    io::ErrorKind::PermissionDenied => "mounting needs root (CAP_SYS_ADMIN)",
+                    io::ErrorKind::PermissionDenied => "it has to be writable (mode 0666)",
                     _ => {
                         "`modprobe fuse`; a container needs \
                          `--device /dev/fuse --cap-add SYS_ADMIN`"
@@ -134,10 +134,12 @@ impl fmt::Display for MountError {
             }
             Self::Mount(error) => {
                 write!(f, "cannot mount: {error}")?;
-                if error.kind() == io::ErrorKind::PermissionDenied {
-                    f.write_str("; mounting needs root (CAP_SYS_ADMIN)")?;
+                match error.kind() {
+                    io::ErrorKind::NotFound => f.write_str(
+                        "; without it mounting needs root (CAP_SYS_ADMIN): install fuse3",
+                    ),
+                    _ => Ok(()),
                 }
-                Ok(())
             }
             Self::Nested { outer, inner } => write!(
                 f,
@@ -165,11 +167,6 @@ impl Mount {
     /// Raises the limit of open files as far as the system allows.
     pub fn new(config: &Config) -> Result<Self, MountError> {
         let (config, source) = check(config.clone())?;
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = OwnedFd::from(device.map_err(MountError::Device)?);
-        // Requests are read until there are none.
-        rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK | OFlags::RDWR)
-            .map_err(|errno| MountError::Device(errno.into()))?;
         // Told before INIT: once io_uring is agreed on, the kernel waits for every queue.
         let queues = match (config.io_uring, uring::queues()) {
             (true, Ok(queues)) => Some(queues),
@@ -189,24 +186,17 @@ impl Mount {
             Fs::new(lower, config.contents, queues.is_some(), config.cache).map_err(unusable)?;
         raise_descriptor_limit();
 
-        let others = if config.allow_other { ",allow_other" } else { "" };
-        let data = format!(
-            "fd={},rootmode=40000,user_id={},group_id={},default_permissions{others}",
-            device.as_raw_fd(),
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        );
-        let data = CString::new(data).expect("no zero in it");
-        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
-        for flag in &config.flags {
-            flags |= match flag {
-                Flag::NoAtime => MountFlags::NOATIME,
-                Flag::NoExec => MountFlags::NOEXEC,
-                Flag::ReadOnly => MountFlags::RDONLY,
-            };
-        }
-        rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
-            .map_err(|errno| MountError::Mount(errno.into()))?;
+        let device = match mount_directly(&config) {
+            Err(MountError::Device(error) | MountError::Mount(error))
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                mount_by_fusermount(&config)?
+            }
+            result => result?,
+        };
+        // Requests are read until there are none.
+        rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK | OFlags::RDWR)
+            .map_err(|errno| MountError::Device(errno.into()))?;
         Ok(Self {
             target: config.target,
             shared: Arc::new(Shared {
@@ -285,6 +275,51 @@ impl Mount {
             Err(error) => Err(io::Error::other(error)),
         }
     }
+}
+
+/// By mount(2), which needs privileges.
+fn mount_directly(config: &Config) -> Result<OwnedFd, MountError> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = OwnedFd::from(device.map_err(MountError::Device)?);
+    let data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},{}",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+        common_options(config),
+    );
+    let data = CString::new(data).expect("no zero in it");
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    for flag in &config.flags {
+        flags |= match flag {
+            Flag::NoAtime => MountFlags::NOATIME,
+            Flag::NoExec => MountFlags::NOEXEC,
+            Flag::ReadOnly => MountFlags::RDONLY,
+        };
+    }
+    rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
+        .map_err(|errno| MountError::Mount(errno.into()))?;
+    Ok(device)
+}
+
+fn mount_by_fusermount(config: &Config) -> Result<OwnedFd, MountError> {
+    let mut options = common_options(config);
+    for flag in &config.flags {
+        options.push_str(match flag {
+            Flag::NoAtime => ",noatime",
+            Flag::NoExec => ",noexec",
+            Flag::ReadOnly => ",ro",
+        });
+    }
+    // Commas and backslashes would end it.
+    let source = config.source.to_string_lossy().replace('\\', r"\\").replace(',', r"\,");
+    options.push_str(&format!(",subtype=warpcore,fsname={source}"));
+    fusermount::mount(&config.target, &options).map_err(MountError::Mount)
+}
+
+fn common_options(config: &Config) -> String {
+    let others = if config.allow_other { ",allow_other" } else { "" };
+    format!("default_permissions{others}")
 }
 
 /// Tells the other shards that the connection has ended when it is dropped, also by a panic.
@@ -394,18 +429,25 @@ async fn unmount(target: PathBuf) {
             tracing::error!("{}: not everything could be written: {error}", target.display());
         }
         let started = Instant::now();
-        let mut result = rustix::mount::unmount(&target, UnmountFlags::empty());
-        while result == Err(Errno::BUSY) && started.elapsed() < GRACE {
+        let is_busy = || match rustix::mount::unmount(&target, UnmountFlags::empty()) {
+            Err(Errno::PERM) => fusermount::unmount(&target, false).is_err(),
+            result => result == Err(Errno::BUSY),
+        };
+        let mut busy = is_busy();
+        while busy && started.elapsed() < GRACE {
             std::thread::sleep(AGAIN);
-            result = rustix::mount::unmount(&target, UnmountFlags::empty());
+            busy = is_busy();
         }
-        if result == Err(Errno::BUSY) {
+        if busy {
             // Forcing ends the connection (`fuse_umount_begin`); it still says that it is busy.
             let _ = rustix::mount::unmount(&target, UnmountFlags::FORCE);
-            result = rustix::mount::unmount(&target, UnmountFlags::DETACH);
-        }
-        if let Err(errno) = result {
-            tracing::warn!("cannot unmount {}: {errno}", target.display());
+            let result = match rustix::mount::unmount(&target, UnmountFlags::DETACH) {
+                Err(Errno::PERM) => fusermount::unmount(&target, true),
+                result => result.map_err(io::Error::from),
+            };
+            if let Err(error) = result {
+                tracing::warn!("cannot unmount {}: {error}", target.display());
+            }
         }
     });
     while !thread.is_finished() {

@@ -1236,7 +1236,10 @@ fn are_neighbours(first: &Extent, second: &Extent) -> bool {
 fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<State>, Error> {
     match medium.set_attribute(&attribute.encode()) {
         Ok(()) => Ok(Some(attribute.state)),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+        // The lower filesystem has none; or we are not root, and nobody may write to the file.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EACCES)) => {
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -1,0 +1,129 @@
+//! A mount by somebody without privileges: fusermount3 makes it, inodes are held by descriptors, and
+//! files that nobody may write to have no attribute of ours.
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{MOUNT, Place, tool, warpcore};
+use warpcore_need::{Need, need};
+
+const NOBODY: u32 = 65534;
+
+/// `/dev/fuse` as udev makes it, for everybody; as it was once dropped.
+struct FuseForEverybody(Permissions);
+
+impl FuseForEverybody {
+    fn new() -> Self {
+        let before = fs::metadata("/dev/fuse").expect("needed").permissions();
+        fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).expect("as root");
+        Self(before)
+    }
+}
+
+impl Drop for FuseForEverybody {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", self.0.clone());
+    }
+}
+
+fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command
+}
+
+/// A mount of nobody's.
+struct Server {
+    child: Child,
+    words: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    fn start(place: &Place) -> Self {
+        let program = place.directory.path().join("warpcore");
+        let mut command = as_nobody(program);
+        command.arg("mount").arg(&place.source).arg(&place.target).stderr(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).spawn().expect("starts");
+        let words = BufReader::new(child.stderr.take().expect("piped"));
+        let mut server = Self { child, words };
+        let mut line = String::new();
+        server.words.read_line(&mut line).expect("readable");
+        assert!(line.starts_with("mounted "), "{line}");
+        server
+    }
+
+    /// Waits for it to end well.
+    fn ended(mut self) {
+        let mut said = String::new();
+        self.words.read_to_string(&mut said).expect("readable");
+        assert!(self.child.wait().expect("ours").success(), "{said}");
+        assert!(said.contains("unmounted; transport:"), "{said}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A test has failed: nothing is left behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_user_mounts_what_is_theirs() {
+    let tools = [
+        Need::Tool("fusermount3", "fuse3"),
+        Need::Tool("rsync", "rsync"),
+        Need::Tool("setpriv", "util-linux"),
+    ];
+    if !(need(&MOUNT) && need(&tools)) {
+        return;
+    }
+    let _device = FuseForEverybody::new();
+    let place = Place::new();
+    fs::set_permissions(place.directory.path(), Permissions::from_mode(0o755)).expect("ours");
+    for path in [&place.source, &place.target] {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("as root");
+    }
+    let program = place.directory.path().join("warpcore");
+    fs::copy(env!("CARGO_BIN_EXE_warpcore"), &program).expect("copies");
+
+    let server = Server::start(&place);
+    let script = "import os\n\
+        text=b'nobody may write to this, as to the objects of git\\n'*500\n\
+        f=os.open('read-only',os.O_WRONLY|os.O_CREAT|os.O_EXCL,0o444); os.write(f,text)\n\
+        os.fsync(f); os.close(f)\n\
+        assert os.stat('read-only').st_size==len(text)\n\
+        os.rename('read-only','moved'); os.link('moved','linked')\n\
+        assert open('linked','rb').read()==text and os.stat('moved').st_mode&0o777==0o444\n\
+        os.chmod('moved',0o600); open('moved','ab').write(b'end'); os.chmod('moved',0o444)\n\
+        assert open('linked','rb').read()==text+b'end'\n\
+        f=open('unlinked','w+'); f.write('x'*100000); f.flush(); os.unlink('unlinked')\n\
+        f.seek(0); assert f.read()=='x'*100000";
+    let in_mount = |program: &str, arguments: &[&str]| {
+        // Nobody else may enter it, as whom this command begins.
+        let mut command = as_nobody("env");
+        command.arg("-C").arg(&place.target).arg(program).args(arguments);
+        let output = command.output();
+        let output = output.expect("starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    in_mount("python3", &["-c", script]);
+    in_mount("rsync", &["-rlptH", "/usr/share/perl/", "perl"]);
+    in_mount("diff", &["-r", "/usr/share/perl", "perl"]);
+    in_mount("rm", &["-r", "perl/5.36.0"]);
+    tool("fusermount3", &["-u", place.target.to_str().expect("UTF-8")], Path::new("/"));
+    server.ended();
+
+    let checked = warpcore().args(["fs", "check"]).arg(&place.source).output().expect("runs");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    let server = Server::start(&place);
+    in_mount("sh", &["-c", "test $(stat -c %s linked) = 25503 && tail -c 3 moved | grep -q end"]);
+    tool("kill", &["-TERM", &server.child.id().to_string()], Path::new("/"));
+    server.ended();
+}
