@@ -40,7 +40,7 @@ impl Fs {
         mask(args.umask);
         match self.create_file(request, &parent, name, args.mode) {
             Ok(contents) => {
-                let entry = self.entry_out(&parent, name).await?;
+                let entry = self.entry_of(contents.medium().descriptor()).await?;
                 let file = self.take_file(entry.nodeid)?;
                 file.fill(&mut *file.contents.write().await, contents);
                 created(&entry, args.flags)
