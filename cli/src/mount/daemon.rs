@@ -67,8 +67,10 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     std::env::set_current_dir("/")?;
     let words = BufReader::new(server.stderr.take().expect("piped"));
     let mut has_mounted = false;
-    for line in words.lines() {
+    // Names in it may be any bytes.
+    for line in words.split(b'\n') {
         let line = line?;
+        let line = String::from_utf8_lossy(&line);
         if has_mounted {
             to_syslog(&line);
             continue;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::RwLock;
-use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, FileType, Stat};
 use rustix::io::Errno;
 use slab::Slab;
 use warpcore_runtime::queue;
@@ -239,10 +239,12 @@ impl Fs {
 
     /// Before a name is taken away: a descriptor of its inode, if the kernel knows that.
     pub(crate) fn hold(&self, parent: &OwnedFd, name: &OsStr) -> Option<(u64, Arc<OwnedFd>)> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent, name, flags, Mode::empty()).ok()?;
-        let nodeid = self.known(&fs::fstat(&fd).ok()?)?;
-        Some((nodeid, Arc::new(fd)))
+        let found = self.lower.find(parent.as_fd(), name).ok()?;
+        let inodes = self.inodes();
+        let index = *inodes.by_number.get(&found.number)?;
+        // The number alone may have been another inode's before.
+        let is_it = inodes.nodes.get(index)?.address == found.address;
+        is_it.then_some((index as u64 + 1, found.fd))
     }
 
     /// After it: an inode without a name is found by the descriptor that was held, as long as the
