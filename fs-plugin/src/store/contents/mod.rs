@@ -13,14 +13,21 @@
 
 mod append;
 mod compact;
+mod container;
+mod copy;
 mod dead;
 mod dirty;
+mod durable;
+mod load;
+mod report;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use report::{CodecShare, Report};
 
 use bytes::Bytes;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -31,11 +38,12 @@ use super::format::{
 };
 use super::index::{self, Index};
 use super::medium::Medium;
-use super::recovery::{self, Found};
+use super::recovery;
 use crate::error::Error;
-use append::{Append, Stored, padding};
+use append::{Append, Stored};
 use dead::Dead;
 use dirty::Dirty;
+use load::{closed_in_order, load, recover};
 
 /// How new contents are stored.
 #[derive(Debug, Clone, Copy)]
@@ -72,14 +80,6 @@ const DIRTY_CHUNKS_MAX: usize = 16;
 
 /// What the lower filesystem allocates at a time, as far as it matters here.
 const BLOCK: u64 = 4096;
-
-/// Zeros that are written ahead at a time, and the largest commit that they are for.
-const ZONE_LEN: u64 = 256 << 10;
-const ZONE_COMMIT_MAX: u64 = 64 << 10;
-
-/// Blocks that were replaced are given back when they are as much as this: doing so costs a change
-/// of metadata, which the next sync pays.
-const PUNCH_LEN: u64 = 1 << 20;
 
 /// Visible extents of a chunk before a write stores it as a whole again.
 const EXTENTS_PER_CHUNK_MAX: usize = 16;
@@ -156,38 +156,6 @@ struct Container {
     checkpoint: Option<Pointer>,
     /// Where the records since lie.
     chain: Vec<Range<u64>>,
-}
-
-/// What one codec has stored of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CodecShare {
-    /// The codec; [`Codec::Store`] for bytes as they are.
-    pub codec: Codec,
-    /// Visible bytes of the file.
-    pub len: u64,
-    /// Stored bytes that they are decompressed from.
-    pub stored: u64,
-}
-
-/// What [`Contents::report`] tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// In the format, or plain.
-    pub kind: Kind,
-    /// Length of the file.
-    pub size: u64,
-    /// Length of the backing file.
-    pub physical: u64,
-    /// Visible extents.
-    pub extents: usize,
-    /// Stored bytes that are visible, at least in part.
-    pub stored: u64,
-    /// As a zstd stream, the backing file is the contents.
-    pub linear: bool,
-    /// By whom it was stored.
-    pub codecs: Vec<CodecShare>,
 }
 
 impl<M: Medium> Contents<M> {
@@ -414,119 +382,6 @@ impl<M: Medium> Contents<M> {
         Ok(())
     }
 
-    /// Puts `len` bytes at `from` of `source` in place of those at `to`, and says how many: fewer
-    /// only at the end of `source`. Whole chunks go as they are stored, if both files have the same
-    /// ones.
-    pub async fn copy_from(
-        &mut self,
-        queue: &Queue,
-        source: &mut Self,
-        from: u64,
-        to: u64,
-        len: u64,
-    ) -> Result<u64, Error> {
-        let len = len.min(source.size()?.saturating_sub(from));
-        let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
-        end.ok_or_else(|| errno(libc::EFBIG))?;
-        source.commit(queue).await?;
-        let (mut from, mut to, mut left) = (from, to, len);
-        while left > 0 {
-            let mut copied = self.copy_stored(queue, source, from, to, left).await?;
-            if copied == 0 {
-                // Byte by byte, up to the next border of a chunk here.
-                let chunk_len = self.chunk_len();
-                copied = left.min(chunk_len - to % chunk_len);
-                let mut bytes = vec![0; to_index(copied)];
-                // All are there: `len` was bounded by the length of a file that is held.
-                source.read(queue, from, &mut bytes).await?;
-                self.write(queue, to, &bytes).await?;
-            }
-            (from, to, left) = (from + copied, to + copied, left - copied);
-        }
-        Ok(len)
-    }
-
-    /// As [`Contents::copy_from`], from another place of the same file.
-    pub async fn copy_within(
-        &mut self,
-        queue: &Queue,
-        from: u64,
-        to: u64,
-        len: u64,
-    ) -> Result<u64, Error> {
-        const PART: usize = 1 << 20;
-        let mut part = vec![0; PART];
-        let mut done = 0;
-        while done < len {
-            let room = to_index((len - done).min(PART as u64));
-            let read = self.read(queue, from + done, &mut part[..room]).await?;
-            if read == 0 {
-                break;
-            }
-            self.write(queue, to + done, &part[..read]).await?;
-            done += read as u64;
-        }
-        Ok(done)
-    }
-
-    /// Copies what is stored of the next whole chunks, up to a record's worth. 0: there are none, or
-    /// they are stored otherwise.
-    async fn copy_stored(
-        &mut self,
-        queue: &Queue,
-        source: &Self,
-        from: u64,
-        to: u64,
-        len: u64,
-    ) -> Result<u64, Error> {
-        const CHUNKS_MAX: u64 = 16;
-        self.check_writable()?;
-        let Body::Container(Container { head: Some(head), .. }) = &source.body else {
-            return Ok(0);
-        };
-        let chunk_len = 1 << head.chunk_len_log2;
-        let len = len.min(CHUNKS_MAX * chunk_len) / chunk_len * chunk_len;
-        let fits = from.is_multiple_of(chunk_len) && to.is_multiple_of(chunk_len) && len > 0;
-        let Body::Container(own) = &mut self.body else { return Ok(0) };
-        // A file that has nothing yet takes the chunks of what it gets.
-        let same = match own.head {
-            Some(own) => own.chunk_len_log2 == head.chunk_len_log2,
-            None => own.dirty.is_empty() || self.options.chunk_len_log2 == head.chunk_len_log2,
-        };
-        if !fits || !same {
-            return Ok(0);
-        }
-        let mut stored = Vec::new();
-        for (visible, extent) in source.pieces(from..from + len).await? {
-            if visible != (extent.logical..extent.end()) {
-                return Ok(0);
-            }
-            let span = source.stored(&extent).await?;
-            stored.push(Stored { logical: extent.logical - from + to, ..span });
-        }
-        self.options.chunk_len_log2 = head.chunk_len_log2;
-        self.begin_change().await?;
-        // Before a record may be written: it tells the time.
-        self.touch();
-        // What was written here before comes first, and what is copied lies over it.
-        self.store(queue, None, false).await?;
-        let ends = stored.iter().map(|span| span.logical + span.len);
-        let starts = stored.iter().map(|span| span.logical).chain([to + len]);
-        let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
-        self.append(stored, false).await?;
-        self.know(to..to + len).await?;
-        let container = self.container_mut();
-        for (start, end) in gaps {
-            // Where nothing was stored a hole is a hole.
-            if container.index().within(start..end).next().is_some() {
-                container.take_out(start..end, chunk_len);
-            }
-        }
-        container.size = container.size.max(to + len);
-        container.changed = true;
-        Ok(len)
-    }
-
     /// The stored bytes of an extent, verified.
     async fn stored(&self, extent: &Extent) -> Result<Stored, Error> {
         let Extent { logical, len, physical, stored_len, form, .. } = *extent;
@@ -535,274 +390,6 @@ impl<M: Medium> Contents<M> {
             return Err(Error::Damaged { what: "extent", offset: physical });
         }
         Ok(Stored { logical, len, form, bytes: bytes.into() })
-    }
-
-    /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
-    pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
-        if !self.is_dirty() {
-            return Ok(());
-        }
-        let container = self.container_mut();
-        if container.size == 0 && container.head.is_none() {
-            // An empty file is an empty backing file.
-            container.changed = false;
-            return Ok(());
-        }
-        self.store(queue, None, true).await?;
-        let Options { records_max, pieces_max, .. } = self.options;
-        let container = self.container_mut();
-        let records = container.chain.len();
-        let crowded = container.index().len() > pieces_max && records > records_max / 8;
-        if records > records_max || crowded {
-            self.checkpoint_if_possible().await;
-        }
-        Ok(())
-    }
-
-    /// Stores the index as a tree, so that the records before are not needed any more. The commit
-    /// stands without it: an error is logged.
-    async fn checkpoint_if_possible(&mut self) {
-        if let Err(error) = self.checkpoint().await {
-            tracing::debug!("no checkpoint: {error}");
-        }
-    }
-
-    async fn checkpoint(&mut self) -> Result<(), Error> {
-        let modified = self.modified.unwrap_or((0, 0));
-        let container = self.container_mut();
-        let head = container.head.expect("a commit has been made");
-        let mut append = Append::new(container);
-        append.checkpoint(container.index(), &head);
-        append.records(container, &head, modified);
-        self.write_append(append).await
-    }
-
-    /// Commits, and makes it durable.
-    pub async fn sync(&mut self, queue: &Queue) -> Result<(), Error> {
-        if self.poisoned {
-            return Err(Error::Poisoned);
-        }
-        self.commit(queue).await?;
-        self.extend_zone().await?;
-        let synced = self.medium.sync_data().await;
-        self.poisoned_by(synced)?;
-        if let Body::Container(container) = &mut self.body {
-            container.durable_end = container.record_end;
-            container.dead.replaced_durably();
-            if container.dead.whole_blocks() >= PUNCH_LEN {
-                self.punch_dead();
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Contents::sync`], and makes mode, owner, times and names of the inode durable.
-    pub async fn sync_inode(&mut self, queue: &Queue) -> Result<(), Error> {
-        self.sync(queue).await?;
-        let synced = self.medium.sync_inode().await;
-        self.poisoned_by(synced)
-    }
-
-    /// The kernel reports a failed write-back once and drops the pages: asking again would succeed
-    /// and mean nothing (fsync(2), the PostgreSQL report of 2018).
-    fn poisoned_by(&mut self, synced: std::io::Result<()>) -> Result<(), Error> {
-        self.poisoned |= synced.is_err();
-        Ok(synced?)
-    }
-
-    /// Writes zeros ahead if syncs come often and bring little: what overwrites them is durable
-    /// without a commit of the lower filesystem's journal.
-    async fn extend_zone(&mut self) -> Result<(), Error> {
-        let Body::Container(container) = &mut self.body else { return Ok(()) };
-        let written = container.record_end - container.durable_end;
-        if written == 0 || container.attribute != Some(State::Dirty) {
-            // Nothing was brought; or nothing would tell, after a crash, that zeros may follow.
-            return Ok(());
-        }
-        let small = written <= ZONE_COMMIT_MAX;
-        container.small_syncs = if small { container.small_syncs + 1 } else { 0 };
-        let has_room = container.zone_end >= container.physical + 2 * BLOCK;
-        if container.small_syncs < 2 || has_room || !self.medium.overwrites_in_place() {
-            return Ok(());
-        }
-        let start = container.physical;
-        let gap = to_index(start.next_multiple_of(BLOCK) - start);
-        let mut bytes = padding(gap);
-        let zone_start = start + bytes.len() as u64;
-        bytes.resize(bytes.len() + to_index(ZONE_LEN), 0);
-        match self.medium.write_at(bytes, start).await {
-            Ok(()) => {
-                let container = self.container_mut();
-                container.physical = zone_start;
-                container.zone_end = zone_start + ZONE_LEN;
-            }
-            Err(error) => {
-                // It goes without: a full disk may still have room for what has to be written.
-                tracing::debug!("no room is written ahead: {error}");
-                let container = self.container_mut();
-                (container.small_syncs, container.zone_end) = (0, 0);
-                self.medium.set_len(start)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the blocks back that hold only what was durably replaced. Nothing depends on it: an
-    /// error is logged.
-    fn punch_dead(&mut self) {
-        let Body::Container(container) = &mut self.body else { return };
-        for blocks in container.dead.take_whole_blocks() {
-            if let Err(error) = self.medium.punch(blocks.clone()) {
-                tracing::debug!("blocks {blocks:?} stay allocated: {error}");
-            }
-        }
-    }
-
-    /// Cuts what lies behind the newest record: the rest of a zone.
-    fn cut_zone(&mut self) -> Result<(), Error> {
-        let container = self.container_mut();
-        if container.physical > container.record_end || container.zone_end > container.physical {
-            let end = container.record_end;
-            (container.physical, container.zone_end) = (end, 0);
-            self.medium.set_len(end)?;
-        }
-        Ok(())
-    }
-
-    /// Commits, and does what else changes bytes of the backing file before it is closed.
-    pub async fn settle(&mut self, queue: &Queue) -> Result<(), Error> {
-        self.commit(queue).await?;
-        if self.writable
-            && let Body::Container(container) = &self.body
-            && container.attribute == Some(State::Dirty)
-        {
-            if container.chain.len() > self.options.records_max / 8 {
-                self.checkpoint_if_possible().await;
-            }
-            self.cut_zone()?;
-            self.punch_dead();
-        }
-        Ok(())
-    }
-
-    /// Commits, and marks the backing file as closed in order.
-    pub async fn close(&mut self, queue: &Queue) -> Result<(), Error> {
-        self.settle(queue).await?;
-        if self.poisoned {
-            return Err(Error::Poisoned);
-        }
-        if let Body::Container(container) = &mut self.body
-            && self.writable
-            && container.attribute == Some(State::Dirty)
-        {
-            let attribute = container.attribute(State::Clean, self.medium.epoch());
-            container.attribute = set_attribute(&self.medium, attribute)?;
-        }
-        if let Some(modified) = self.modified.filter(|_| self.writable) {
-            self.medium.set_modified(modified)?;
-        }
-        Ok(())
-    }
-
-    /// The first data (or, if `hole`, the first hole) at or behind `offset`. The end of the file is
-    /// a hole. None: `offset` is behind the end, or no data follow.
-    pub async fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Error> {
-        let size = self.size()?;
-        if offset >= size {
-            return Ok(None);
-        }
-        let Body::Container(container) = &self.body else {
-            return Ok(Some(if hole { size } else { offset }));
-        };
-        let mut at = offset;
-        while at < size {
-            let stored = match &container.head {
-                Some(head) => index::leaf_from(&self.medium, head, &container.index, at).await?,
-                None => None,
-            };
-            let stored = stored.map(|(pieces, _)| pieces[0].0.clone());
-            match container.data_from(at, stored, self.chunk_len()) {
-                Some(data) if data.start < size => {
-                    if !hole {
-                        return Ok(Some(data.start.max(at)));
-                    }
-                    if data.start > at {
-                        return Ok(Some(at));
-                    }
-                    at = data.end;
-                }
-                _ => return Ok(hole.then_some(at)),
-            }
-        }
-        Ok(hole.then_some(size))
-    }
-
-    /// Reads every visible stored byte; the first that does not verify is the error.
-    pub async fn check(&self, queue: &Queue) -> Result<(), Error> {
-        let mut offset = 0;
-        while let Some((pieces, end)) = self.leaf_from(offset).await? {
-            for (_, extent) in pieces {
-                self.decode(queue, std::iter::once(extent)).await?;
-            }
-            offset = end;
-        }
-        Ok(())
-    }
-
-    /// How the file is stored.
-    pub async fn report(&self) -> Result<Report, Error> {
-        let physical = self.medium.len()?;
-        let Body::Container(container) = &self.body else {
-            return Ok(Report {
-                kind: Kind::Plain,
-                size: physical,
-                physical,
-                extents: 1,
-                stored: physical,
-                linear: false,
-                codecs: Vec::new(),
-            });
-        };
-        let (mut extents, mut offset) = (0, 0);
-        let mut codecs: Vec<CodecShare> = Vec::new();
-        while let Some((pieces, end)) = self.leaf_from(offset).await? {
-            extents += pieces.len();
-            let mut seen = BTreeSet::new();
-            for (visible, extent) in pieces {
-                let Form::Codec(codec) = extent.form else { continue };
-                let known = codecs.iter().position(|share| share.codec == codec);
-                let at = known.unwrap_or_else(|| {
-                    codecs.push(CodecShare { codec, len: 0, stored: 0 });
-                    codecs.len() - 1
-                });
-                codecs[at].len += visible.end - visible.start;
-                // An extent that is covered in its middle is visible twice.
-                if seen.insert(extent.physical) {
-                    codecs[at].stored += u64::from(extent.stored_len);
-                }
-            }
-            offset = end;
-        }
-        Ok(Report {
-            kind: Kind::Container,
-            size: container.size,
-            physical,
-            extents,
-            stored: codecs.iter().map(|share| share.stored).sum(),
-            linear: container.linear,
-            codecs,
-        })
-    }
-
-    /// The visible parts of the first leaf of the index at or behind `offset` that has any, and
-    /// where that ends.
-    async fn leaf_from(&self, offset: u64) -> Result<Option<(Vec<Piece>, u64)>, Error> {
-        let Body::Container(Container { head: Some(head), index, .. }) = &self.body else {
-            return Ok(None);
-        };
-        let leaf = index::leaf_from(&self.medium, head, index, offset).await?;
-        self.evict_if_crowded(&mut index::lock(index));
-        Ok(leaf)
     }
 
     /// The visible parts within `range`, cut to it, in order.
@@ -1133,91 +720,6 @@ impl<M> fmt::Debug for Contents<M> {
     }
 }
 
-/// Loads what the attribute says is a container.
-async fn load<M: Medium>(
-    medium: &M,
-    len: u64,
-    attribute: Attribute,
-    writable: bool,
-) -> Result<Container, Error> {
-    if len == 0 {
-        // Whatever it was: empty, it becomes a container, and the attribute has to say so.
-        let state = (attribute.kind == Kind::Container).then_some(attribute.state);
-        return Ok(Container { attribute: state, ..Container::empty() });
-    }
-    let in_order = attribute.size_if_clean(len).is_some();
-    if in_order {
-        if let Some(head) = read_head(medium).await?
-            && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
-        {
-            let mut container = Container::loaded(head, found, Some(attribute.state));
-            if attribute.durable {
-                container.durable_end = container.record_end;
-            }
-            container.unverified = !attribute.durable && attribute.epoch != medium.epoch();
-            return Ok(container);
-        }
-        if attribute.durable {
-            let what = "head or commit record, the latter before";
-            return Err(Error::Damaged { what, offset: len });
-        }
-    }
-    // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
-    // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
-    // durable before the bytes (`ext4_da_should_update_i_disksize`).
-    recover(medium, len, attribute.state, writable).await
-}
-
-/// The newest commit that holds; what lies behind it is cut.
-async fn recover<M: Medium>(
-    medium: &M,
-    len: u64,
-    state: State,
-    writable: bool,
-) -> Result<Container, Error> {
-    let found = match read_head(medium).await? {
-        Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
-        None => {
-            // The head comes with the first commit. If it never reached the disk, nothing did.
-            if medium.read_at(0, Head::LEN).await?.iter().any(|byte| *byte != 0) {
-                return Err(Error::Damaged { what: "head", offset: 0 });
-            }
-            None
-        }
-    };
-    let container = match found {
-        Some((head, found)) => {
-            let recovered = Some(found.record.modified);
-            Container { recovered, ..Container::loaded(head, found, Some(State::Dirty)) }
-        }
-        None => Container { attribute: Some(State::Dirty), ..Container::empty() },
-    };
-    let end = container.physical;
-    if end < len {
-        tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
-        if writable {
-            if state == State::Clean {
-                set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
-            }
-            medium.set_len(end)?;
-        }
-    }
-    Ok(container)
-}
-
-/// Head and newest commit, if the file ends with one, as it does when closed in order.
-async fn closed_in_order<M: Medium>(medium: &M, len: u64) -> Result<Option<(Head, Found)>, Error> {
-    let Some(head) = read_head(medium).await? else {
-        return Ok(None);
-    };
-    let found = recovery::commit_at(medium, &head, len, false).await?;
-    Ok(found.map(|found| (head, found)))
-}
-
-async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
-    Head::parse(&medium.read_at(0, Head::LEN).await?)
-}
-
 /// Whether a zstd reader can make something of it: a codec that is not one of these makes its
 /// files unreadable to others from the start.
 fn is_zstd(codec: Codec) -> bool {
@@ -1241,153 +743,6 @@ fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<S
             Ok(None)
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-impl Container {
-    fn empty() -> Self {
-        Self {
-            head: None,
-            attribute: None,
-            index: Mutex::new(Index::new(1)),
-            pending: Vec::new(),
-            dirty: BTreeMap::new(),
-            size: 0,
-            changed: false,
-            linear: true,
-            covered: 0,
-            refused: false,
-            physical: 0,
-            unverified: false,
-            recovered: None,
-            seq: 0,
-            checkpoint: None,
-            chain: Vec::new(),
-            record_end: 0,
-            zone_end: 0,
-            small_syncs: 0,
-            durable_end: 0,
-            dead: Dead::default(),
-        }
-    }
-
-    /// The attribute of a container as it stands now.
-    fn attribute(&self, state: State, epoch: u32) -> Attribute {
-        Attribute {
-            kind: Kind::Container,
-            state,
-            durable: self.durable_end == self.record_end,
-            epoch,
-            physical: self.physical,
-            size: self.size,
-        }
-    }
-
-    fn loaded(head: Head, found: Found, attribute: Option<State>) -> Self {
-        Self {
-            head: Some(head),
-            attribute,
-            index: found.index,
-            size: found.record.size,
-            linear: found.record.linear,
-            covered: found.record.size,
-            refused: !found.record.linear,
-            physical: found.end,
-            seq: found.record.seq,
-            checkpoint: found.record.checkpoint,
-            chain: found.chain,
-            record_end: found.end,
-            durable_end: found.record.durable_end,
-            ..Self::empty()
-        }
-    }
-
-    fn set_size(&mut self, size: u64, chunk_len: u64) {
-        if size < self.size {
-            self.take_out(size..self.size, chunk_len);
-        }
-        self.size = size;
-    }
-
-    fn index(&mut self) -> &mut Index {
-        self.index.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Offset of the newest record; 0 if there is none.
-    fn previous(&self) -> u64 {
-        self.chain.last().map_or(0, |record| record.start)
-    }
-
-    fn lay_over(&mut self, extent: Extent) {
-        for gone in self.index().lay_over(extent) {
-            self.dead.replaced(gone.physical..gone.stored_end());
-        }
-    }
-
-    /// Makes `range` zeros, of which nothing is stored.
-    fn take_out(&mut self, range: Range<u64>, chunk_len: u64) {
-        let chunks = range.start / chunk_len..=(range.end - 1) / chunk_len;
-        let mut emptied = Vec::new();
-        for (chunk, dirty) in self.dirty.range_mut(chunks) {
-            let within =
-                |offset: u64| to_index(offset.saturating_sub(chunk * chunk_len).min(chunk_len));
-            dirty.take_out(within(range.start)..within(range.end));
-            if dirty.ranges.is_empty() {
-                emptied.push(*chunk);
-            }
-        }
-        emptied.iter().for_each(|chunk| drop(self.dirty.remove(chunk)));
-        if self.covered > range.start || self.index().within(range.clone()).next().is_some() {
-            // Stored bytes leave the file: it no longer is what stands in it front to back.
-            self.linear = false;
-            let zeros = Extent {
-                logical: range.start,
-                len: range.end - range.start,
-                physical: 0,
-                stored_len: 0,
-                form: Form::Zeros,
-                checksum: 0,
-            };
-            self.lay_over(zeros);
-            self.pending.push(zeros);
-        }
-    }
-
-    fn overlay_dirty(&self, offset: u64, bytes: &mut [u8], chunk_len: u64) {
-        let end = offset + bytes.len() as u64;
-        for (chunk, dirty) in self.dirty.range(offset / chunk_len..=end / chunk_len) {
-            for range in &dirty.ranges {
-                let start = chunk * chunk_len + range.start as u64;
-                let from = start.max(offset);
-                let to = (chunk * chunk_len + range.end as u64).min(end);
-                if from < to {
-                    let source =
-                        to_index(from - chunk * chunk_len)..to_index(to - chunk * chunk_len);
-                    bytes[to_index(from - offset)..to_index(to - offset)]
-                        .copy_from_slice(&dirty.bytes[source]);
-                }
-            }
-        }
-    }
-
-    /// The first span of data that ends behind `offset`, given the first that is stored.
-    fn data_from(
-        &self,
-        offset: u64,
-        stored: Option<Range<u64>>,
-        chunk_len: u64,
-    ) -> Option<Range<u64>> {
-        let dirty = self.dirty.range(offset / chunk_len..).find_map(|(chunk, dirty)| {
-            let base = chunk * chunk_len;
-            let spans = dirty.ranges.iter();
-            let mut spans = spans.map(|span| base + span.start as u64..base + span.end as u64);
-            spans.find(|span| span.end > offset)
-        });
-        match (stored, dirty) {
-            (Some(stored), Some(dirty)) if dirty.start < stored.start => Some(dirty),
-            (Some(stored), _) => Some(stored),
-            (None, dirty) => dirty,
-        }
     }
 }
 

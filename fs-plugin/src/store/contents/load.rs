@@ -1,0 +1,94 @@
+//! From a backing file to contents: as it was closed, or by recovery.
+
+use super::{Container, Medium, set_attribute};
+use crate::error::Error;
+use crate::store::format::{Attribute, Head, Kind, State};
+use crate::store::recovery::{self, Found};
+
+/// Loads what the attribute says is a container.
+pub(super) async fn load<M: Medium>(
+    medium: &M,
+    len: u64,
+    attribute: Attribute,
+    writable: bool,
+) -> Result<Container, Error> {
+    if len == 0 {
+        // Whatever it was: empty, it becomes a container, and the attribute has to say so.
+        let state = (attribute.kind == Kind::Container).then_some(attribute.state);
+        return Ok(Container { attribute: state, ..Container::empty() });
+    }
+    let in_order = attribute.size_if_clean(len).is_some();
+    if in_order {
+        if let Some(head) = read_head(medium).await?
+            && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
+        {
+            let mut container = Container::loaded(head, found, Some(attribute.state));
+            if attribute.durable {
+                container.durable_end = container.record_end;
+            }
+            container.unverified = !attribute.durable && attribute.epoch != medium.epoch();
+            return Ok(container);
+        }
+        if attribute.durable {
+            let what = "head or commit record, the latter before";
+            return Err(Error::Damaged { what, offset: len });
+        }
+    }
+    // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
+    // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
+    // durable before the bytes (`ext4_da_should_update_i_disksize`).
+    recover(medium, len, attribute.state, writable).await
+}
+
+/// The newest commit that holds; what lies behind it is cut.
+pub(super) async fn recover<M: Medium>(
+    medium: &M,
+    len: u64,
+    state: State,
+    writable: bool,
+) -> Result<Container, Error> {
+    let found = match read_head(medium).await? {
+        Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
+        None => {
+            // The head comes with the first commit. If it never reached the disk, nothing did.
+            if medium.read_at(0, Head::LEN).await?.iter().any(|byte| *byte != 0) {
+                return Err(Error::Damaged { what: "head", offset: 0 });
+            }
+            None
+        }
+    };
+    let container = match found {
+        Some((head, found)) => {
+            let recovered = Some(found.record.modified);
+            Container { recovered, ..Container::loaded(head, found, Some(State::Dirty)) }
+        }
+        None => Container { attribute: Some(State::Dirty), ..Container::empty() },
+    };
+    let end = container.physical;
+    if end < len {
+        tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
+        if writable {
+            if state == State::Clean {
+                set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
+            }
+            medium.set_len(end)?;
+        }
+    }
+    Ok(container)
+}
+
+/// Head and newest commit, if the file ends with one, as it does when closed in order.
+pub(super) async fn closed_in_order<M: Medium>(
+    medium: &M,
+    len: u64,
+) -> Result<Option<(Head, Found)>, Error> {
+    let Some(head) = read_head(medium).await? else {
+        return Ok(None);
+    };
+    let found = recovery::commit_at(medium, &head, len, false).await?;
+    Ok(found.map(|found| (head, found)))
+}
+
+async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
+    Head::parse(&medium.read_at(0, Head::LEN).await?)
+}
