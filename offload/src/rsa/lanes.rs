@@ -20,6 +20,17 @@ pub(crate) fn are_here() -> bool {
     here
 }
 
+/// Whether the kernels can be run with the portable vectors: on x86-64 they are compiled for
+/// AVX-512, whichever vectors they are given.
+#[cfg(test)]
+pub(crate) fn kernels_run() -> bool {
+    let run = cfg!(not(target_arch = "x86_64")) || are_here();
+    if !run {
+        eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+    }
+    run
+}
+
 /// A vector of lanes of 64 bits.
 ///
 /// # Safety
