@@ -91,7 +91,9 @@ fn two_hundred(signing: Signing) {
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.handshakes_failed), (200, 0));
     let largest = stats.queue.kernel(Kernel::Sign).batch_len_max;
-    assert!(signing == Signing::InPlace || largest > 1, "never more than one signature waited");
+    // Where nothing is computed in lanes, nothing waits for company.
+    let alone = signing == Signing::InPlace || !warpcore_offload::has_lanes();
+    assert!(alone || largest > 1, "never more than one signature waited");
 }
 
 /// Sends a ClientHello and hangs up before it is answered, over and over: when the proxy has ended,

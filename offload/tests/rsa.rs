@@ -56,7 +56,9 @@ fn every_size_and_scheme_verifies() {
         }
     }
     // Six were submitted before the first ran: they go by fours where there are lanes.
-    assert!(queue.stats().kernel(Kernel::Sign).batch_len_max >= 4);
+    assert!(
+        !warpcore_offload::has_lanes() || queue.stats().kernel(Kernel::Sign).batch_len_max >= 4
+    );
 }
 
 /// Only keys of one size go together; each signature is of its own key all the same.
@@ -105,12 +107,14 @@ fn a_queue_that_is_dropped_ends_the_signatures_in_hand() {
     let queue = Queue::new(8);
     let sign = |n: u8| Sign::new(Arc::clone(&key), Scheme::Pkcs1Sha256, vec![n]);
     let ops: Vec<_> = (0..6).map(|n| queue.submit(sign(n))).collect();
-    // Four have begun, two wait.
+    // Four have begun, two wait. Without lanes the first is finished: `ring` does one as a whole.
     assert!(queue.turn(Instant::now(), Duration::ZERO).busy);
     drop(queue);
     let other = Queue::new(1);
-    for op in ops {
-        assert_eq!(other.run(op).result.map(drop), Err(Error::Closed));
+    let finished = usize::from(!warpcore_offload::has_lanes());
+    for (number, op) in ops.into_iter().enumerate() {
+        let expected = if number < finished { Ok(()) } else { Err(Error::Closed) };
+        assert_eq!(other.run(op).result.map(drop), expected);
     }
 }
 
