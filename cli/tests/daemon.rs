@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use common::{MOUNT, Place, tool, warpcore};
 use rustix::io::Errno;
-use warpcore_need::need;
+use warpcore_need::{Need, need};
+
+const PGREP: Need = Need::Tool("pgrep", "procps");
 
 /// Mounts in the background; the server's process, and its supervisor's.
 fn mount(place: &Place, command: &mut Command) -> (String, String) {
@@ -58,7 +60,7 @@ fn is_running(process: &str) -> bool {
 
 #[test]
 fn a_killed_server_leaves_no_mount() {
-    if !need(&MOUNT) {
+    if !(need(&MOUNT) && need(&[PGREP])) {
         return;
     }
     let place = Place::new();
@@ -75,7 +77,7 @@ fn a_killed_server_leaves_no_mount() {
 
 #[test]
 fn a_server_without_its_supervisor_ends_in_order() {
-    if !need(&MOUNT) {
+    if !(need(&MOUNT) && need(&[PGREP])) {
         return;
     }
     let place = Place::new();
@@ -92,7 +94,7 @@ fn a_server_without_its_supervisor_ends_in_order() {
 /// As mount(8) does for `mount -t fuse.warpcore`, and for a line of fstab.
 #[test]
 fn mount_calls_it_by_another_name() {
-    if !need(&MOUNT) {
+    if !(need(&MOUNT) && need(&[PGREP])) {
         return;
     }
     let place = Place::new();
@@ -112,7 +114,7 @@ fn mount_calls_it_by_another_name() {
 
 #[test]
 fn what_cannot_be_mounted_is_told_to_the_caller() {
-    if !need(&MOUNT) {
+    if !(need(&MOUNT) && need(&[PGREP])) {
         return;
     }
     let place = Place::new();

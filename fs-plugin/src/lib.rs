@@ -17,12 +17,14 @@
 mod error;
 mod fs;
 mod fuse;
+mod mount;
 mod session;
 pub mod store;
 
 pub use error::Error;
 pub use fs::{Cache, Transport};
-pub use session::{Config, Flag, Mount, MountError, Summary};
+pub use mount::{Config, Flag, MountError, mount_id, unmount_dead};
+pub use session::{Mount, Summary};
 
 /// Parses a request as it comes from `/dev/fuse`, and whatever may be in it.
 #[cfg(fuzzing)]

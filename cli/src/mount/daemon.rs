@@ -16,7 +16,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 
 use crate::Failure;
@@ -62,11 +61,13 @@ pub(super) const MOUNTED: &str = "mounted ";
 /// Runs the server, and clears away after it.
 pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     setsid()?;
-    let mut server = this_program("server")?.spawn()?;
     let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+    let below = warpcore_fs::mount_id(&target).ok();
+    let mut server = this_program("server")?.spawn()?;
     std::env::set_current_dir("/")?;
     let words = BufReader::new(server.stderr.take().expect("piped"));
     let mut has_mounted = false;
+    let mut ours = None;
     // Names in it may be any bytes.
     for line in words.split(b'\n') {
         let line = line?;
@@ -76,6 +77,10 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
             continue;
         }
         has_mounted = line.starts_with(MOUNTED);
+        if has_mounted {
+            // Unless it is unmounted already.
+            ours = warpcore_fs::mount_id(&target).ok().filter(|id| Some(*id) != below);
+        }
         // Who waits for it may have gone.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
@@ -83,17 +88,29 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     if ended.success() {
         return Ok(());
     }
-    if has_mounted {
-        // Not connected (ENOTCONN), or unmounted already.
-        let _ = rustix::mount::unmount(&target, UnmountFlags::DETACH);
-        to_syslog(&format!("the server of {} died ({ended}); unmounted", target.display()));
+    if !has_mounted {
+        return Err(format!("the server ended: {ended}").into());
     }
-    Err(format!("the server ended: {ended}").into())
+    let cleared = match ours.map_or(Ok(()), |id| warpcore_fs::unmount_dead(&target, id)) {
+        Ok(()) => "unmounted".to_owned(),
+        Err(error) => format!("and cannot be unmounted: {error}"),
+    };
+    to_syslog(&format!("the server of {} died ({ended}); {cleared}", target.display()));
+    // Nobody reads what would be said of an error now: it would only fail.
+    std::process::exit(1)
 }
 
 /// In the server: it ends when the supervisor does.
 pub(super) fn follow_supervisor() -> Result<(), Failure> {
     Ok(set_parent_process_death_signal(Some(Signal::TERM))?)
+}
+
+/// In the server, once it has mounted: where its caller stood may be unmounted.
+pub(super) fn leave_directory() {
+    if role().is_some() {
+        // There is always a root.
+        let _ = std::env::set_current_dir("/");
+    }
 }
 
 /// This program with the same arguments.

@@ -135,6 +135,7 @@ fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
                 let mount = Mount::new(&config).map_err(|error| error.to_string())?;
                 let (source, target) = (config.source.display(), config.target.display());
                 eprintln!("{}{source} on {target}", daemon::MOUNTED);
+                daemon::leave_directory();
                 Ok::<_, String>(mount)
             });
             let mount = mounted.await.as_ref().map_err(String::clone)?;

@@ -5,7 +5,6 @@
 
 pub(crate) mod abi;
 pub(crate) mod classic;
-pub(crate) mod fusermount;
 pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod uring;

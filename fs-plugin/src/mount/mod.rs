@@ -1,0 +1,281 @@
+//! Mounting and unmounting: by mount(2), or without privileges by fusermount3.
+
+mod fusermount;
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use warpcore_runtime::sleep;
+
+use crate::fs::Cache;
+use crate::store::contents::Options;
+
+/// What a mount is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory that it is stacked on.
+    pub source: PathBuf,
+    /// Where it is seen.
+    pub target: PathBuf,
+    /// How new contents are stored.
+    pub contents: Options,
+    /// Users other than the one who mounts may use it, as the modes say.
+    pub allow_other: bool,
+    /// Use FUSE over io_uring where the kernel has it on.
+    pub io_uring: bool,
+    /// What the kernel keeps in its page cache.
+    pub cache: Cache,
+    /// What else mount(2) is told.
+    pub flags: Vec<Flag>,
+}
+
+/// A flag of mount(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// Reading changes no time (MS_NOATIME).
+    NoAtime,
+    /// Nothing is executed (MS_NOEXEC).
+    NoExec,
+    /// Nothing is changed (MS_RDONLY), and of the source neither.
+    ReadOnly,
+}
+
+/// Why a directory cannot be mounted, and the cure.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MountError {
+    /// `/dev/fuse` cannot be opened.
+    Device(io::Error),
+    /// The system refused the mount.
+    Mount(io::Error),
+    /// One directory lies in the other.
+    Nested {
+        /// The outer one.
+        outer: PathBuf,
+        /// The inner one.
+        inner: PathBuf,
+    },
+    /// The source cannot be used.
+    Source {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// The mount point cannot be used.
+    Target {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(error) => {
+                write!(f, "cannot open /dev/fuse: {error}; ")?;
+                f.write_str(match error.kind() {
+                    io::ErrorKind::PermissionDenied => "it has to be writable (mode 0666)",
+                    _ => {
+                        "`modprobe fuse`; a container needs \
+                         `--device /dev/fuse --cap-add SYS_ADMIN`"
+                    }
+                })
+            }
+            Self::Mount(error) => {
+                write!(f, "cannot mount: {error}")?;
+                match error.kind() {
+                    io::ErrorKind::NotFound => f.write_str(
+                        "; without it mounting needs root (CAP_SYS_ADMIN): install fuse3",
+                    ),
+                    _ => Ok(()),
+                }
+            }
+            Self::Nested { outer, inner } => write!(
+                f,
+                "{} lies inside {}: a mount must be beside what it is stacked on",
+                inner.display(),
+                outer.display()
+            ),
+            Self::Source { path, cause } => write!(f, "source {}: {cause}", path.display()),
+            Self::Target { path, cause } => write!(f, "mount point {}: {cause}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for MountError {}
+
+/// Makes the paths absolute and checks all that can be checked before mounting.
+pub(crate) fn check(mut config: Config) -> Result<(Config, OwnedFd), MountError> {
+    let bad_target =
+        |path: &Path, cause: String| Err(MountError::Target { path: path.to_owned(), cause });
+    let bad_source =
+        |path: &Path, cause: String| MountError::Source { path: path.to_owned(), cause };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let source = rustix::fs::open(&config.source, flags, Mode::empty())
+        .map_err(|errno| bad_source(&config.source, io::Error::from(errno).to_string()))?;
+    config.source = config
+        .source
+        .canonicalize()
+        .map_err(|error| bad_source(&config.source, error.to_string()))?;
+    config.target = match config.target.canonicalize() {
+        Ok(target) => target,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let cure = format!("a dead mount is there; `umount {}`", config.target.display());
+            return bad_target(&config.target, cure);
+        }
+        Err(error) => return bad_target(&config.target, error.to_string()),
+    };
+    let (outer, inner) = if config.target.starts_with(&config.source) {
+        (&config.source, &config.target)
+    } else {
+        (&config.target, &config.source)
+    };
+    if inner.starts_with(outer) {
+        return Err(MountError::Nested { outer: outer.clone(), inner: inner.clone() });
+    }
+    match std::fs::read_dir(&config.target).map(|mut entries| entries.next().is_some()) {
+        Ok(false) => {}
+        Ok(true) => return bad_target(&config.target, "is not empty".to_owned()),
+        Err(error) => return bad_target(&config.target, error.to_string()),
+    }
+    /// FUSE_SUPER_MAGIC of linux/magic.h.
+    const FUSE: u64 = 0x6573_5546;
+    let kind = rustix::fs::fstatfs(&source).map(|stat| stat.f_type.cast_unsigned());
+    if kind == Ok(FUSE) {
+        let cause = "lies on a FUSE filesystem; the lower must be a local, journaling one";
+        return Err(bad_source(&config.source, cause.to_owned()));
+    }
+    match rustix::fs::flock(&source, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok((config, source)),
+        Err(Errno::WOULDBLOCK) => Err(bad_source(
+            &config.source,
+            "is mounted already (`findmnt -t fuse.warpcore` shows where)".to_owned(),
+        )),
+        Err(errno) => Err(bad_source(&config.source, io::Error::from(errno).to_string())),
+    }
+}
+
+/// Mounts, and returns the open `/dev/fuse`.
+pub(crate) fn attach(config: &Config) -> Result<OwnedFd, MountError> {
+    match mount_directly(config) {
+        Err(MountError::Device(error) | MountError::Mount(error))
+            if error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            mount_by_fusermount(config)
+        }
+        result => result,
+    }
+}
+
+/// By mount(2), which needs privileges.
+fn mount_directly(config: &Config) -> Result<OwnedFd, MountError> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = OwnedFd::from(device.map_err(MountError::Device)?);
+    let data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},{}",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+        common_options(config),
+    );
+    let data = CString::new(data).expect("no zero in it");
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    for flag in &config.flags {
+        flags |= match flag {
+            Flag::NoAtime => MountFlags::NOATIME,
+            Flag::NoExec => MountFlags::NOEXEC,
+            Flag::ReadOnly => MountFlags::RDONLY,
+        };
+    }
+    rustix::mount::mount(&config.source, &config.target, "fuse.warpcore", flags, &*data)
+        .map_err(|errno| MountError::Mount(errno.into()))?;
+    Ok(device)
+}
+
+fn mount_by_fusermount(config: &Config) -> Result<OwnedFd, MountError> {
+    let mut options = common_options(config);
+    for flag in &config.flags {
+        options.push_str(match flag {
+            Flag::NoAtime => ",noatime",
+            Flag::NoExec => ",noexec",
+            Flag::ReadOnly => ",ro",
+        });
+    }
+    // Commas and backslashes would end it.
+    let source = config.source.to_string_lossy().replace('\\', r"\\").replace(',', r"\,");
+    options.push_str(&format!(",subtype=warpcore,fsname={source}"));
+    fusermount::mount(&config.target, &options).map_err(MountError::Mount)
+}
+
+fn common_options(config: &Config) -> String {
+    let others = if config.allow_other { ",allow_other" } else { "" };
+    format!("default_permissions{others}")
+}
+
+/// Takes the mount away, also from under those who still use it: they get this long to leave, and
+/// then the connection is ended, so that the daemon can end too.
+///
+/// On a thread of its own: the kernel may wait in umount(2) for answers that only the shard gives.
+pub(crate) async fn unmount(target: PathBuf) {
+    const GRACE: Duration = Duration::from_secs(2);
+    const AGAIN: Duration = Duration::from_millis(50);
+    let thread = std::thread::spawn(move || {
+        // Pages that were changed through a mapping, or with writeback, have not reached us yet.
+        let synced = File::open(&target).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        if let Err(error) = synced {
+            tracing::error!("{}: not everything could be written: {error}", target.display());
+        }
+        let started = Instant::now();
+        let is_busy = || {
+            let taken = take_away(&target, UnmountFlags::empty());
+            taken.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+        };
+        let mut busy = is_busy();
+        while busy && started.elapsed() < GRACE {
+            std::thread::sleep(AGAIN);
+            busy = is_busy();
+        }
+        if busy {
+            // Forcing ends the connection (`fuse_umount_begin`); it still says that it is busy.
+            let _ = rustix::mount::unmount(&target, UnmountFlags::FORCE);
+            if let Err(error) = take_away(&target, UnmountFlags::DETACH) {
+                tracing::warn!("cannot unmount {}: {error}", target.display());
+            }
+        }
+    });
+    while !thread.is_finished() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Which mount is seen at a path, told apart from any other that was or will be there (statx(2),
+/// STATX_MNT_ID_UNIQUE; before Linux 6.8 the number may be used again once the mount is gone). The
+/// mount's server is not asked.
+pub fn mount_id(target: &Path) -> io::Result<u64> {
+    let unique = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
+    let wanted = StatxFlags::MNT_ID | unique;
+    Ok(rustix::fs::statx(CWD, target, AtFlags::STATX_DONT_SYNC, wanted)?.stx_mnt_id)
+}
+
+/// Takes away a mount whose server has died. Nothing is done if another, or none, is seen there now.
+pub fn unmount_dead(target: &Path, id: u64) -> io::Result<()> {
+    if mount_id(target)? == id { take_away(target, UnmountFlags::DETACH) } else { Ok(()) }
+}
+
+fn take_away(target: &Path, flags: UnmountFlags) -> io::Result<()> {
+    match rustix::mount::unmount(target, flags) {
+        Err(Errno::PERM) => fusermount::unmount(target, flags.contains(UnmountFlags::DETACH)),
+        result => Ok(result?),
+    }
+}
