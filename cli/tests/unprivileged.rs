@@ -31,6 +31,10 @@ impl Drop for FuseForEverybody {
     }
 }
 
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("there").permissions().mode() & 0o7777
+}
+
 fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
@@ -119,6 +123,12 @@ fn a_user_mounts_what_is_theirs() {
     in_mount("rm", &["-r", "perl/5.36.0"]);
     tool("fusermount3", &["-u", place.target.to_str().expect("UTF-8")], Path::new("/"));
     server.ended();
+
+    // Marked as ours and closed, though nobody may write to it.
+    let mut mark = [0; 24];
+    let stored = place.source.join("moved");
+    rustix::fs::getxattr(&stored, "user.warpcore", &mut mark).expect("set");
+    assert_eq!((&mark[1..3], mode(&stored)), (&b"cc"[..], 0o444));
 
     let checked = warpcore().args(["fs", "check"]).arg(&place.source).output().expect("runs");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));

@@ -583,6 +583,34 @@ fn what_was_replaced_is_given_back() {
     }
 }
 
+/// Whatever its length, also less than a block: once compacted it is a zstd stream, takes no more
+/// room than before, and there is nothing more to do.
+#[test]
+fn compaction_makes_any_file_linear_at_once() {
+    let queue = Rc::new(Queue::new(256));
+    for len in [10, 300, 5000, 70_000, 1 << 20] {
+        let (medium, mut contents) = create();
+        let mut model = Data::Noise(1).bytes(len);
+        run(&queue, contents.write(&queue, 0, &model)).expect("writes");
+        for n in 0..3 {
+            run(&queue, contents.write(&queue, n * 5 % len as u64, &[7])).expect("writes");
+            // Not synced, so that no zone makes it longer than its image by itself.
+            run(&queue, contents.commit(&queue)).expect("commits");
+            model[usize::try_from(n).expect("small") * 5 % len] = 7;
+        }
+        run(&queue, contents.close(&queue)).expect("closes");
+        let before = medium.bytes().len();
+        let mut contents = open(&queue, &medium);
+        assert!(run(&queue, contents.compact(&queue)).expect("compacts"), "{len} bytes");
+        assert!(run(&queue, contents.report()).expect("known").linear, "{len} bytes");
+        assert!(!run(&queue, contents.compact(&queue)).expect("looks"), "{len} bytes: again");
+        run(&queue, contents.close(&queue)).expect("closes");
+        assert!(medium.bytes().len() <= before, "{len} bytes: grown");
+        assert!(zstd::decode_all(&medium.bytes()[..]).expect("a stream") == model);
+        assert!(read_all(&queue, &mut open(&queue, &medium)) == model);
+    }
+}
+
 /// A flush that is cancelled half way has taken nothing: the bytes are still there, and the next one
 /// stores them.
 #[test]

@@ -11,21 +11,19 @@ use libfuzzer_sys::fuzz_target;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::Attribute;
 use warpcore_fs::store::medium::{CrashMedium, Medium};
-use warpcore_offload::Queue;
+use warpcore_offload::{Codec, Queue};
 
 thread_local! {
     static QUEUE: Queue = Queue::new(32);
 }
 
-const OPTIONS: Options = {
-    // As Default, which is not const: few records before a tree.
-    Options {
-        chunk_len_log2: 12,
-        codec: warpcore_offload::Codec::Zstd,
-        level: 1,
-        records_max: 8,
-        pieces_max: 16,
-    }
+/// As Default, which is not const, but for few records before a tree, of which little stays in memory.
+const OPTIONS: Options = Options {
+    chunk_len_log2: 12,
+    codec: Codec::Zstd,
+    level: 1,
+    records_max: 8,
+    pieces_max: 16,
 };
 
 fuzz_target!(|bytes: &[u8]| {

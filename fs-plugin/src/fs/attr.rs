@@ -156,6 +156,12 @@ impl Fs {
         let set = |flag: u32| args.valid & flag != 0;
         let fd = self.path_fd(nodeid)?;
         if set(FATTR_MODE) {
+            // Under the lock: without root, setting our attribute may change the mode and put it back.
+            let file = self.used_file(nodeid);
+            let _contents = match &file {
+                Some(file) => Some(file.contents.write().await),
+                None => None,
+            };
             fs::chmod(proc_path(&*fd), Mode::from_raw_mode(args.mode))?;
         }
         if set(FATTR_UID | FATTR_GID) {

@@ -7,8 +7,8 @@
 //!      └── commit: [frames][commit record] appended to the Medium, one fdatasync when asked
 //! ```
 //!
-//! [`mod@format`] is pure bytes; [`extents`] is the index in memory; [`recovery`] finds the newest
-//! commit that holds; [`contents`] is a file's life between open and close; [`medium`] is where the
+//! [`mod@format`] is pure bytes; [`index`] is what is stored where, as far as it was read, and
+//! [`extents`] its visible parts in memory; [`recovery`] finds the newest commit that holds; [`contents`] is a file's life between open and close; [`medium`] is where the
 //! bytes lie.
 
 pub mod contents;

@@ -3,8 +3,9 @@
 //!
 //! Nothing is replayed. A commit holds when its record and all before it verify, back to the newest
 //! checkpoint, and with them whatever of the tree and of the contents was not known to be durable
-//! when the record was written. What lies behind it is cut. Contents never mislead the search: a record's checksum covers the id of this life of the
-//! file and its own offset, so a copy of it elsewhere is not a record.
+//! when the record was written. What lies behind it is cut. Contents never mislead the search: a
+//! record's checksum covers the id of this life of the file and its own offset, so a copy of it
+//! elsewhere is not a record.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -22,8 +23,6 @@ pub struct Found {
     pub index: Mutex<Index>,
     /// Its last record.
     pub record: Record,
-    /// Where that starts.
-    pub offset: u64,
     /// Where that ends: the end of the file, once cut.
     pub end: u64,
     /// Where the records since the checkpoint lie, from the oldest to this one.
@@ -67,7 +66,7 @@ pub async fn commit_at<M: Medium>(
         Ok(None) | Err(Error::Damaged { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(Some(Found { index, record: records.swap_remove(0), offset, end, chain }))
+    Ok(Some(Found { index, record: records.swap_remove(0), end, chain }))
 }
 
 /// The index that these records make, newest first. None: something of it that ends behind

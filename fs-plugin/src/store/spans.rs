@@ -39,14 +39,6 @@ impl Spans {
     }
 }
 
-impl FromIterator<Range<u64>> for Spans {
-    fn from_iter<T: IntoIterator<Item = Range<u64>>>(ranges: T) -> Self {
-        let mut spans = Self::default();
-        ranges.into_iter().for_each(|range| drop(spans.insert(range)));
-        spans
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

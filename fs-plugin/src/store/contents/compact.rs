@@ -1,8 +1,8 @@
 //! Compaction: a file is written front to back again, in place, so that no dead byte is left and stock
 //! zstd reads it.
 //!
-//! 1. What is visible is appended once more, chunk by chunk, with a checkpoint, and synced: from here
-//!    on nothing before the old end is needed.
+//! 1. What is visible is appended once more, chunk by chunk, with a checkpoint, and synced: behind the
+//!    old end, or farther behind, so that the image has room. Nothing before this copy is needed then.
 //! 2. The linear image is written over it, from the head on, with its own tree and record, and synced.
 //!    Nobody can see it: the newest record is still the one at the end.
 //! 3. The file is cut behind the image. That is the one switch: before it the copy is found at the end
@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use warpcore_offload::Queue;
 
 use super::append::{Append, Stored};
-use super::{BLOCK, Body, Container, Contents, Medium, is_zstd, to_index};
+use super::{BLOCK, Body, Container, Contents, Medium, Report, is_zstd, to_index};
 use crate::error::Error;
 use crate::store::format::{Head, Piece, Record};
 use crate::store::index::{self, Index};
@@ -43,12 +43,15 @@ impl<M: Medium> Contents<M> {
         self.begin_change().await?;
         self.sync(queue).await?;
         self.cut_zone()?;
-        let old_end = self.container().physical;
+        let container = self.container_mut();
+        // A hole costs nothing, and is gone with the cut.
+        container.physical = container.physical.max(room_for_image(&report));
+        let copy_start = container.physical;
         self.append_everything(queue).await?;
         self.checkpoint().await?;
         self.sync(queue).await?;
         self.cut_zone()?;
-        if let Some(image) = self.write_image(&head, old_end).await? {
+        if let Some(image) = self.write_image(&head, copy_start).await? {
             let synced = self.medium.sync_data().await;
             self.poisoned_by(synced)?;
             self.medium.set_len(image.physical)?;
@@ -125,7 +128,8 @@ impl<M: Medium> Contents<M> {
             offset = leaf_end;
             for pieces in pieces.chunks(CHUNKS_AT_ONCE) {
                 let mut spans = Vec::new();
-                for (_, extent) in pieces {
+                for (visible, extent) in pieces {
+                    debug_assert_eq!(*visible, extent.logical..extent.end(), "copied as a whole");
                     spans.push(self.stored(extent).await?);
                 }
                 let mut append = Append::new(&image);
@@ -164,4 +168,17 @@ impl<M: Medium> Contents<M> {
         append.apply(image);
         Ok(true)
     }
+}
+
+/// More than the image takes: what is stored now (a chunk of many pieces is shorter as one, but for a
+/// frame's head), a node's entry and a frame's head for each extent, run-length blocks for holes.
+fn room_for_image(report: &Report) -> u64 {
+    const FOR_EACH_EXTENT: u64 = 256;
+    /// Record, root, and heads that stand once.
+    const FIXED: u64 = 16 << 10;
+    let extents = report.extents as u64 + 1;
+    // 16 bytes or less for each 128 KiB of a hole, and no hole of more than 64 MiB is bridged.
+    let holes = (report.size >> 13).min(extents << 13);
+    (report.stored + report.stored / 8 + extents * FOR_EACH_EXTENT + holes + FIXED)
+        .next_multiple_of(BLOCK)
 }

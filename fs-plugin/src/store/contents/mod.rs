@@ -607,8 +607,12 @@ impl<M: Medium> Contents<M> {
         let chunk_len = self.chunk_len();
         let chunks: Vec<_> = self.container().dirty.keys().copied().collect();
         for chunk in chunks {
+            if Some(chunk) == keep {
+                continue;
+            }
             let span = chunk * chunk_len..(chunk + 1) * chunk_len;
-            if Some(chunk) == keep || self.pieces(span).await?.len() < EXTENTS_PER_CHUNK_MAX {
+            self.know(span.clone()).await?;
+            if self.container_mut().index().within(span).count() < EXTENTS_PER_CHUNK_MAX {
                 continue;
             }
             let mut whole = vec![0; to_index(chunk_len)];
@@ -738,10 +742,7 @@ fn are_neighbours(first: &Extent, second: &Extent) -> bool {
 fn set_attribute<M: Medium>(medium: &M, attribute: Attribute) -> Result<Option<State>, Error> {
     match medium.set_attribute(&attribute.encode()) {
         Ok(()) => Ok(Some(attribute.state)),
-        // The lower filesystem has none; or we are not root, and nobody may write to the file.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EACCES)) => {
-            Ok(None)
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -54,11 +54,7 @@ impl<M: Medium> Contents<M> {
         };
         let mut at = offset;
         while at < size {
-            let stored = match &container.head {
-                Some(head) => index::leaf_from(&self.medium, head, &container.index, at).await?,
-                None => None,
-            };
-            let stored = stored.map(|(pieces, _)| pieces[0].0.clone());
+            let stored = self.leaf_from(at).await?.map(|(pieces, _)| pieces[0].0.clone());
             match container.data_from(at, stored, self.chunk_len()) {
                 Some(data) if data.start < size => {
                     if !hole {

@@ -289,20 +289,13 @@ impl Record {
 
     /// The record in `bytes`, if it was written at `offset` of the file with this `head`.
     pub fn parse(bytes: &[u8], head: &Head, offset: u64) -> Option<Self> {
-        let (body, stored_checksum) = bytes.split_last_chunk::<8>()?;
-        if !verifies(&checksum(&head.id, offset, body).to_le_bytes(), stored_checksum) {
-            return None;
-        }
-        let mut fields = Fields(bytes);
-        let magic = fields.u32()? == SKIPPABLE_MAGIC;
-        let length = fields.u32()? as usize == bytes.len() - SKIPPABLE_HEAD_LEN;
-        let tag = fields.take(4)? == [b'W', b'C', b'R', VERSION];
+        let mut fields = fields_of_frame(bytes, *b"WCR", head, offset)?;
         let [flags, count, _, _] = fields.array()?;
         let count = usize::from(count);
         let id = fields.take(12)? == head.id;
         let since = fields.u32()?;
         let own_offset = fields.u64()? == offset;
-        if !(magic && length && tag && id && own_offset) || count > Self::EXTENTS_MAX {
+        if !(id && own_offset) || count > Self::EXTENTS_MAX {
             return None;
         }
         let (seq, previous) = (fields.u64()?, fields.u64()?);
@@ -337,8 +330,27 @@ impl Record {
     }
 }
 
+/// What follows the tag of a skippable frame of ours, up to the checksum at its end: None if it is not
+/// one with this tag, written at `offset` of the file with this `head`.
+fn fields_of_frame<'a>(
+    bytes: &'a [u8],
+    tag: [u8; 3],
+    head: &Head,
+    offset: u64,
+) -> Option<Fields<'a>> {
+    let (body, stored_checksum) = bytes.split_last_chunk::<8>()?;
+    if !verifies(&checksum(&head.id, offset, body).to_le_bytes(), stored_checksum) {
+        return None;
+    }
+    let mut fields = Fields(body);
+    let magic = fields.u32()? == SKIPPABLE_MAGIC;
+    let length = fields.u32()? as usize == bytes.len() - SKIPPABLE_HEAD_LEN;
+    let own_tag = fields.take(3)? == tag && fields.take(1)? == [VERSION];
+    (magic && length && own_tag).then_some(fields)
+}
+
 /// Whether a checksum is the stored one. Fuzzers get past it, to what is behind.
-pub(super) fn verifies(checksum: &[u8], stored: &[u8]) -> bool {
+fn verifies(checksum: &[u8], stored: &[u8]) -> bool {
     cfg!(fuzzing) || checksum == stored
 }
 

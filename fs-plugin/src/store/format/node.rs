@@ -12,8 +12,8 @@
 use std::ops::Range;
 
 use super::{
-    Extent, Fields, FileId, Form, Head, OFFSET_MAX, SKIPPABLE_HEAD_LEN, SKIPPABLE_MAGIC, VERSION,
-    checksum, skippable, verifies,
+    Extent, Fields, FileId, Form, Head, OFFSET_MAX, SKIPPABLE_HEAD_LEN, VERSION, checksum,
+    fields_of_frame, skippable,
 };
 
 /// Chunks in a leaf.
@@ -134,19 +134,12 @@ impl Node {
 
     /// The node in `bytes`, if it was written at `offset` of the file with this `head`.
     pub fn parse(bytes: &[u8], head: &Head, offset: u64) -> Option<Self> {
-        let (body, stored_checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>()?;
-        if !verifies(&checksum(&head.id, offset, body).to_le_bytes(), stored_checksum) {
-            return None;
-        }
-        let mut fields = Fields(body);
-        let magic = fields.u32()? == SKIPPABLE_MAGIC;
-        let length = fields.u32()? as usize == bytes.len() - SKIPPABLE_HEAD_LEN;
-        let tag = fields.take(4)? == [b'W', b'C', b'N', VERSION];
+        let mut fields = fields_of_frame(bytes, *b"WCN", head, offset)?;
         let level = fields.take(4)?[0];
         let number = fields.u64()?;
         let count = fields.u32()? as usize;
         fields.take(4)?;
-        if !(magic && length && tag) || level > LEVEL_MAX || number > numbers_max(level) {
+        if level > LEVEL_MAX || number > numbers_max(level) {
             return None;
         }
         let entry_len = if level == 0 { PIECE_LEN } else { CHILD_LEN };

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, FallocateFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{self, FallocateFlags, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
 use warpcore_runtime::fs::File;
 
 use super::Medium;
@@ -105,7 +106,7 @@ impl Medium for FileMedium {
                 match rustix::io::pwrite(&self.file, left, at) {
                     Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Ok(len) => (left, at) = (&left[len..], at + len as u64),
-                    Err(rustix::io::Errno::INTR) => {}
+                    Err(Errno::INTR) => {}
                     Err(errno) => return Err(errno.into()),
                 }
             }
@@ -145,13 +146,25 @@ impl Medium for FileMedium {
                 value.truncate(len);
                 Ok(Some(value))
             }
-            Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
-        Ok(fs::fsetxattr(&self.file, ATTRIBUTE_NAME, value, XattrFlags::empty())?)
+        let set = || fs::fsetxattr(&self.file, ATTRIBUTE_NAME, value, XattrFlags::empty());
+        match set() {
+            // Not root, and nobody may write to the file (mode 0444, as git makes its objects): the
+            // descriptor does not count here, the mode does (`xattr_permission`), which is ours to set.
+            Err(Errno::ACCESS) => {
+                let mode = Mode::from_raw_mode(fs::fstat(&self.file)?.st_mode);
+                fs::fchmod(&self.file, mode | Mode::WUSR)?;
+                let result = set();
+                fs::fchmod(&self.file, mode)?;
+                Ok(result?)
+            }
+            result => Ok(result?),
+        }
     }
 
     fn overwrites_in_place(&self) -> bool {
