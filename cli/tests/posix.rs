@@ -1,4 +1,5 @@
-//! What POSIX and Linux promise and the suites do not ask for, on both transports.
+//! What POSIX and Linux promise and the suites do not ask for, on both transports, with the kernel's
+//! write-back cache and without.
 
 mod common;
 
@@ -12,17 +13,27 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
-/// Runs a test on `/dev/fuse` alone and over io_uring.
-fn on_both(needs: &[Need], test: impl Fn(&Place)) {
+/// Runs a test on every kind of mount.
+fn on_every(needs: &[Need], test: impl Fn(&Place)) {
+    on(&[&["no_uring"], &[], &["no_uring", "writethrough"], &["writethrough"]], needs, test);
+}
+
+/// Runs a test on the mounts that show files with their holes.
+fn with_holes(test: impl Fn(&Place)) {
+    on(&[&["no_uring", "writethrough"], &["writethrough"]], &[], test);
+}
+
+fn on(kinds: &[&[&str]], needs: &[Need], test: impl Fn(&Place)) {
     if !(need(&MOUNT) && need(&[Need::FuseUring]) && need(needs)) {
         return;
     }
-    for options in [&["allow_other", "no_uring"][..], &["allow_other"]] {
+    for kind in kinds {
+        let options = [*kind, &["allow_other"]].concat();
         let place = Place::new();
-        let mounted = place.mount(options);
+        let mounted = place.mount(&options);
         test(&place);
         mounted.unmount();
-        let mounted = place.mount(options);
+        let mounted = place.mount(&options);
         mounted.unmount();
     }
 }
@@ -51,7 +62,7 @@ fn data(file: &File) -> Vec<(u64, u64)> {
 
 #[test]
 fn holes_are_where_they_were_made() {
-    on_both(&[], |place| {
+    with_holes(|place| {
         let file = open_rw(place, "holes");
         file.write_all_at(&vec![7; 300_000], 0).expect("writes");
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -79,7 +90,7 @@ fn holes_are_where_they_were_made() {
 /// What was compressed well is copied as it is, by a mount that would compress it less.
 #[test]
 fn a_copy_is_not_compressed_again() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let bytes = fs::read("/proc/self/exe").expect("ourselves");
         let bytes = &bytes[..2 << 20];
         fs::write(place.target.join("quick"), bytes).expect("writes");
@@ -101,7 +112,7 @@ fn a_copy_is_not_compressed_again() {
 /// An inode without a name is there as long as somebody has it.
 #[test]
 fn what_is_removed_while_in_use_answers() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let script = "import os\n\
             os.mkfifo('fifo'); f=os.open('fifo',os.O_RDWR); os.unlink('fifo'); print(os.fstat(f).st_nlink)\n\
             os.mkdir('one'); os.chdir('one'); os.rmdir('../one'); print(os.stat('.').st_nlink)\n\
@@ -116,7 +127,7 @@ fn what_is_removed_while_in_use_answers() {
 /// set-user-id; names of `trusted.*` are root's.
 #[test]
 fn privileges_end_only_where_linux_ends_them() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let script = "import os,struct\n\
             f=os.open('file',os.O_RDWR|os.O_CREAT,0o755)\n\
             for n in range(6): os.pwrite(f,b'x',n); os.fsync(f)\n\
@@ -136,7 +147,7 @@ fn privileges_end_only_where_linux_ends_them() {
 /// Whole chunks are copied as they are stored; the rest byte by byte.
 #[test]
 fn a_copied_range_is_the_same() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let bytes = fs::read("/proc/self/exe").expect("ourselves");
         let bytes = &bytes[..3 << 20];
         let source = open_rw(place, "source");
@@ -174,7 +185,7 @@ fn a_copied_range_is_the_same() {
 
 #[test]
 fn a_file_without_a_name_gets_one_or_goes() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let flags = OFlags::RDWR | OFlags::TMPFILE;
         let open = || {
             let fd = rustix::fs::open(&place.target, flags, Mode::from_raw_mode(0o600));
@@ -199,7 +210,7 @@ fn a_file_without_a_name_gets_one_or_goes() {
 #[test]
 fn access_control_lists_are_inherited_and_obeyed() {
     const SETFACL: Need = Need::Tool("setfacl", "acl");
-    on_both(&[SETFACL], |place| {
+    on_every(&[SETFACL], |place| {
         let inside = place.target.join("inside");
         fs::create_dir(&inside).expect("new");
         tool("setfacl", &["-d", "-m", "u:nobody:rw,m::rw", "inside"], &place.target);
@@ -219,7 +230,7 @@ fn access_control_lists_are_inherited_and_obeyed() {
 /// Each caller's own, whichever shard makes the file for it.
 #[test]
 fn a_umask_is_its_callers() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let threads: Vec<_> = [(0o077, 0o600), (0o022, 0o644), (0o000, 0o666)]
             .into_iter()
             .map(|(umask, mode)| {
@@ -242,7 +253,7 @@ fn a_umask_is_its_callers() {
 #[test]
 fn long_names_and_many() {
     use std::os::unix::ffi::OsStrExt;
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let long = [b'n'; 255];
         let odd = b"not \xff\xfe UTF-8";
         for name in [&long[..], odd] {
@@ -268,26 +279,74 @@ fn long_names_and_many() {
     });
 }
 
+/// Of all files together, however many are open: who writes makes room first.
+#[test]
+fn what_is_in_memory_only_is_bounded() {
+    on(&[&["dirty=2m", "writethrough"], &["dirty=2m"]], &[], |place| {
+        let dirty = || -> u64 { number(&stats(place, "."), "dirty") };
+        let files: Vec<_> = (0..20).map(|n| open_rw(place, &format!("{n}"))).collect();
+        for file in &files {
+            file.write_all_at(&vec![7; 500_000], 0).expect("writes");
+            // One may have come since the last look; it had room.
+            assert!(dirty() <= (2 << 20) + 500_000, "{}", dirty());
+        }
+        files.iter().for_each(|file| file.sync_all().expect("syncs"));
+        assert_eq!(dirty(), 0);
+        let shown = stats(place, "3");
+        assert_eq!(number(&shown, "size"), 500_000);
+        assert!(number(&shown, "stored") < 50_000, "{shown}");
+        drop(files);
+        assert_eq!(number(&stats(place, "."), "files_in_use"), 0);
+    });
+}
+
+/// Not by getfattr(1): a child that is started closes its copies of our descriptors, and what was
+/// written on them is committed.
+fn stats(place: &Place, path: &str) -> String {
+    let mut value = [0; 1024];
+    let path = place.target.join(path);
+    let len = rustix::fs::getxattr(path, "user.warpcore.stats", &mut value[..]).expect("known");
+    String::from_utf8_lossy(&value[..len]).into_owned()
+}
+
+fn number(stats: &str, name: &str) -> u64 {
+    let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{name} of {stats}"))
+}
+
 /// In two processes: what one has mapped and changed, the other sees, and it is kept.
 #[test]
 fn what_is_changed_through_a_mapping_is_kept() {
-    on_both(&[], |place| {
+    on_every(&[], |place| {
         let file = open_rw(place, "mapped");
         file.set_len(1 << 20).expect("sets the length");
-        let path = place.target.join("mapped");
-        let script = "import mmap,sys\n\
-                      f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0)\n\
-                      m[500000:500005]=b'other'; m.flush()";
-        tool("python3", &["-c", script, path.to_str().expect("UTF-8")], &place.target);
+        write_through_a_mapping(place, "mapped");
         let mut bytes = [0; 5];
         file.read_exact_at(&mut bytes, 500_000).expect("reads");
         assert_eq!(&bytes, b"other");
-        assert_eq!(data(&file), [(499_712, 503_808)], "a page");
         drop(file);
+        let path = place.target.join("mapped");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("ours");
         let synced = rustix::fs::syncfs(File::open(&path).expect("opens").as_fd());
         synced.expect("syncs");
     });
+}
+
+#[test]
+fn a_page_that_is_changed_through_a_mapping_is_data() {
+    with_holes(|place| {
+        let file = open_rw(place, "mapped");
+        file.set_len(1 << 20).expect("sets the length");
+        write_through_a_mapping(place, "mapped");
+        assert_eq!(data(&file), [(499_712, 503_808)]);
+    });
+}
+
+fn write_through_a_mapping(place: &Place, name: &str) {
+    let script = "import mmap,sys\n\
+                  f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0)\n\
+                  m[500000:500005]=b'other'; m.flush()";
+    tool("python3", &["-c", script, name], &place.target);
 }
 
 /// With the kernel's write-back cache a page may be dirty in what we know as a hole: who looks for
@@ -298,7 +357,7 @@ fn with_write_back_a_dirty_page_in_a_hole_is_found() {
         return;
     }
     let place = Place::new();
-    let mounted = place.mount(&["writeback"]);
+    let mounted = place.mount(&[]);
     let file = open_rw(&place, "sparse");
     file.set_len(1 << 20).expect("sets the length");
     file.sync_all().expect("syncs");

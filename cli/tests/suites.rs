@@ -1,5 +1,5 @@
-//! Public suites of POSIX behaviour on the mount, on both transports and with the kernel's write-back
-//! cache: pjdfstest, and fsx with mappings, holes and copies. `.ci/full` runs them longer.
+//! Public suites of POSIX behaviour on the mount, on both transports, with the kernel's write-back cache
+//! and without: pjdfstest, and fsx with mappings, holes and copies. `.ci/full` runs them longer.
 
 mod common;
 
@@ -132,16 +132,16 @@ fn pjdfstest_io_uring() {
 }
 
 #[test]
-fn pjdfstest_writeback() {
+fn pjdfstest_writethrough() {
     if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
-        pjdfstest(&["writeback"]);
+        pjdfstest(&["writethrough"]);
     }
 }
 
 #[test]
-fn fsx_writeback() {
+fn fsx_writethrough() {
     if need(&MOUNT) && need(&[Need::FuseUring, FSX]) {
-        fsx(&["writeback"]);
+        fsx(&["writethrough"]);
     }
 }
 

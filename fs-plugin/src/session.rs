@@ -82,8 +82,7 @@ impl Mount {
         };
         let read_only = config.flags.contains(&Flag::ReadOnly);
         let lower = Lower::new(source, read_only).map_err(unusable)?;
-        let fs =
-            Fs::new(lower, config.contents, queues.is_some(), config.cache).map_err(unusable)?;
+        let fs = Fs::new(lower, queues.is_some(), &config).map_err(unusable)?;
         raise_descriptor_limit();
 
         let device = attach(&config)?;

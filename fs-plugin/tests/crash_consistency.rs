@@ -6,9 +6,9 @@ mod common;
 
 use std::rc::Rc;
 
-use common::{Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
+use common::{CHUNK, Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
 use proptest::prelude::*;
-use warpcore_fs::store::contents::{Contents, Options};
+use warpcore_fs::store::contents::{AHEAD_MAX, Contents, Options};
 use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
 use warpcore_offload::{Codec, Queue};
@@ -107,8 +107,8 @@ fn read_whole(queue: &Queue, contents: &mut File) -> Option<Vec<u8>> {
 /// What cannot be read must have changed since the last sync; what can be read was there.
 fn check_damaged(queue: &Queue, contents: &mut File, states: &[(usize, Vec<u8>)]) {
     let size = usize::try_from(contents.size().expect("known")).expect("small");
-    for start in (0..size).step_by(common::CHUNK) {
-        let end = size.min(start + common::CHUNK);
+    for start in (0..size).step_by(CHUNK) {
+        let end = size.min(start + CHUNK);
         let part = |state: &Vec<u8>| {
             let mut part = state.get(start..end.min(state.len())).unwrap_or_default().to_vec();
             part.resize(end - start, 0);
@@ -255,19 +255,19 @@ fn a_failed_sync_is_never_simply_repeated() {
 fn a_damaged_chunk_is_an_error_for_its_bytes_only() {
     let queue = Rc::new(Queue::new(32));
     let (medium, mut contents) = create();
-    let plain = Data::Noise(5).bytes(3 * common::CHUNK);
+    let plain = Data::Noise(5).bytes(3 * CHUNK);
     run(&queue, contents.write(&queue, 0, &plain)).expect("writes");
     run(&queue, contents.close(&queue)).expect("closes");
     // In the middle of the second chunk, which is stored raw.
-    let middle = &plain[common::CHUNK + 1000..common::CHUNK + 1100];
+    let middle = &plain[CHUNK + 1000..CHUNK + 1100];
     let at = medium.bytes().windows(100).position(|window| window == middle).expect("raw");
     medium.damage(|bytes| bytes[at] ^= 1);
 
     let contents = open(&queue, &medium);
-    let chunk = |n: usize| (n * common::CHUNK) as u64;
+    let chunk = |n: usize| (n * CHUNK) as u64;
     for n in [0, 2] {
-        let bytes = read(&queue, &contents, chunk(n), common::CHUNK).expect("whole");
-        assert!(bytes == plain[n * common::CHUNK..][..common::CHUNK]);
+        let bytes = read(&queue, &contents, chunk(n), CHUNK).expect("whole");
+        assert!(bytes == plain[n * CHUNK..][..CHUNK]);
     }
     let error = read(&queue, &contents, chunk(1), 10).expect_err("damaged");
     assert_eq!(error.errno(), libc::EIO);
@@ -279,7 +279,7 @@ fn a_damaged_chunk_is_an_error_for_its_bytes_only() {
 fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
     let queue = Rc::new(Queue::new(256));
     let (medium, mut contents) = create();
-    let base = Data::Text(1).bytes(200 * common::CHUNK);
+    let base = Data::Text(1).bytes(200 * CHUNK);
     run(&queue, contents.write(&queue, 0, &base)).expect("writes");
     run(&queue, contents.sync(&queue)).expect("syncs");
     let before = medium.changes();
@@ -288,7 +288,7 @@ fn a_commit_of_many_extents_is_valid_as_a_whole_or_not_at_all() {
     let mut changed = base.clone();
     for chunk in 0..10 {
         for n in 0..10 {
-            let at = chunk * common::CHUNK + n * 300;
+            let at = chunk * CHUNK + n * 300;
             changed[at..at + 10].copy_from_slice(&[0xee; 10]);
             run(&queue, contents.write(&queue, at as u64, &[0xee; 10])).expect("writes");
         }
@@ -358,16 +358,16 @@ fn what_a_full_disk_cannot_store_is_not_accepted() {
     medium.fill_up_at(Some(1000));
     let (mut accepted, mut refused) = (0, 0);
     for n in 0..100_u64 {
-        let chunk = Data::Noise(n).bytes(common::CHUNK);
-        match run(&queue, contents.write(&queue, n * common::CHUNK as u64, &chunk)) {
+        let chunk = Data::Noise(n).bytes(CHUNK);
+        match run(&queue, contents.write(&queue, n * CHUNK as u64, &chunk)) {
             Ok(()) => accepted += 1,
             Err(error) => {
                 assert_eq!(error.errno(), libc::ENOSPC);
                 refused += 1;
             }
         }
-        assert_eq!(contents.size().expect("known"), accepted * common::CHUNK as u64);
-        assert!(contents.dirty_len() <= 20 * common::CHUNK as u64, "memory grows");
+        assert_eq!(contents.size().expect("known"), accepted * CHUNK as u64);
+        assert!(contents.dirty_len() <= 20 * CHUNK as u64, "memory grows");
         if refused > 5 {
             return;
         }
@@ -379,7 +379,7 @@ fn what_a_full_disk_cannot_store_is_not_accepted() {
 fn a_damaged_extent_does_not_stop_later_commits() {
     let queue = Rc::new(Queue::new(32));
     let (medium, mut contents) = create();
-    run(&queue, contents.write(&queue, 0, &Data::Noise(1).bytes(common::CHUNK))).expect("writes");
+    run(&queue, contents.write(&queue, 0, &Data::Noise(1).bytes(CHUNK))).expect("writes");
     for n in 0..20_u64 {
         run(&queue, contents.write(&queue, n * 50, &[9; 10])).expect("writes");
         run(&queue, contents.commit(&queue)).expect("commits");
@@ -388,10 +388,10 @@ fn a_damaged_extent_does_not_stop_later_commits() {
             medium.damage(|bytes| bytes[60] ^= 1);
         }
     }
-    run(&queue, contents.write(&queue, common::CHUNK as u64, b"elsewhere")).expect("writes");
+    run(&queue, contents.write(&queue, CHUNK as u64, b"elsewhere")).expect("writes");
     run(&queue, contents.close(&queue)).expect("closes");
     let contents = open(&queue, &medium);
-    let found = read(&queue, &contents, common::CHUNK as u64, 9).expect("whole");
+    let found = read(&queue, &contents, CHUNK as u64, 9).expect("whole");
     assert_eq!(found, b"elsewhere");
 }
 
@@ -425,8 +425,8 @@ proptest! {
         let mut lost = false;
         if let Ok(contents) = run(&queue, open) {
             prop_assert_eq!(contents.size().expect("known"), model.len() as u64);
-            for start in (0..model.len()).step_by(common::CHUNK) {
-                let end = model.len().min(start + common::CHUNK);
+            for start in (0..model.len()).step_by(CHUNK) {
+                let end = model.len().min(start + CHUNK);
                 match read(&queue, &contents, start as u64, end - start) {
                     Ok(found) => prop_assert!(found == model[start..end], "other bytes at {start}"),
                     Err(_) => lost = true,
@@ -503,7 +503,7 @@ fn nothing_is_built_on_what_an_earlier_crash_took() {
         let (medium, mut contents) = create();
         run(&queue, contents.write(&queue, 0, b"first")).expect("writes");
         run(&queue, contents.sync(&queue)).expect("syncs");
-        let second = Data::Noise(3).bytes(2 * common::CHUNK);
+        let second = Data::Noise(3).bytes(2 * CHUNK);
         run(&queue, contents.write(&queue, 5, &second)).expect("writes");
         run(&queue, contents.close(&queue)).expect("closes");
         let point = CrashPoint { changes: medium.changes(), seed };
@@ -528,13 +528,13 @@ fn nothing_is_built_on_what_an_earlier_crash_took() {
 fn small_syncs_into_a_zone_are_each_durable() {
     let queue = Rc::new(Queue::new(32));
     let (medium, mut contents) = create();
-    let mut model = Data::Text(3).bytes(3 * common::CHUNK);
+    let mut model = Data::Text(3).bytes(3 * CHUNK);
     run(&queue, contents.write(&queue, 0, &model)).expect("writes");
     run(&queue, contents.sync(&queue)).expect("syncs");
     let mut synced = vec![(medium.changes(), model.clone())];
     let mut lengths = Vec::new();
     for n in 0..120_usize {
-        let at = n * 997 % (2 * common::CHUNK);
+        let at = n * 997 % (2 * CHUNK);
         let bytes = Data::Noise(n as u64).bytes(1500);
         run(&queue, contents.write(&queue, at as u64, &bytes)).expect("writes");
         run(&queue, contents.sync(&queue)).expect("syncs");
@@ -564,7 +564,7 @@ fn what_was_replaced_is_given_back() {
     let medium = Rc::new(CrashMedium::default());
     let options = Options { records_max: 64, ..options() };
     let mut contents = Contents::create(Rc::clone(&medium), options).expect("creates");
-    let mut model = Data::Text(1).bytes(8 * common::CHUNK);
+    let mut model = Data::Text(1).bytes(8 * CHUNK);
     run(&queue, contents.write(&queue, 0, &model)).expect("writes");
     for n in 0..3000_usize {
         let at = n * 997 % (model.len() - 100);
@@ -611,13 +611,52 @@ fn compaction_makes_any_file_linear_at_once() {
     }
 }
 
+/// As the kernel sends what it has gathered: several requests at once, of which any may be first, with
+/// commits in between that nobody has asked for.
+#[test]
+fn what_comes_in_any_order_is_stored_front_to_back() {
+    let queue = Rc::new(Queue::new(256));
+    let (medium, mut contents) = create();
+    let model = Data::Text(1).bytes(400 * CHUNK);
+    let parts: Vec<_> = model.chunks(4 * CHUNK).enumerate().collect();
+    for window in parts.chunks(16) {
+        // 7 and 16 have no divisor in common.
+        for nth in 0..window.len() {
+            let (place, bytes) = window[nth * 7 % window.len()];
+            let offset = (place * 4 * CHUNK) as u64;
+            run(&queue, contents.write(&queue, offset, bytes)).expect("writes");
+            if nth == window.len() / 2 {
+                run(&queue, contents.commit_in_order(&queue)).expect("commits");
+            }
+        }
+    }
+    run(&queue, contents.close(&queue)).expect("closes");
+    assert!(run(&queue, contents.report()).expect("known").linear);
+    assert!(zstd::decode_all(&medium.bytes()[..]).expect("a stream") == model);
+}
+
+/// What never comes is not waited for.
+#[test]
+fn what_lies_behind_a_hole_is_committed_all_the_same() {
+    let queue = Rc::new(Queue::new(256));
+    let (_, mut contents) = create();
+    run(&queue, contents.write(&queue, 1 << 20, b"behind")).expect("writes");
+    run(&queue, contents.commit_in_order(&queue)).expect("commits");
+    assert!(!contents.is_dirty());
+    for chunk in 0..2 * (AHEAD_MAX / CHUNK as u64) {
+        let offset = (2 * chunk + 1) * CHUNK as u64;
+        run(&queue, contents.write(&queue, offset, &[1; CHUNK])).expect("writes");
+        assert!(contents.dirty_len() <= AHEAD_MAX + CHUNK as u64);
+    }
+}
+
 /// A flush that is cancelled half way has taken nothing: the bytes are still there, and the next one
 /// stores them.
 #[test]
 fn a_cancelled_commit_loses_nothing() {
     let queue = Rc::new(Queue::new(32));
     let (medium, mut contents) = create();
-    let bytes = Data::Text(2).bytes(5 * common::CHUNK);
+    let bytes = Data::Text(2).bytes(5 * CHUNK);
     run(&queue, contents.write(&queue, 0, &bytes)).expect("writes");
     {
         let mut commit = std::pin::pin!(contents.commit(&queue));

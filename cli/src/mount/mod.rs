@@ -42,12 +42,13 @@ pub(crate) struct Arguments {
     ///   allow_other   let other users in, as the modes say
     ///   codec=NAME    zstd or deflate; deflate if a device that does it is selected, else zstd
     ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
+    ///   dirty=SIZE    what may be in memory only, of all files together: 1m or more; 128m if not said
     ///   level=N       level of new contents: zstd -7 to 19, not 0; deflate 0 to 9; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
     ///   noatime, noexec, ro
     ///                 as for every filesystem; set-user-id and devices are never obeyed
-    ///   writeback     let the kernel gather writes: faster for small ones; nobody else may then
-    ///                 change SRC, and files are shown without holes
+    ///   writethrough  have each write(2) reach this program before it returns, instead of when the
+    ///                 kernel sends what it gathered: files are shown with their holes
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',', verbatim_doc_comment)]
     #[arg(value_parser = parse)]
     options: Vec<MountOption>,
@@ -63,10 +64,11 @@ enum MountOption {
     AllowOther,
     ChunkLenLog2(u8),
     Codec(Codec),
+    DirtyMax(u64),
     Flag(Flag),
     Level(i32),
     NoUring,
-    WriteBack,
+    WriteThrough,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -80,9 +82,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         source: arguments.source.clone(),
         target: arguments.target.clone(),
         contents: Options::default(),
+        dirty_max: 128 << 20,
         allow_other: false,
         io_uring: true,
-        cache: Cache::WriteThrough,
+        cache: Cache::WriteBack,
         flags: Vec::new(),
     };
     let devices = arguments.selection.select()?;
@@ -94,10 +97,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::AllowOther => config.allow_other = true,
             MountOption::ChunkLenLog2(log2) => config.contents.chunk_len_log2 = log2,
             MountOption::Codec(codec) => config.contents.codec = codec,
+            MountOption::DirtyMax(bytes) => config.dirty_max = bytes,
             MountOption::Flag(flag) => config.flags.push(flag),
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
-            MountOption::WriteBack => config.cache = Cache::WriteBack,
+            MountOption::WriteThrough => config.cache = Cache::WriteThrough,
         }
     }
     let (codec, level) = (config.contents.codec, config.contents.level);
@@ -153,7 +157,7 @@ fn parse(option: &str) -> Result<MountOption, String> {
         ("noexec", "") => Ok(MountOption::Flag(Flag::NoExec)),
         ("ro", "") => Ok(MountOption::Flag(Flag::ReadOnly)),
         ("no_uring", "") => Ok(MountOption::NoUring),
-        ("writeback", "") => Ok(MountOption::WriteBack),
+        ("writethrough", "") => Ok(MountOption::WriteThrough),
         ("chunk", value) => {
             let kib = value.to_ascii_lowercase().strip_suffix('k').map(str::parse::<u32>);
             match kib {
@@ -162,6 +166,13 @@ fn parse(option: &str) -> Result<MountOption, String> {
                     Ok(MountOption::ChunkLenLog2(u8::try_from(log2).expect("at most 17")))
                 }
                 _ => Err(format!("chunk={value}: 4k, 8k, 16k, 32k, 64k or 128k")),
+            }
+        }
+        ("dirty", value) => {
+            let mib = value.to_ascii_lowercase().strip_suffix('m').map(str::parse::<u32>);
+            match mib {
+                Some(Ok(mib @ 1..)) => Ok(MountOption::DirtyMax(u64::from(mib) << 20)),
+                _ => Err(format!("dirty={value}: a number of MiB, as in 128m")),
             }
         }
         ("codec", value) => match Codec::from_name(value) {

@@ -66,7 +66,7 @@ impl Fs {
     pub(crate) async fn attributes(&self, nodeid: u64, fd: &OwnedFd) -> Result<fuse_attr, Errno> {
         let mut memory = None;
         if let Some(file) = self.used_file(nodeid)
-            && let Some(contents) = &*file.contents.read().await
+            && let Some(contents) = &*file.read().await
         {
             memory = Some((
                 contents.size().ok(),
@@ -141,7 +141,7 @@ impl Fs {
 
     async fn opened_size(&self, nodeid: u64) -> Result<u64, Errno> {
         let file = self.load(nodeid).await?;
-        let size = match &*file.contents.read().await {
+        let size = match &*file.read().await {
             Some(contents) => contents.size().map_err(|error| self.errno(nodeid, "stat", &error)),
             None => Err(Errno::STALE),
         };
@@ -159,7 +159,7 @@ impl Fs {
             // Under the lock: without root, setting our attribute may change the mode and put it back.
             let file = self.used_file(nodeid);
             let _contents = match &file {
-                Some(file) => Some(file.contents.write().await),
+                Some(file) => Some(file.write().await),
                 None => None,
             };
             fs::chmod(proc_path(&*fd), Mode::from_raw_mode(args.mode))?;
@@ -194,7 +194,7 @@ impl Fs {
             // Under the lock: a commit under way would put the old time back.
             let file = self.used_file(nodeid);
             let mut contents = match &file {
-                Some(file) => Some(file.contents.write().await),
+                Some(file) => Some(file.write().await),
                 None => None,
             };
             fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH)?;

@@ -9,7 +9,8 @@ use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use warpcore_runtime::queue;
 
-use super::lookup::{File, Place};
+use super::file_in_use::{Changing, File};
+use super::lookup::Place;
 use super::lower::proc_path;
 use super::{Answer, Fs, Reply, reply};
 use crate::error::Error;
@@ -42,7 +43,7 @@ impl Fs {
             Ok(contents) => {
                 let entry = self.entry_of(contents.medium().descriptor()).await?;
                 let file = self.take_file(entry.nodeid)?;
-                file.fill(&mut *file.contents.write().await, contents);
+                file.fill(&mut *file.write().await, contents);
                 created(&entry, args.flags)
             }
             // Somebody else was first: as good as ours, unless it had to be new.
@@ -68,7 +69,7 @@ impl Fs {
     }
 
     pub(crate) async fn truncate(&self, nodeid: u64, file: &File, size: u64) -> Result<(), Errno> {
-        let result = match &mut *file.contents.write().await {
+        let result = match &mut *file.write().await {
             Some(contents) => contents.set_size(size).await,
             // The mount is being closed.
             None => return Err(Errno::STALE),
@@ -88,7 +89,7 @@ impl Fs {
         let contents = self.create_contents(request, fd)?;
         let entry = self.entry_of(contents.medium().descriptor()).await?;
         let file = self.take_file(entry.nodeid)?;
-        file.fill(&mut *file.contents.write().await, contents);
+        file.fill(&mut *file.write().await, contents);
         created(&entry, args.flags)
     }
 
@@ -162,7 +163,7 @@ impl Fs {
         let args: fuse_read_in = request.args()?;
         let len = payload.len().min(args.size as usize);
         let file = self.in_use(request.nodeid)?;
-        let contents = file.contents.read().await;
+        let contents = file.read().await;
         let contents = contents.as_ref().ok_or(Errno::STALE)?;
         let read = contents.read(&queue(), args.offset, &mut payload[..len]).await;
         read.map(Reply::Payload).map_err(|error| self.errno(request.nodeid, "read", &error))
@@ -172,14 +173,29 @@ impl Fs {
         let args: fuse_write_in = request.args()?;
         let bytes = payload.get(..args.size as usize).ok_or(Errno::INVAL)?;
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.write().await;
-        let contents = contents.as_mut().ok_or(Errno::STALE)?;
-        let written = contents.write(&queue(), args.offset, bytes).await;
-        written.map_err(|error| self.errno(request.nodeid, "write", &error))?;
+        let mut contents = file.write().await;
+        let written = async {
+            // Before: what cannot be stored is not accepted either. After: who took room makes it.
+            self.make_room(&mut contents).await?;
+            let loaded = contents.as_mut().ok_or(Errno::STALE)?;
+            loaded.write(&queue(), args.offset, bytes).await?;
+            self.make_room(&mut contents).await
+        };
+        written.await.map_err(|error| self.errno(request.nodeid, "write", &error))?;
         if args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0 {
             self.kill_privileges(request.nodeid)?;
         }
         reply::with(&fuse_write_out { size: args.size, padding: 0 })
+    }
+
+    /// Stores what a file has in memory only, if all files together have too much.
+    async fn make_room(&self, contents: &mut Changing<'_>) -> Result<(), Error> {
+        if contents.count() > self.dirty_max
+            && let Some(contents) = &mut **contents
+        {
+            contents.commit(&queue()).await?;
+        }
+        Ok(())
     }
 
     /// close(2) of one descriptor: what was written reaches the lower filesystem, or the caller
@@ -191,7 +207,7 @@ impl Fs {
 
     pub(crate) async fn commit_if_used(&self, nodeid: u64) -> Result<(), Errno> {
         let Some(file) = self.used_file(nodeid) else { return Ok(()) };
-        let committed = match &mut *file.contents.write().await {
+        let committed = match &mut *file.write().await {
             Some(contents) => contents.commit(&queue()).await,
             None => Ok(()),
         };
@@ -201,7 +217,7 @@ impl Fs {
     pub(crate) async fn fsync(&self, request: &Request) -> Answer {
         let args: fuse_fsync_in = request.args()?;
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.write().await;
+        let mut contents = file.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
         let synced = match args.fsync_flags & FUSE_FSYNC_FDATASYNC {
             0 => contents.sync_inode(&queue()).await,
@@ -222,7 +238,7 @@ impl Fs {
     pub(crate) async fn load(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let file = self.take_file(nodeid)?;
         let loaded = {
-            let mut contents = file.contents.write().await;
+            let mut contents = file.write().await;
             if contents.is_none() {
                 match self.open_contents(nodeid).await {
                     Ok(opened) => {
@@ -265,11 +281,12 @@ impl Fs {
         Errno::from_raw_os_error(error.errno())
     }
 
-    /// Commits every file in use. Errors are logged; the bytes stay where they are.
+    /// Commits every file in use, as far as its bytes have come. Errors are logged; the bytes stay
+    /// where they are.
     pub(crate) async fn commit_all(&self) {
         for (nodeid, file) in self.files() {
-            if let Some(contents) = &mut *file.contents.write().await
-                && let Err(error) = contents.commit(&queue()).await
+            if let Some(contents) = &mut *file.write().await
+                && let Err(error) = contents.commit_in_order(&queue()).await
             {
                 tracing::error!("node {nodeid}: cannot be written: {error}");
             }
@@ -280,7 +297,7 @@ impl Fs {
     pub(crate) async fn close_all(&self) -> bool {
         let mut all = true;
         for (nodeid, file) in self.files() {
-            if let Some(mut contents) = file.contents.write().await.take()
+            if let Some(mut contents) = file.write().await.take()
                 && let Err(error) = contents.close(&queue()).await
             {
                 tracing::error!("node {nodeid}: cannot be closed: {error}");

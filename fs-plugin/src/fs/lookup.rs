@@ -3,22 +3,20 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use async_lock::RwLock;
 use rustix::fs::{self, FileType, Stat};
 use rustix::io::Errno;
 use slab::Slab;
 use warpcore_runtime::queue;
 use zerocopy::FromBytes;
 
+use super::file_in_use::File;
 use super::lower::{Address, Found, Lower};
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
-use crate::store::contents::Contents;
-use crate::store::medium::FileMedium;
 
 /// Every inode that the kernel may name.
 pub(crate) struct Inodes {
@@ -40,19 +38,6 @@ struct Inode {
     lookups: u64,
     /// The contents, while somebody uses them.
     file: Option<Arc<File>>,
-}
-
-/// The contents of a regular file that is in use. Any shard works on them, one at a time, or
-/// several that only read.
-pub(crate) struct File {
-    /// None until loaded, and again when nobody uses it any more.
-    pub(crate) contents: RwLock<Option<Contents<FileMedium>>>,
-    /// The descriptor of the contents, while they are loaded: system calls on the inode need not
-    /// wait for them.
-    descriptor: Mutex<Option<Arc<OwnedFd>>>,
-    /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
-    /// which orders it.
-    users: AtomicU64,
 }
 
 /// Descriptors of directories that are kept open.
@@ -119,24 +104,6 @@ impl Inodes {
             if self.by_number.get(&number) == Some(&index) {
                 self.by_number.remove(&number);
             }
-        }
-    }
-}
-
-impl File {
-    fn descriptor(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
-        self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts loaded contents in their place, unless somebody has meanwhile.
-    pub(crate) fn fill(
-        &self,
-        place: &mut Option<Contents<FileMedium>>,
-        contents: Contents<FileMedium>,
-    ) {
-        if place.is_none() {
-            *self.descriptor() = Some(Arc::clone(contents.medium().descriptor()));
-            *place = Some(contents);
         }
     }
 }
@@ -278,13 +245,7 @@ impl Fs {
     pub(crate) fn take_file(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let mut inodes = self.inodes();
         let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
-        let file = node.file.get_or_insert_with(|| {
-            Arc::new(File {
-                contents: RwLock::default(),
-                descriptor: Mutex::default(),
-                users: AtomicU64::new(0),
-            })
-        });
+        let file = node.file.get_or_insert_with(|| Arc::new(File::new(Arc::clone(&self.dirty))));
         file.users.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(file))
     }
@@ -302,7 +263,7 @@ impl Fs {
                 return Ok(());
             }
         }
-        let mut contents = file.contents.write().await;
+        let mut contents = file.write().await;
         // Somebody may have come while we waited.
         if file.users.load(Ordering::Relaxed) > 0 {
             return Ok(());
@@ -324,6 +285,11 @@ impl Fs {
         }
         drop(inodes);
         closed.map_err(|error| self.errno(nodeid, "close", &error))
+    }
+
+    /// How many inodes the kernel knows.
+    pub(crate) fn known_inodes(&self) -> usize {
+        self.inodes().nodes.len()
     }
 
     /// Every file in use, with its node.

@@ -5,13 +5,16 @@
 mod attr;
 mod dir;
 mod file;
+mod file_in_use;
 mod lookup;
 mod lower;
 mod range;
+mod stats;
 mod xattr;
 
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_lite::FutureExt;
@@ -22,7 +25,8 @@ use zerocopy::IntoBytes;
 use crate::fuse::abi::*;
 use crate::fuse::reply::{self, Answer, DONE, Reply};
 use crate::fuse::request::Request;
-use crate::store::contents::Options;
+use crate::mount::Config;
+use crate::store::contents::{AHEAD_MAX, Options};
 use lookup::Inodes;
 pub(crate) use lower::Lower;
 
@@ -33,6 +37,9 @@ pub(crate) const MAX_WRITE: u32 = 256 * 1024;
 pub(crate) struct Fs {
     lower: Lower,
     options: Options,
+    /// Bytes of all files that are in memory only, and how many may be.
+    dirty: Arc<AtomicU64>,
+    dirty_max: u64,
     inodes: Mutex<Inodes>,
     /// Open directories, by their handle.
     directories: Mutex<Slab<Arc<OwnedFd>>>,
@@ -75,16 +82,14 @@ pub enum Transport {
 }
 
 impl Fs {
-    pub(crate) fn new(
-        lower: Lower,
-        options: Options,
-        io_uring: bool,
-        cache: Cache,
-    ) -> Result<Self, Errno> {
+    pub(crate) fn new(lower: Lower, io_uring: bool, config: &Config) -> Result<Self, Errno> {
+        let Config { contents: options, dirty_max, cache, .. } = *config;
         let inodes = Mutex::new(Inodes::new(&lower)?);
         Ok(Self {
             lower,
             options,
+            dirty: Arc::default(),
+            dirty_max,
             inodes,
             directories: Mutex::default(),
             io_uring,
@@ -120,7 +125,7 @@ impl Fs {
             opcode::FSYNC => self.fsync(request).await,
             opcode::FSYNCDIR => self.fsync_directory(request).await,
             opcode::GETATTR => self.getattr(request).await,
-            opcode::GETXATTR => self.getxattr(request),
+            opcode::GETXATTR => self.getxattr(request).await,
             opcode::INIT => self.init(request),
             // Nothing we do is worth interrupting.
             opcode::INTERRUPT => Ok(Reply::None),
@@ -162,8 +167,10 @@ impl Fs {
 
     /// Agrees with the kernel on a version and on what both can do.
     fn init(&self, request: &Request) -> Answer {
-        /// Requests of a kind the kernel may have under way without anybody waiting.
-        const BACKGROUND_MAX: u16 = 64;
+        /// Requests that the kernel may have under way without anybody waiting. As many writes of
+        /// a file wait for each other in order, so that it is stored front to back.
+        const BACKGROUND_MAX: u16 = 16;
+        const _: () = assert!(BACKGROUND_MAX as u64 * MAX_WRITE as u64 <= AHEAD_MAX);
         let args: fuse_init_in = request.args()?;
         // Without it SETXATTR is shorter, and reads otherwise.
         if args.major != FUSE_KERNEL_VERSION || args.flags & FUSE_SETXATTR_EXT == 0 {

@@ -21,7 +21,7 @@ impl Fs {
             _ => return Err(Errno::INVAL),
         };
         let file = self.in_use(request.nodeid)?;
-        let contents = file.contents.read().await;
+        let contents = file.read().await;
         let contents = contents.as_ref().ok_or(Errno::STALE)?;
         match contents.seek(args.offset, hole).await {
             Ok(Some(offset)) => reply::with(&fuse_lseek_out { offset }),
@@ -47,7 +47,7 @@ impl Fs {
             _ => return Err(Errno::OPNOTSUPP),
         };
         let file = self.in_use(request.nodeid)?;
-        let mut contents = file.contents.write().await;
+        let mut contents = file.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
         let done = async {
             if zero {
@@ -77,7 +77,7 @@ impl Fs {
         let len = args.len.min(COPY_LEN_MAX);
         let (source, target) = (self.in_use(from)?, self.in_use(to)?);
         let copied = if from == to {
-            let mut contents = target.contents.write().await;
+            let mut contents = target.write().await;
             let contents = contents.as_mut().ok_or(Errno::STALE)?;
             // The kernel has refused ranges that overlap.
             contents.copy_within(&queue(), args.off_in, args.off_out, len).await
@@ -85,8 +85,7 @@ impl Fs {
             // In the order of their numbers, so that two copies the other way round do not wait for
             // each other.
             let (first, second) = if from < to { (&source, &target) } else { (&target, &source) };
-            let (mut first, mut second) =
-                (first.contents.write().await, second.contents.write().await);
+            let (mut first, mut second) = (first.write().await, second.write().await);
             let (source, target) =
                 if from < to { (&mut *first, &mut *second) } else { (&mut *second, &mut *first) };
             let source = source.as_mut().ok_or(Errno::STALE)?;

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use warpcore_runtime::queue;
 
 use super::lower::{attribute_of, proc_path};
+use super::stats::STATS_NAME;
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
@@ -18,9 +19,12 @@ use crate::store::format::ATTRIBUTE_NAME;
 const LEN_MAX: usize = 65536;
 
 impl Fs {
-    pub(crate) fn getxattr(&self, request: &Request) -> Answer {
+    pub(crate) async fn getxattr(&self, request: &Request) -> Answer {
         let args: fuse_getxattr_in = request.args()?;
         let (name, _) = request.name_and_rest()?;
+        if name.as_bytes() == STATS_NAME {
+            return sized(self.stats(request.nodeid).await?.as_bytes(), args.size);
+        }
         visible(name).map_err(|_| Errno::NODATA)?;
         let fd = self.path_fd(request.nodeid)?;
         let mut value = vec![0; LEN_MAX.min(args.size as usize)];
@@ -54,7 +58,7 @@ impl Fs {
         let value = value.get(..args.size as usize).ok_or(Errno::INVAL)?;
         if name.as_bytes().starts_with(b"security.")
             && let Some(file) = self.used_file(request.nodeid)
-            && let Some(contents) = &mut *file.contents.write().await
+            && let Some(contents) = &mut *file.write().await
         {
             // Later writes to the lower file would take capabilities away again.
             let settled = contents.settle(&queue()).await;

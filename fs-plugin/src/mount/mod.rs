@@ -27,6 +27,9 @@ pub struct Config {
     pub target: PathBuf,
     /// How new contents are stored.
     pub contents: Options,
+    /// Bytes of all files together that may be in memory only, about: a write first stores what its
+    /// file has of them when there are more.
+    pub dirty_max: u64,
     /// Users other than the one who mounts may use it, as the modes say.
     pub allow_other: bool,
     /// Use FUSE over io_uring where the kernel has it on.

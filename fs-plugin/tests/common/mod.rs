@@ -32,6 +32,7 @@ pub enum Step {
         data: Data,
     },
     Commit,
+    CommitInOrder,
     Compact,
     /// From another file, which starts with this.
     Copy {
@@ -108,6 +109,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (offset.clone(), len.clone(), data())
             .prop_map(|(offset, len, data)| Step::Write { offset, len, data }),
         2 => Just(Step::Commit),
+        1 => Just(Step::CommitInOrder),
         1 => Just(Step::Compact),
         1 => Just(Step::Sync),
         2 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Read { offset, len }),
@@ -140,6 +142,7 @@ pub fn try_apply(
             model.extend(bytes);
         }
         Step::Commit => run(queue, contents.commit(queue))?,
+        Step::CommitInOrder => run(queue, contents.commit_in_order(queue))?,
         Step::Compact => {
             run(queue, contents.compact(queue))?;
         }

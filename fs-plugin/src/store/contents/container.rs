@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::dead::Dead;
-use super::{Container, to_index};
+use super::{AHEAD_MAX, Container, to_index};
 use crate::store::format::{Attribute, Extent, Form, Head, Kind, State};
 use crate::store::index::Index;
 use crate::store::recovery::Found;
@@ -22,6 +22,7 @@ impl Container {
             changed: false,
             linear: true,
             covered: 0,
+            committed_in_order: 0,
             refused: false,
             physical: 0,
             unverified: false,
@@ -66,6 +67,21 @@ impl Container {
             durable_end: found.record.durable_end,
             ..Self::empty()
         }
+    }
+
+    /// Dirty chunks that are not to be stored yet, so that a linear file stays one: something that
+    /// belongs before them has not come. Empty if too many wait.
+    pub(super) fn ahead(&self, chunk_len: u64) -> Range<u64> {
+        let mut end = self.covered;
+        for (chunk, dirty) in self.dirty.range(end / chunk_len..) {
+            let base = chunk * chunk_len;
+            match &dirty.ranges[..] {
+                [range] if base + range.start as u64 == end => end = base + range.end as u64,
+                _ => break,
+            }
+        }
+        let waits = self.linear && self.dirty.len() as u64 * chunk_len < AHEAD_MAX;
+        if waits { end / chunk_len..u64::MAX } else { 0..0 }
     }
 
     pub(super) fn set_size(&mut self, size: u64, chunk_len: u64) {

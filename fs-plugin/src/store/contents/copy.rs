@@ -103,7 +103,7 @@ impl<M: Medium> Contents<M> {
         // Before a record may be written: it tells the time.
         self.touch();
         // What was written here before comes first, and what is copied lies over it.
-        self.store(queue, None, false).await?;
+        self.store(queue, |_| false, false).await?;
         let ends = stored.iter().map(|span| span.logical + span.len);
         let starts = stored.iter().map(|span| span.logical).chain([to + len]);
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();

@@ -1,5 +1,7 @@
 //! Commits, checkpoints, syncs with their zone, and the orderly close.
 
+use std::ops::Range;
+
 use warpcore_offload::Queue;
 
 use super::append::{Append, padding};
@@ -18,6 +20,26 @@ const PUNCH_LEN: u64 = 1 << 20;
 impl<M: Medium> Contents<M> {
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
     pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
+        self.commit_but(queue, 0..0).await
+    }
+
+    /// As [`Contents::commit`], but what has come before its turn may wait for the next one: for those
+    /// who commit without being asked, while a file is written front to back.
+    pub async fn commit_in_order(&mut self, queue: &Queue) -> Result<(), Error> {
+        let chunk_len = self.chunk_len();
+        let Body::Container(container) = &mut self.body else { return Ok(()) };
+        let mut waiting = container.ahead(chunk_len);
+        let covered = std::mem::replace(&mut container.committed_in_order, container.covered);
+        let nothing_came = container.dirty.keys().all(|chunk| waiting.contains(chunk));
+        if nothing_came && covered == container.covered {
+            // It may never come.
+            waiting = 0..0;
+        }
+        self.commit_but(queue, waiting).await
+    }
+
+    /// `waiting`: chunks that stay dirty.
+    async fn commit_but(&mut self, queue: &Queue, waiting: Range<u64>) -> Result<(), Error> {
         if !self.is_dirty() {
             return Ok(());
         }
@@ -27,7 +49,7 @@ impl<M: Medium> Contents<M> {
             container.changed = false;
             return Ok(());
         }
-        self.store(queue, None, true).await?;
+        self.store(queue, |chunk| waiting.contains(&chunk), true).await?;
         let Options { records_max, pieces_max, .. } = self.options;
         let container = self.container_mut();
         let records = container.chain.len();

@@ -78,6 +78,10 @@ impl Default for Options {
 /// Chunks that may be dirty before they are stored: 1 MiB at the default length.
 const DIRTY_CHUNKS_MAX: usize = 16;
 
+/// Bytes of dirty chunks, if what is missing before them is on its way: what the kernel sends in
+/// several requests at once comes in any order.
+pub const AHEAD_MAX: u64 = 16 << 20;
+
 /// What the lower filesystem allocates at a time, as far as it matters here.
 const BLOCK: u64 = 4096;
 
@@ -132,6 +136,8 @@ struct Container {
     linear: bool,
     /// Nothing is stored of what follows; a linear file is stored up to here.
     covered: u64,
+    /// As `covered`, when it was last committed without being asked.
+    committed_in_order: u64,
     /// The refusing frame is in the file.
     refused: bool,
     /// Where the next append goes.
@@ -313,7 +319,8 @@ impl<M: Medium> Contents<M> {
         if self.container().dirty.len() >= DIRTY_CHUNKS_MAX {
             // Room first: what cannot be stored is not accepted either. The chunk that is written
             // on stays.
-            self.store(queue, Some(first), false).await?;
+            let ahead = self.container().ahead(chunk_len);
+            self.store(queue, |chunk| chunk == first || ahead.contains(&chunk), false).await?;
         }
         let container = self.container_mut();
         let (mut at, mut left) = (offset, bytes);
@@ -480,16 +487,24 @@ impl<M: Medium> Contents<M> {
         *self.decoded.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Compresses and appends what is dirty, but for the chunk `keep`; with a commit record if
-    /// `commit`, or when a record's worth of extents is pending.
-    async fn store(&mut self, queue: &Queue, keep: Option<u64>, commit: bool) -> Result<(), Error> {
+    /// Compresses and appends what is dirty, but for chunks that are to be kept; with a commit record
+    /// if `commit`, or when a record's worth of extents is pending.
+    async fn store(
+        &mut self,
+        queue: &Queue,
+        keep: impl Fn(u64) -> bool,
+        commit: bool,
+    ) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
-        self.merge_crowded(queue, keep).await?;
-        let container = self.container_mut();
-        let mut taken = std::mem::take(&mut container.dirty);
-        if let Some((chunk, kept)) = keep.and_then(|chunk| taken.remove_entry(&chunk)) {
-            container.dirty.insert(chunk, kept);
+        let dirty = &self.container().dirty;
+        let chunks: Vec<_> = dirty.keys().copied().filter(|chunk| !keep(*chunk)).collect();
+        if chunks.is_empty() && !commit {
+            return Ok(());
         }
+        self.merge_crowded(queue, &chunks).await?;
+        let dirty = &mut self.container_mut().dirty;
+        let taken = chunks.iter().filter_map(|chunk| dirty.remove_entry(chunk));
+        let taken: Vec<_> = taken.collect();
         let mut sources = Vec::new();
         for (chunk, dirty) in taken {
             let bytes = Bytes::from(dirty.bytes);
@@ -601,15 +616,11 @@ impl<M: Medium> Contents<M> {
         Ok(stored)
     }
 
-    /// Makes dirty chunks that consist of many extents dirty as a whole, so that they are stored as
-    /// one again.
-    async fn merge_crowded(&mut self, queue: &Queue, keep: Option<u64>) -> Result<(), Error> {
+    /// Makes those of these chunks that consist of many extents dirty as a whole, so that they are
+    /// stored as one again.
+    async fn merge_crowded(&mut self, queue: &Queue, chunks: &[u64]) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
-        let chunks: Vec<_> = self.container().dirty.keys().copied().collect();
-        for chunk in chunks {
-            if Some(chunk) == keep {
-                continue;
-            }
+        for &chunk in chunks {
             let span = chunk * chunk_len..(chunk + 1) * chunk_len;
             self.know(span.clone()).await?;
             if self.container_mut().index().within(span).count() < EXTENTS_PER_CHUNK_MAX {
