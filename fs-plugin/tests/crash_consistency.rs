@@ -611,6 +611,33 @@ fn compaction_makes_any_file_linear_at_once() {
     }
 }
 
+/// Its tree is one empty leaf, which lies where the image goes.
+#[test]
+fn compaction_of_zeros_survives_a_crash() {
+    let queue = Rc::new(Queue::new(32));
+    let medium = Rc::new(CrashMedium::default());
+    // Not linear, so that there is something to do.
+    let store = Options { codec: Codec::Deflate, records_max: 0, ..options() };
+    let mut contents = Contents::create(Rc::clone(&medium), store).expect("creates");
+    run(&queue, contents.write(&queue, 0, &[0; 10])).expect("writes");
+    run(&queue, contents.close(&queue)).expect("closes");
+    for _ in 0..3 {
+        contents = run(&queue, Contents::open(Rc::clone(&medium), store, true)).expect("opens");
+        run(&queue, contents.set_size(10)).expect("sets");
+        run(&queue, contents.close(&queue)).expect("closes");
+    }
+    contents = run(&queue, Contents::open(Rc::clone(&medium), store, true)).expect("opens");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    let before = medium.changes();
+    assert!(run(&queue, contents.compact(&queue)).expect("compacts"));
+    for changes in before..=medium.changes() {
+        for seed in 0..50 {
+            let crashed = Rc::new(medium.crashed(CrashPoint { changes, seed }));
+            assert_eq!(read_all(&queue, &mut open(&queue, &crashed)), [0; 10]);
+        }
+    }
+}
+
 /// As the kernel sends what it has gathered: several requests at once, of which any may be first, with
 /// commits in between that nobody has asked for.
 #[test]

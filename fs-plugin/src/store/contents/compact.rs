@@ -96,6 +96,13 @@ impl<M: Medium> Contents<M> {
                 self.append(spans, false).await?;
             }
         }
+        let chunk_len = self.chunk_len();
+        let index = self.container_mut().index();
+        if index.is_empty() {
+            // No leaf was stored again, and none may be left where the image goes: of a file that is
+            // all zeros the tree is one empty leaf.
+            *index = Index::new(chunk_len);
+        }
         self.append(Vec::new(), true).await
     }
 
