@@ -49,7 +49,11 @@ impl Place {
     }
 
     pub fn mount(&self, options: &[&str]) -> Mounted {
-        let mut command = warpcore();
+        self.mount_by(warpcore(), options)
+    }
+
+    /// As [`Place::mount`], by a command that runs the program.
+    pub fn mount_by(&self, mut command: Command, options: &[&str]) -> Mounted {
         command.arg("mount").arg(&self.source).arg(&self.target);
         for option in options {
             command.args(["-o", option]);

@@ -102,7 +102,12 @@ impl Fs {
     pub(crate) async fn dispatch(&self, request: &Request, payload: &mut [u8]) -> Answer {
         // A request that is never answered would hang its caller, whom nothing can kill.
         let answer = AssertUnwindSafe(self.answer(request, payload)).catch_unwind().await;
-        let answer = answer.unwrap_or(Err(Errno::IO));
+        let answer = match answer {
+            // The limit is ours, not the caller's.
+            Ok(Err(Errno::MFILE)) => Err(Errno::NFILE),
+            Ok(answer) => answer,
+            Err(_) => Err(Errno::IO),
+        };
         tracing::trace!(
             opcode = request.opcode,
             nodeid = request.nodeid,
