@@ -6,7 +6,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::Command;
 
-use common::{MOUNT, Place};
+use common::disk::Disk;
+use common::{MOUNT, Place, noise};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
@@ -45,5 +46,38 @@ fn too_few_descriptors_are_not_the_callers() {
         let read = fs::read(place.target.join(name.to_string())).expect("reads again");
         assert_eq!(read, b"open");
     }
+    mounted.unmount();
+}
+
+/// The room that the lower filesystem keeps for root stays free, and what was acknowledged is there.
+#[test]
+fn a_full_disk_keeps_roots_reserve_and_loses_nothing() {
+    if !(need(&MOUNT) && need(&[Need::Loop, Need::Tool("mkfs.ext4", "e2fsprogs")])) {
+        return;
+    }
+    let disk = Disk::new(&["mkfs.ext4", "-q", "-F", "-m", "10"], 64 << 20);
+    let mounted = disk.place.mount(&[]);
+    let noise = noise(1 << 20);
+    let mut acknowledged = Vec::new();
+    let refused = loop {
+        let name = acknowledged.len().to_string();
+        let file = File::create_new(disk.place.target.join(&name)).expect("an empty file has room");
+        match (&file).write_all(&noise).and_then(|()| file.sync_all()) {
+            Ok(()) => acknowledged.push(name),
+            Err(error) => break error,
+        }
+        assert!(acknowledged.len() < 64, "more than the disk has");
+    };
+    assert_eq!(refused.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{refused}");
+    assert!(acknowledged.len() > 40, "{} MB of 57", acknowledged.len());
+    let stat = rustix::fs::statvfs(&disk.place.source).expect("known");
+    // A tenth, but for what names and attributes take.
+    assert!(stat.f_bfree * stat.f_frsize > 6 << 20, "{} blocks left", stat.f_bfree);
+    for name in &acknowledged {
+        assert!(fs::read(disk.place.target.join(name)).expect("reads") == noise, "{name}");
+    }
+    // Room is made by what takes none.
+    fs::remove_file(disk.place.target.join(&acknowledged[0])).expect("removes");
+    fs::write(disk.place.target.join("again"), &noise[..1 << 19]).expect("writes");
     mounted.unmount();
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{MOUNT, Place, assert_same, refused, tool, warpcore};
+use common::{MOUNT, Place, assert_same, noise, refused, tool, warpcore};
 use warpcore_need::{Need, need};
 
 /// Runs a test on `/dev/fuse` alone and over io_uring.
@@ -291,11 +291,7 @@ both_transports! {
     /// The error is told for the damaged bytes, and for them only.
     fn a_damaged_chunk_is_eio_for_its_bytes(place, options) needs [] {
         let mounted = place.mount(options);
-        let noise: Vec<u8> = {
-            let mut bytes = vec![0; 512 * 1024];
-            File::open("/dev/urandom").expect("there").read_exact(&mut bytes).expect("reads");
-            bytes
-        };
+        let noise = noise(512 * 1024);
         fs::write(place.target.join("noise"), &noise).expect("writes");
         mounted.unmount();
         let stored = place.source.join("noise");

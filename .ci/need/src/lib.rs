@@ -17,6 +17,8 @@ pub enum Need {
     FuseUring,
     /// The io_uring system calls.
     IoUring,
+    /// Files as disks.
+    Loop,
     /// User id 0.
     Root,
     /// A program on the path, and the Debian package that has it.
@@ -53,6 +55,11 @@ fn missing(need: Need) -> Option<String> {
             let path = "/sys/module/fuse/parameters/enable_uring";
             let on = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "Y");
             (!on).then(|| format!("`echo Y > {path}` (Linux 6.14 and later)"))
+        }
+        Need::Loop => {
+            let path = "/dev/loop-control";
+            let open = std::fs::File::options().read(true).write(true).open(path);
+            open.err().map(|error| format!("{path}: {error}; `modprobe loop`, and run as root"))
         }
         Need::IoUring => {
             // SAFETY: 0 entries and no parameters: fails with EINVAL or EFAULT where io_uring

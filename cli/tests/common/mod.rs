@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod disk;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -67,6 +69,22 @@ impl Place {
     }
 }
 
+/// By umount(8), which does not wait, but a mount may be busy for a moment: a child that another test
+/// has just forked holds our descriptors until it executes its program, and those of a daemon that was
+/// killed are closed when the kernel has taken its rings apart.
+pub fn unmount(target: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let output = Command::new("umount").arg(target).output().expect("starts");
+        if output.status.success() {
+            return;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("busy") && Instant::now() < deadline, "{said}");
+        std::thread::yield_now();
+    }
+}
+
 /// A mount that is served by a process of its own.
 pub struct Mounted {
     child: Child,
@@ -78,18 +96,8 @@ pub struct Mounted {
 impl Mounted {
     /// Unmounts with `umount`; returns what the daemon said since.
     pub fn unmount(self) -> String {
-        // A child that another test has just forked holds our descriptors until it executes its
-        // program: the mount is busy for so long, and umount(8) does not wait.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let output = Command::new("umount").arg(&self.target).output().expect("starts");
-            if output.status.success() {
-                return self.wait();
-            }
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(said.contains("busy") && Instant::now() < deadline, "{said}");
-            std::thread::yield_now();
-        }
+        unmount(&self.target);
+        self.wait()
     }
 
     /// Waits for the daemon to end well.
@@ -142,4 +150,12 @@ pub fn refused(command: &mut Command, code: i32) -> String {
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
     assert_eq!(status.code(), Some(code), "{stderr}");
     stderr
+}
+
+/// Bytes that do not compress.
+pub fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let urandom = std::fs::File::open("/dev/urandom");
+    urandom.and_then(|mut file| file.read_exact(&mut bytes)).expect("there");
+    bytes
 }

@@ -1,0 +1,234 @@
+//! Power cuts of real filesystems under load, and a daemon that is killed under load: what was
+//! acknowledged is there, `fs check` finds nothing damaged. `.ci/full` does it more often.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use common::disk::Disk;
+use common::{MOUNT, Place, tool, warpcore};
+use warpcore_need::{Need, need};
+
+fn seeds() -> u64 {
+    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
+}
+
+/// Synced changes until the power is cut, as far apart as they may be.
+fn changes(round: u64) -> usize {
+    20 + usize::try_from(round * 97 % 400).expect("small")
+}
+
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 32;
+
+/// What a writer has had acknowledged, and what it was doing when it ended.
+struct Writer {
+    /// Of each block of its file the version.
+    acknowledged: [u32; BLOCKS],
+    /// The block that was being written.
+    written: usize,
+    /// Version of the file that is replaced as a whole.
+    replaced: u32,
+}
+
+fn block(version: u32, place: usize) -> Vec<u8> {
+    let line = format!("version {version} of {place}\n");
+    line.bytes().cycle().take(BLOCK).collect()
+}
+
+fn whole(version: u32) -> Vec<u8> {
+    block(version, 7).repeat(1 + version as usize % 40)
+}
+
+/// Overwrites blocks of a file, each synced; now and then replaces another as a whole. Until it
+/// fails.
+fn write(target: &Path, number: u32, done: &AtomicUsize) -> Writer {
+    let mut writer = Writer { acknowledged: [0; BLOCKS], written: 0, replaced: 0 };
+    let file = target.join(format!("blocks {number}"));
+    let (other, new) =
+        (target.join(format!("whole {number}")), target.join(format!("new {number}")));
+    let result: io::Result<()> = (|| {
+        let file = File::create(file)?;
+        for version in 1.. {
+            writer.written = (version * (2 * number + 7)) as usize % BLOCKS;
+            let offset = (writer.written * BLOCK) as u64;
+            file.write_all_at(&block(version, writer.written), offset)?;
+            file.sync_data()?;
+            if version == 1 {
+                File::open(target)?.sync_all()?;
+            }
+            writer.acknowledged[writer.written] = version;
+            done.fetch_add(1, Ordering::Relaxed);
+            if version % 5 == 0 {
+                fs::write(&new, whole(version))?;
+                File::open(&new)?.sync_all()?;
+                fs::rename(&new, &other)?;
+                File::open(target)?.sync_all()?;
+                writer.replaced = version;
+            }
+        }
+        Ok(())
+    })();
+    result.expect_err("only the cut ends it");
+    writer
+}
+
+fn verify(target: &Path, number: u32, writer: &Writer) {
+    let total = writer.acknowledged.iter().max().expect("blocks");
+    if *total > 0 {
+        let found = fs::read(target.join(format!("blocks {number}"))).expect("readable");
+        for (place, version) in writer.acknowledged.iter().enumerate() {
+            let from = (place * BLOCK).min(found.len());
+            let found = &found[from..found.len().min(from + BLOCK)];
+            let is = |version| match version {
+                // Never written: a hole, or behind the end.
+                0 => found.iter().all(|byte| *byte == 0),
+                version => found == block(version, place),
+            };
+            let may_be_next = place == writer.written && is(total + 1);
+            assert!(is(*version) || may_be_next, "block {place} of {number}, version {version}");
+        }
+    }
+    let found = fs::read(target.join(format!("whole {number}"))).unwrap_or_default();
+    let next = writer.replaced + 5;
+    let replaced = writer.replaced == 0 && found.is_empty() || found == whole(writer.replaced);
+    assert!(replaced || found == whole(next), "file {number}, version {}", writer.replaced);
+}
+
+/// Writers until `cut` ends them, after so many changes.
+fn load(target: &Path, changes: usize, cut: impl FnOnce()) -> Vec<Writer> {
+    let done = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let done = &done;
+        let writers: Vec<_> =
+            (0..4).map(|number| scope.spawn(move || write(target, number, done))).collect();
+        while done.load(Ordering::Relaxed) < changes && writers.iter().all(|one| !one.is_finished())
+        {
+            thread::yield_now();
+        }
+        cut();
+        writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
+    })
+}
+
+/// What the writers knew is on a mount of the place, and nothing is damaged.
+fn recovered(place: &Place, writers: &[Writer]) {
+    let checked = warpcore().args(["fs", "check"]).arg(&place.source).output().expect("runs");
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success() && said.contains(" 0 damaged"), "{said}");
+    let mounted = place.mount(&[]);
+    for (number, writer) in (0..).zip(writers) {
+        verify(&place.target, number, writer);
+    }
+    mounted.unmount();
+}
+
+fn power_cuts(mkfs: &[&str], options: &[&str]) {
+    for round in 0..3 * seeds() {
+        let disk = Disk::new(mkfs, 320 << 20);
+        let mounted = disk.place.mount(options);
+        let writers = load(&disk.place.target, changes(round), || disk.cut_power());
+        mounted.kill();
+        disk.restore_power();
+        recovered(&disk.place, &writers);
+    }
+}
+
+#[test]
+fn ext4_without_power() {
+    const MKFS: Need = Need::Tool("mkfs.ext4", "e2fsprogs");
+    if need(&MOUNT) && need(&[Need::Loop, MKFS]) {
+        power_cuts(&["mkfs.ext4", "-q", "-F"], &[]);
+    }
+}
+
+#[test]
+fn xfs_without_power() {
+    const MKFS: Need = Need::Tool("mkfs.xfs", "xfsprogs");
+    if need(&MOUNT) && need(&[Need::Loop, MKFS]) {
+        power_cuts(&["mkfs.xfs", "-q"], &["no_uring", "writethrough"]);
+    }
+}
+
+#[test]
+fn a_killed_daemon() {
+    if !need(&MOUNT) {
+        return;
+    }
+    for round in 0..20 * seeds() {
+        let place = Place::new();
+        let options: &[&str] = if round % 2 == 0 { &[] } else { &["writethrough"] };
+        let mounted = place.mount(options);
+        let writers = load(&place.target, changes(round), || _ = mounted.kill());
+        recovered(&place, &writers);
+    }
+}
+
+/// A database is whole, and has every transaction that was committed.
+#[test]
+fn sqlite_without_power() {
+    const MKFS: Need = Need::Tool("mkfs.ext4", "e2fsprogs");
+    const SQLITE: Need = Need::Tool("sqlite3", "sqlite3");
+    if !(need(&MOUNT) && need(&[Need::Loop, MKFS, SQLITE])) {
+        return;
+    }
+    for round in 0..4 * seeds() {
+        let disk = Disk::new(&["mkfs.ext4", "-q", "-F"], 64 << 20);
+        let mounted = disk.place.mount(&[]);
+        let mode = if round % 2 == 0 { "WAL" } else { "DELETE" };
+        let committed = transactions(&disk.place.target, mode, changes(round), || disk.cut_power());
+        mounted.kill();
+        disk.restore_power();
+        let mounted = disk.place.mount(&[]);
+        let script = "PRAGMA integrity_check; SELECT count(*) FROM t;";
+        let found = tool("sqlite3", &["database", script], &disk.place.target);
+        let count = found.strip_prefix("ok\n").and_then(|count| count.trim().parse::<usize>().ok());
+        assert!(count >= Some(committed), "{mode}: {found} of {committed}");
+        mounted.unmount();
+    }
+}
+
+/// Commits until `cut` ends it, after so many; says how many were acknowledged. EXTRA: with FULL the
+/// deletion of a journal, which is the commit, is not synced.
+fn transactions(target: &Path, mode: &str, count: usize, cut: impl FnOnce()) -> usize {
+    let mut sqlite = Command::new("sqlite3")
+        .args(["-batch", "-bail", "database"])
+        .current_dir(target)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("checked by need");
+    let mut stdin = sqlite.stdin.take().expect("piped");
+    let stdout = BufReader::new(sqlite.stdout.take().expect("piped"));
+    let mut text = format!(
+        "PRAGMA journal_mode={mode}; PRAGMA synchronous=EXTRA; CREATE TABLE t (line TEXT);\n\
+         SELECT 'begins';\n"
+    );
+    let writer = thread::spawn(move || {
+        loop {
+            if stdin.write_all(text.as_bytes()).is_err() {
+                return;
+            }
+            text = format!("INSERT INTO t VALUES ('{}'); SELECT 1;\n", "row ".repeat(50));
+        }
+    });
+    let mut cut = Some(cut);
+    let mut committed = 0;
+    let lines = stdout.lines().map_while(Result::ok).skip_while(|line| line != "begins").skip(1);
+    for _ in lines {
+        committed += 1;
+        if committed == count {
+            cut.take().expect("once")();
+        }
+    }
+    sqlite.wait().expect("ours");
+    writer.join().expect("no panic");
+    committed
+}
