@@ -1,5 +1,6 @@
 //! Public suites of POSIX behaviour on the mount, on both transports, with the kernel's write-back cache
-//! and without: pjdfstest, and fsx with mappings, holes and copies. `.ci/full` runs them longer.
+//! and without: pjdfstest, fsx with mappings, holes and copies, and what stress-ng has for filesystems.
+//! `.ci/full` runs them longer.
 
 mod common;
 
@@ -11,6 +12,7 @@ use common::{MOUNT, Place};
 use warpcore_need::{Need, need};
 
 const PJDFSTEST: Need = Need::Crate("pjdfstest");
+const STRESS: Need = Need::Tool("stress-ng", "stress-ng");
 const FSX: Need = Need::Crate("fsx");
 
 /// Runs of fsx are this many times as many in long campaigns.
@@ -114,6 +116,35 @@ fn fsx(options: &[&str]) {
             fs::remove_file(&file).expect("removes");
             mounted.unmount();
         }
+    }
+}
+
+/// Each of its stressors by two processes, which verify what they do. A second for each takes three
+/// quarters of a minute; long campaigns take five, on every kind of mount.
+#[test]
+fn stress_ng() {
+    // What is not about files on a mount; FIEMAP and fs-verity are not FUSE's.
+    const NOT_OURS: &str = "bind-mount,binderfs,eventfd,fiemap,ioprio,procfs,verity";
+    const KINDS: [&[&str]; 4] =
+        [&[], &["no_uring"], &["writethrough"], &["no_uring", "writethrough"]];
+    if !(need(&MOUNT) && need(&[Need::FuseUring, STRESS])) {
+        return;
+    }
+    let (kinds, seconds) = if seeds() == 1 { (1, "1") } else { (KINDS.len(), "5") };
+    for kind in &KINDS[..kinds] {
+        let place = Place::new();
+        let mounted = place.mount(kind);
+        let output = Command::new("stress-ng")
+            .args(["--class", "filesystem", "--sequential", "2", "--verify", "--exclude", NOT_OURS])
+            .args(["--timeout", seconds, "--temp-path"])
+            .arg(&place.target)
+            .output()
+            .expect("checked by need");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("fail:"), "{kind:?}: {said}");
+        mounted.unmount();
+        let mut left = fs::read_dir(&place.source).expect("lists");
+        assert!(left.next().is_none(), "{kind:?}: something was left");
     }
 }
 
