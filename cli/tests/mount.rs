@@ -110,6 +110,22 @@ both_transports! {
         mounted.unmount();
     }
 
+    /// The compiler maps its files, the linker writes at random, the result is executed.
+    fn cargo_builds_and_runs(place, options) needs [] {
+        const MAIN: &str = "fn main() { println!(\"{}\", include_str!(\"text\").len()) }";
+        let mounted = place.mount(options);
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let package = place.target.join("package");
+        tool(&cargo, &["new", "--quiet", "--vcs", "none", "package"], &place.target);
+        for len in [10, 100_000] {
+            fs::write(package.join("src/main.rs"), MAIN).expect("writes");
+            fs::write(package.join("src/text"), "x".repeat(len)).expect("writes");
+            let said = tool(&cargo, &["run", "--quiet", "--offline"], &package);
+            assert_eq!(said.trim(), len.to_string());
+        }
+        mounted.unmount();
+    }
+
     fn sqlite_keeps_its_rows(place, options) needs [SQLITE] {
         let mounted = place.mount(options);
         for (name, mode) in [("rollback", "delete"), ("log", "wal")] {
@@ -130,6 +146,28 @@ both_transports! {
             let query = "PRAGMA integrity_check; SELECT count(*), sum(x = 'changed') FROM t;";
             let answer = tool("sqlite3", &[path.to_str().expect("UTF-8"), query], Path::new("/"));
             assert_eq!(answer, "ok\n16000|2286\n", "{name}");
+        }
+        mounted.unmount();
+    }
+
+    /// Locks and the shared memory of the log, by several processes.
+    fn sqlite_has_several_writers(place, options) needs [SQLITE] {
+        let mounted = place.mount(options);
+        for mode in ["wal", "delete"] {
+            let create = format!("PRAGMA journal_mode={mode}; CREATE TABLE t(writer INT);");
+            tool("sqlite3", &[mode, &create], &place.target);
+            thread::scope(|scope| {
+                for writer in 0..4 {
+                    let insert = format!("INSERT INTO t VALUES ({writer});").repeat(25);
+                    let target = &place.target;
+                    scope.spawn(move || {
+                        let wait = ["-cmd", ".timeout 60000", mode, &insert];
+                        tool("sqlite3", &wait, target);
+                    });
+                }
+            });
+            let count = "PRAGMA integrity_check; SELECT count(*), sum(writer) FROM t;";
+            assert_eq!(tool("sqlite3", &[mode, count], &place.target), "ok\n100|150\n", "{mode}");
         }
         mounted.unmount();
     }

@@ -279,6 +279,21 @@ fn long_names_and_many() {
     });
 }
 
+/// A handle of an inode that is gone is stale: the kernel looks the name up again, as with NFS, and the
+/// caller never hears of it.
+#[test]
+fn what_is_replaced_behind_the_mount_is_found_again() {
+    on_every(&[], |place| {
+        let [name, other] = ["name", "other"].map(|name| place.source.join(name));
+        fs::write(&name, "old").expect("writes");
+        fs::write(&other, "new").expect("writes");
+        let seen = place.target.join("name");
+        assert_eq!(fs::read(&seen).expect("reads"), b"old");
+        fs::rename(&other, &name).expect("renames");
+        assert_eq!(fs::read(&seen).expect("reads"), b"new");
+    });
+}
+
 /// Of all files together, however many are open: who writes makes room first.
 #[test]
 fn what_is_in_memory_only_is_bounded() {

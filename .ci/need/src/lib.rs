@@ -19,6 +19,8 @@ pub enum Need {
     IoUring,
     /// Files as disks.
     Loop,
+    /// Control groups that limit memory.
+    MemoryGroup,
     /// User id 0.
     Root,
     /// A program on the path, and the Debian package that has it.
@@ -60,6 +62,12 @@ fn missing(need: Need) -> Option<String> {
             let path = "/dev/loop-control";
             let open = std::fs::File::options().read(true).write(true).open(path);
             open.err().map(|error| format!("{path}: {error}; `modprobe loop`, and run as root"))
+        }
+        Need::MemoryGroup => {
+            let roots = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"];
+            let procs = roots.map(|root| Path::new(root).join("cgroup.procs"));
+            (!procs.iter().any(|procs| procs.exists()))
+                .then(|| "`mount -t cgroup2 none /sys/fs/cgroup`".to_owned())
         }
         Need::IoUring => {
             // SAFETY: 0 entries and no parameters: fails with EINVAL or EFAULT where io_uring

@@ -100,6 +100,15 @@ impl Mounted {
         self.wait()
     }
 
+    /// Memory of the daemon, in bytes.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("a number of kB") << 10
+    }
+
     /// Waits for the daemon to end well.
     pub fn wait(mut self) -> String {
         self.unmounted = true;
