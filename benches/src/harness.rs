@@ -50,6 +50,14 @@ pub(crate) struct Point {
     pub(crate) per_second: f64,
 }
 
+/// A rival in a case.
+#[derive(Debug)]
+pub(crate) struct Ratio<'a> {
+    pub(crate) case: &'a str,
+    pub(crate) system: &'a str,
+    pub(crate) better: f64,
+}
+
 /// What is measured, and what is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -72,6 +80,10 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
+    fn more_is_better(self) -> bool {
+        matches!(self, Self::Mbps | Self::PerSecond | Self::Percent | Self::Times)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Deviations => "|t|",
@@ -190,6 +202,18 @@ impl Bench {
         &self.points
     }
 
+    /// Each rival's median beside ours, in the order of cases: more than 1 is better than ours.
+    pub(crate) fn ratios(&self) -> Vec<Ratio<'_>> {
+        let rivals = self.rows.iter().filter(|row| row.system != OURS);
+        rivals
+            .filter_map(|row| {
+                let ratio = row.samples.median / self.ours(&row.case)?;
+                let better = if row.unit.more_is_better() { ratio } else { ratio.recip() };
+                Some(Ratio { case: &row.case, system: &row.system, better })
+            })
+            .collect()
+    }
+
     /// As the interface of scripts: one object.
     pub(crate) fn to_json(&self) -> Value {
         let rows: Vec<_> = self
@@ -304,6 +328,7 @@ mod tests {
         );
         assert_eq!(rows[1]["median"], json!(18.0));
         assert!(bench.to_string().contains("6.00 of ours"), "{bench}");
+        assert!((bench.ratios()[0].better - 1.0 / 6.0).abs() < 1e-9, "less is better");
     }
 
     #[test]

@@ -46,7 +46,7 @@ struct Arguments {
     /// fs: where the images of the filesystems are made [default: the system's temporary directory]
     #[arg(long, value_name = "PATH")]
     directory: Option<PathBuf>,
-    /// Draw throughput and latency against batch size: rsa, kx, queue
+    /// Draw throughput and latency against batch size (rsa, kx, queue), or rivals beside ours
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
