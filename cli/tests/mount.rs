@@ -305,6 +305,72 @@ both_transports! {
         assert!(fs::metadata(&plain).expect("there").len() < 1000, "not compressed");
     }
 
+    /// Whoever writes what looks like ours reads it again, wherever it is kept: in a file of ours, in a
+    /// plain one, at its start or piece by piece.
+    fn what_looks_like_ours_is_contents_like_any(place, options) needs [] {
+        fs::write(place.source.join("plain"), "from before").expect("writes");
+        let mounted = place.mount(options);
+        fs::write(place.target.join("one"), "text ".repeat(50_000)).expect("writes");
+        mounted.unmount();
+        let ours = fs::read(place.source.join("one")).expect("reads");
+        let mounted = place.mount(options);
+        let open = |name| File::options().write(true).create(true).truncate(false)
+            .open(place.target.join(name)).expect("opens");
+        for name in ["plain", "new"] {
+            for part in (0..ours.len()).step_by(1000) {
+                let bytes = &ours[part..ours.len().min(part + 1000)];
+                open(name).write_all_at(bytes, part as u64).expect("writes");
+            }
+        }
+        mounted.unmount();
+        assert_eq!(fs::read(place.source.join("plain")).expect("reads"), ours, "stays plain");
+        let mounted = place.mount(options);
+        for name in ["plain", "new"] {
+            assert!(fs::read(place.target.join(name)).expect("reads") == ours, "{name}");
+        }
+        mounted.unmount();
+    }
+
+    /// By a tool that knows no attributes: a file that was closed is known by its head and its newest
+    /// commit. The original and the copy are mounted at once.
+    fn a_copy_without_attributes_is_the_same(place, options) needs [RSYNC] {
+        let mounted = place.mount(options);
+        tool("cp", &["-a", tree().to_str().expect("UTF-8"), "tree"], &place.target);
+        mounted.unmount();
+        let copy = Place::new();
+        let (from, to) = (place.source.join("tree"), copy.source.join("tree"));
+        let paths = [&from, &to].map(|path| path.to_str().expect("UTF-8"));
+        tool("cp", &["-r", "--preserve=mode,ownership,timestamps,links", paths[0], paths[1]],
+            Path::new("/"));
+        let (mounted, second) = (place.mount(options), copy.mount(options));
+        assert_same(&place.target, &copy.target);
+        mounted.unmount();
+        assert_same(tree(), &copy.target.join("tree"));
+        second.unmount();
+    }
+
+    /// As those of SELinux and of capabilities may be: ours then lies in a block of its own.
+    fn other_attributes_fill_the_inode(place, options) needs [] {
+        use rustix::fs::{XattrFlags, setxattr};
+        let mounted = place.mount(options);
+        let path = place.target.join("file");
+        fs::write(&path, "x".repeat(100_000)).expect("writes");
+        mounted.unmount();
+        for (name, len) in [("trusted.label", 60), ("user.long", 900)] {
+            setxattr(place.source.join("file"), name, &vec![b'l'; len], XattrFlags::empty())
+                .expect("sets");
+            let mounted = place.mount(options);
+            let file = File::options().append(true).open(&path).expect("opens");
+            (&file).write_all(b"more").expect("writes");
+            drop(file);
+            mounted.unmount();
+        }
+        let mounted = place.mount(options);
+        let expected = ["x".repeat(100_000), "more".repeat(2)].concat();
+        assert!(fs::read(&path).expect("reads") == expected.as_bytes());
+        mounted.unmount();
+    }
+
     fn what_is_linear_is_a_zstd_stream(place, options) needs [ZSTD] {
         let mounted = place.mount(options);
         // What comes before its turn waits, up to 16 MiB.
