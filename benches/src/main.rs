@@ -55,7 +55,7 @@ struct Arguments {
 enum Name {
     /// Compression and checksums
     Codec,
-    /// The filesystem, beside ext4, btrfs, gocryptfs and bindfs; needs root
+    /// The filesystem, beside ext4, btrfs, gocryptfs and bindfs as root, else beside its directory's
     Fs,
     /// X25519: a fresh key, and what it shares with a peer's; signatures of P-256
     Kx,

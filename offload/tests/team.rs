@@ -74,6 +74,18 @@ fn helped(queue: &Queue, kernel: Kernel) -> u64 {
     queue.stats().kernel(kernel).helped
 }
 
+/// Has two units to be done, again and again until another does one: whoever falls asleep as they are
+/// put up is not woken, and the owner does both.
+fn help_comes(queue: &Queue) {
+    let before = helped(queue, Kernel::Custom);
+    while helped(queue, Kernel::Custom) == before {
+        let ops: Vec<_> = (0..2).map(|_| queue.submit(obey(Order::Burn))).collect();
+        for op in ops {
+            queue.run(op).result.expect("it obeys");
+        }
+    }
+}
+
 #[test]
 fn an_engine_thread_works_beside_the_owner() {
     let (team, queue) = with_engine();
@@ -135,12 +147,8 @@ fn a_sleeping_queue_is_woken_to_help() {
             }));
         });
         is_ready.recv().expect("it runs");
-        // Until the other looks or sleeps, this one does both.
-        while helped(&busy, Kernel::Custom) < 10 {
-            let ops: Vec<_> = (0..2).map(|_| busy.submit(obey(Order::Burn))).collect();
-            for op in ops {
-                busy.run(op).result.expect("it obeys");
-            }
+        for _ in 0..10 {
+            help_comes(&busy);
         }
         stopped.store(true, Ordering::Release);
         stop.lock().expect("not poisoned").take().expect("it has polled").wake();
@@ -244,13 +252,7 @@ fn a_panic_on_another_thread_is_an_error_here() {
     }
     // Nobody has come to harm.
     assert!(team.engine_threads() <= 1);
-    queue.run(queue.submit(obey(Order::Burn))).result.expect("it obeys");
-    let barrier = Arc::new(Barrier::new(2));
-    let ops: Vec<_> =
-        (0..2).map(|_| queue.submit(obey(Order::Meet(Arc::clone(&barrier))))).collect();
-    for op in ops {
-        queue.run(op).result.expect("they meet");
-    }
+    help_comes(&queue);
 }
 
 /// Many small requests of all lengths on queues that come and go, all helped by all.

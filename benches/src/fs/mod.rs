@@ -44,6 +44,11 @@ pub(crate) fn run(bench: &mut Bench, directory: Option<&Path>) -> Result<(), Str
             Err(error) => bench.note(format!("without {}: {error}", kind.name())),
         }
     }
+    if !rustix::process::geteuid().is_root() {
+        bench.note(
+            "without root: on a directory, beside its own filesystem, of which the caches stay warm",
+        );
+    }
     if !full {
         bench
             .note("a short run on small trees; --full has the sizes, three rounds and more rivals");

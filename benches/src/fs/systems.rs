@@ -1,7 +1,9 @@
-//! Who is measured: each on an image of its own, mounted through a loop device.
+//! Who is measured: as root each on an image of its own, mounted through a loop device; else we on a
+//! directory, beside that directory's filesystem.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -12,6 +14,8 @@ use crate::harness::OURS;
 pub(super) enum Kind {
     Bindfs,
     Btrfs,
+    /// What is there already.
+    Directory,
     Ext4,
     Gocryptfs,
     Warpcore,
@@ -20,7 +24,8 @@ pub(super) enum Kind {
 /// One that stands, mounted or not.
 pub(super) struct System {
     pub(super) kind: Kind,
-    image: PathBuf,
+    /// None: `lower` is a directory of a filesystem that is there already.
+    image: Option<PathBuf>,
     /// Where the image is mounted.
     lower: PathBuf,
     /// Where a stacked one is mounted.
@@ -30,8 +35,11 @@ pub(super) struct System {
 }
 
 impl Kind {
-    /// The kernel's, and in a full run those that are stacked as we are.
+    /// The kernel's, and in a full run those that are stacked as we are; without root the directory.
     pub(super) fn all(full: bool) -> Vec<Self> {
+        if !is_root() {
+            return vec![Self::Warpcore, Self::Directory];
+        }
         let mut all = vec![Self::Warpcore, Self::Ext4, Self::Btrfs];
         if full {
             all.extend([Self::Gocryptfs, Self::Bindfs]);
@@ -43,6 +51,7 @@ impl Kind {
         match self {
             Self::Bindfs => "bindfs",
             Self::Btrfs => "btrfs zstd:1",
+            Self::Directory => "directory",
             Self::Ext4 => "ext4",
             Self::Gocryptfs => "gocryptfs",
             Self::Warpcore => OURS,
@@ -61,15 +70,17 @@ impl System {
         for directory in [&lower, &upper] {
             fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", own.display()))?;
         }
-        let file = File::create(&image).and_then(|file| file.set_len(image_len));
-        file.map_err(|error| format!("{}: {error}", image.display()))?;
-        let mut mkfs = match kind {
-            Kind::Btrfs => command("mkfs.btrfs", &["-q"]),
-            _ => {
-                command("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
-            }
-        };
-        succeed(mkfs.arg(&image))?;
+        let image = is_root().then_some(image);
+        if let Some(image) = &image {
+            let file = File::create(image).and_then(|file| file.set_len(image_len));
+            file.map_err(|error| format!("{}: {error}", image.display()))?;
+            const EXT4: &[&str] = &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+            let mut mkfs = match kind {
+                Kind::Btrfs => command("mkfs.btrfs", &["-q"]),
+                _ => command("mkfs.ext4", EXT4),
+            };
+            succeed(mkfs.arg(image))?;
+        }
         let mut system = Self { kind, image, lower, upper, daemon: None, mounted: false };
         system.mount_lower()?;
         if kind.is_stacked() {
@@ -89,8 +100,11 @@ impl System {
         if self.kind.is_stacked() { &self.upper } else { &self.lower }
     }
 
-    /// Bytes in use on the image.
+    /// Bytes in use on the image, or below the directory.
     pub(super) fn used(&self) -> u64 {
+        if self.image.is_none() {
+            return allocated(&self.lower);
+        }
         let stat = rustix::fs::statvfs(&self.lower).expect("it is mounted");
         (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     }
@@ -103,12 +117,14 @@ impl System {
         }
     }
 
-    /// Mounted anew, with nothing in memory.
+    /// Mounted anew, with nothing in memory; without root the lower filesystem's caches stay.
     pub(super) fn make_cold(&mut self) -> Result<(), String> {
         self.unmount()?;
         rustix::fs::sync();
-        fs::write("/proc/sys/vm/drop_caches", "3")
-            .map_err(|error| format!("drop_caches: {error}"))?;
+        if is_root() {
+            fs::write("/proc/sys/vm/drop_caches", "3")
+                .map_err(|error| format!("drop_caches: {error}"))?;
+        }
         self.mount_lower()?;
         if self.kind.is_stacked() { self.mount_upper() } else { Ok(()) }
     }
@@ -118,12 +134,16 @@ impl System {
     }
 
     fn mount_lower(&mut self) -> Result<(), String> {
+        let Some(image) = &self.image else {
+            self.mounted = true;
+            return Ok(());
+        };
         // Reads and writes of the image go to its disk as the kernel's own would.
         let options = match self.kind {
             Kind::Btrfs => "loop,compress=zstd:1",
             _ => "loop",
         };
-        succeed(command("mount", &["-o", options]).args([&self.image, &self.lower]))?;
+        succeed(command("mount", &["-o", options]).args([image, &self.lower]))?;
         self.mounted = true;
         Ok(())
     }
@@ -155,16 +175,24 @@ impl System {
                 succeed(mount.args([&stored, &self.upper]))
             }
             Kind::Bindfs => succeed(Command::new("bindfs").args([&stored, &self.upper])),
-            Kind::Btrfs | Kind::Ext4 => unreachable!("not stacked"),
+            Kind::Btrfs | Kind::Directory | Kind::Ext4 => unreachable!("not stacked"),
         }
     }
 
     fn unmount(&mut self) -> Result<(), String> {
         if self.kind.is_stacked() {
-            succeed(Command::new("umount").arg(&self.upper))?;
+            let mut unmount = match is_root() {
+                true => command("umount", &[]),
+                false => command("fusermount3", &["-u"]),
+            };
+            succeed(unmount.arg(&self.upper))?;
         }
         if let Some(mut daemon) = self.daemon.take() {
             daemon.wait().map_err(|error| error.to_string())?;
+        }
+        if self.image.is_none() {
+            self.mounted = false;
+            return Ok(());
         }
         // The daemons of others end some time after their mount.
         let unmount = || succeed(Command::new("umount").arg(&self.lower));
@@ -189,6 +217,21 @@ impl Drop for System {
             eprintln!("fs: {error}");
         }
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Bytes that everything below a directory takes on its disk. What cannot be read counts nothing.
+fn allocated(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        let below = if metadata.is_dir() { allocated(&entry.path()) } else { 0 };
+        Some(metadata.blocks() * 512 + below)
+    });
+    sizes.sum()
 }
 
 /// The `warpcore` that was built with this program.

@@ -42,10 +42,8 @@ impl Fs {
         let file = self.load(nodeid).await?;
         let report = match &*file.read().await {
             Some(contents) => contents.report().await.map(|report| (report, contents.dirty_len())),
-            None => {
-                // The mount is being closed.
-                return Err(Errno::STALE);
-            }
+            // The mount is being closed.
+            None => Err(Errno::STALE.into()),
         };
         // An error of closing is logged; what was found holds all the same.
         let _ = self.put_file(nodeid, &file).await;

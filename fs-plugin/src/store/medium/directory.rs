@@ -54,9 +54,12 @@ impl FileMedium {
         Some(bytes.get(from..bytes.len().min(from + len)).unwrap_or_default().to_vec())
     }
 
-    /// Refuses what would take of the room that is kept for root: we may be root, and who writes
-    /// through us is mostly not. A microsecond.
-    fn leave_reserve(&self, len: u64) -> io::Result<()> {
+    /// Refuses what would take of the room that is kept for root, to make the file longer: we may be
+    /// root, and who writes through us is mostly not. A microsecond.
+    fn leave_reserve(&self, len: u64, offset: u64) -> io::Result<()> {
+        if offset + len <= self.len()? {
+            return Ok(());
+        }
         let stat = fs::fstatvfs(&self.file)?;
         let is_reserved =
             stat.f_bavail < stat.f_bfree && stat.f_bavail < len.div_ceil(stat.f_frsize);
@@ -107,7 +110,7 @@ impl Medium for FileMedium {
 
     async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
         *self.window() = None;
-        self.leave_reserve(bytes.len() as u64)?;
+        self.leave_reserve(bytes.len() as u64, offset)?;
         if bytes.len() <= INLINE_LEN_MAX {
             // Into the page cache, as fast as any system call. Through the ring it would be a
             // worker thread's: ext4 and XFS make no file longer without waiting (IOCB_NOWAIT).
