@@ -16,31 +16,42 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
 
 use crate::Failure;
 
 /// Tells the two processes of a daemon what they are.
 const ROLE: &str = "WARPCORE_MOUNT_ROLE";
 
+const SUPERVISOR: &str = "supervisor";
+
+/// With its process behind it.
+const SERVER_OF: &str = "server-of";
+
 /// What this process is of a mount in the background.
 pub(super) enum Role {
     Supervisor,
-    Server,
+    Server {
+        /// The process that it follows.
+        supervisor: i32,
+    },
 }
 
 /// None: it was started by a user.
 pub(super) fn role() -> Option<Role> {
-    match std::env::var(ROLE).ok()?.as_str() {
-        "supervisor" => Some(Role::Supervisor),
-        "server" => Some(Role::Server),
+    let role = std::env::var(ROLE).ok()?;
+    match role.split_once(' ') {
+        None if role == SUPERVISOR => Some(Role::Supervisor),
+        Some((SERVER_OF, supervisor)) => {
+            Some(Role::Server { supervisor: supervisor.parse().ok()? })
+        }
         _ => None,
     }
 }
 
 /// Starts the supervisor, and waits until the directory is mounted, or cannot be.
 pub(super) fn start() -> Result<(), Failure> {
-    let mut command = this_program("supervisor")?;
+    let mut command = this_program(SUPERVISOR)?;
     let mut supervisor = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let mut words = BufReader::new(supervisor.stderr.take().expect("piped"));
     let mut first = String::new();
@@ -63,7 +74,7 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     setsid()?;
     let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
     let below = warpcore_fs::mount_id(&target).ok();
-    let mut server = this_program("server")?.spawn()?;
+    let mut server = this_program(&format!("{SERVER_OF} {}", std::process::id()))?.spawn()?;
     std::env::set_current_dir("/")?;
     let words = BufReader::new(server.stderr.take().expect("piped"));
     let mut has_mounted = false;
@@ -101,8 +112,14 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
 }
 
 /// In the server: it ends when the supervisor does.
-pub(super) fn follow_supervisor() -> Result<(), Failure> {
-    Ok(set_parent_process_death_signal(Some(Signal::TERM))?)
+pub(super) fn follow_supervisor(supervisor: i32) -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have died before it would have been told.
+    if getppid().map(Pid::as_raw_pid) == Some(supervisor) {
+        Ok(())
+    } else {
+        Err("the supervisor of this mount has died".into())
+    }
 }
 
 /// In the server, once it has mounted: where its caller stood may be unmounted.

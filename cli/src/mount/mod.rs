@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match daemon::role() {
         None if arguments.daemon => return daemon::start(),
         Some(Role::Supervisor) => return daemon::supervise(&arguments.target),
-        Some(Role::Server) => daemon::follow_supervisor()?,
+        Some(Role::Server { supervisor }) => daemon::follow_supervisor(supervisor)?,
         None => {}
     }
     let mut config = Config {
