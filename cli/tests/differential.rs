@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use common::{MOUNT, Place};
+use common::{MOUNT, Place, seeds};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::fs::{
@@ -268,8 +268,7 @@ fn tree(root: &Path) -> Vec<(PathBuf, Seen)> {
 }
 
 fn compare(options: &[&str]) {
-    let seeds = std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
-    let cases = 60 * seeds.unwrap_or(1);
+    let cases = 60 * u32::try_from(seeds()).expect("a small number");
     let place = Place::new();
     let model = place.directory.path().join("model");
     fs::create_dir(&model).expect("new");

@@ -7,14 +7,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{MOUNT, Place, tool, warpcore};
+use common::{MOUNT, Place, seeds, tool, warpcore};
 use rustix::fs::Dir;
 use warpcore_need::{Need, need};
-
-/// Whether this is a long campaign.
-fn is_long() -> bool {
-    std::env::var("WARPCORE_SEEDS").is_ok_and(|seeds| seeds != "1")
-}
 
 /// They are listed once each, a position leads to where it was taken, and each inode that the kernel
 /// knows takes 100 bytes at most.
@@ -23,7 +18,7 @@ fn a_directory_of_many_names() {
     if !(need(&MOUNT) && need(&[Need::FuseUring])) {
         return;
     }
-    let names = if is_long() { 1_000_000 } else { 20_000 };
+    let names = if seeds() > 1 { 1_000_000 } else { 20_000 };
     let place = Place::new();
     for name in 0..names {
         File::create(place.source.join(name.to_string())).expect("creates");
@@ -112,7 +107,7 @@ fn more_is_written_than_there_is_memory() {
     let ours = warpcore();
     let program = Path::new(ours.get_program());
     let len = fs::metadata(program).expect("it is there").len();
-    let wanted: u64 = if is_long() { 8 << 30 } else { 400 << 20 };
+    let wanted: u64 = if seeds() > 1 { 8 << 30 } else { 400 << 20 };
     let times = wanted.div_ceil(len);
     let group = MemoryGroup::new(128 << 20);
     let place = Place::new();

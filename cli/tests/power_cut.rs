@@ -12,12 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use common::disk::Disk;
-use common::{MOUNT, Place, tool, warpcore};
+use common::{MOUNT, Place, seeds, tool, warpcore};
 use warpcore_need::{Need, need};
-
-fn seeds() -> u64 {
-    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
-}
 
 /// Synced changes until the power is cut, as far apart as they may be.
 fn changes(round: u64) -> usize {

@@ -8,17 +8,12 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use common::{MOUNT, Place};
+use common::{MOUNT, Place, seeds};
 use warpcore_need::{Need, need};
 
 const PJDFSTEST: Need = Need::Crate("pjdfstest");
 const STRESS: Need = Need::Tool("stress-ng", "stress-ng");
 const FSX: Need = Need::Crate("fsx");
-
-/// Runs of fsx are this many times as many in long campaigns.
-fn seeds() -> u64 {
-    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
-}
 
 /// What other users may do is a part of it, so that every directory on the way lets them in.
 fn open_place() -> Place {

@@ -15,6 +15,11 @@ use warpcore_need::Need;
 
 pub const MOUNT: [Need; 3] = [Need::Root, Need::Fuse, Need::IoUring];
 
+/// How many times as much is done in a long campaign; else 1.
+pub fn seeds() -> u64 {
+    std::env::var("WARPCORE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
+}
+
 pub fn warpcore() -> Command {
     Command::new(env!("CARGO_BIN_EXE_warpcore"))
 }
