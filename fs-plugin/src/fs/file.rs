@@ -320,7 +320,8 @@ pub(crate) fn mask(umask: u32) {
 }
 
 /// How the kernel is to use a file that was opened with these flags: its pages stay valid, since
-/// contents change only through it; who only reads has nothing to flush.
+/// contents change only through it; who only reads has nothing to flush, which the
+/// kernel heeds without its write-back cache only (`fuse_flush`).
 fn opened(flags: u32) -> fuse_open_out {
     let reads_only = flags & O_ACCMODE == O_RDONLY;
     let open_flags = FOPEN_KEEP_CACHE | if reads_only { FOPEN_NOFLUSH } else { 0 };

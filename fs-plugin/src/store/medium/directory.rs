@@ -55,7 +55,7 @@ impl FileMedium {
     }
 
     /// Refuses what would take of the room that is kept for root, to make the file longer: we may be
-    /// root, and who writes through us is mostly not. A microsecond.
+    /// root, and who writes through us is mostly not. Two system calls, 2 us or so.
     fn leave_reserve(&self, len: u64, offset: u64) -> io::Result<()> {
         if offset + len <= self.len()? {
             return Ok(());
