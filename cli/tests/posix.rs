@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use common::{MOUNT, Place, tool};
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
@@ -312,6 +312,33 @@ fn what_is_in_memory_only_is_bounded() {
         assert!(number(&shown, "stored") < 50_000, "{shown}");
         drop(files);
         assert_eq!(number(&stats(place, "."), "files_in_use"), 0);
+    });
+}
+
+/// Of all files together, however many are open: who knows too much forgets it, and reads it again.
+#[test]
+fn what_is_known_of_where_contents_lie_is_bounded() {
+    on(&[&["index=1m", "chunk=4k"]], &[], |place| {
+        let index = || -> u64 { number(&stats(place, "."), "index") };
+        // 8192 parts of 100 bytes each: together four times what may be.
+        let len = 32 << 20;
+        let files: Vec<_> = (0..5_u8).map(|n| open_rw(place, &format!("{n}"))).collect();
+        for (file, n) in files.iter().zip(0..) {
+            file.write_all_at(&vec![n; len], 0).expect("writes");
+            file.sync_all().expect("syncs");
+        }
+        let mut bytes = vec![0; len];
+        for round in 0..2 {
+            for (file, n) in files.iter().zip(0..) {
+                // Not from the page cache.
+                rustix::fs::fadvise(file, 0, None, Advice::DontNeed).expect("drops pages");
+                file.read_exact_at(&mut bytes, 0).expect("reads");
+                assert!(bytes.iter().all(|byte| *byte == n), "file {n}, round {round}");
+                assert!(index() <= 2 << 20, "{} bytes", index());
+            }
+        }
+        drop(files);
+        assert_eq!(index(), 0);
     });
 }
 

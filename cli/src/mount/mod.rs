@@ -43,6 +43,8 @@ pub(crate) struct Arguments {
     ///   codec=NAME    zstd or deflate; deflate if a device that does it is selected, else zstd
     ///   chunk=SIZE    chunk of new files: 4k to 128k, a power of two; 64k if not said
     ///   dirty=SIZE    what may be in memory only, of all files together: 1m or more; 128m if not said
+    ///   index=SIZE    what open files may keep in memory of where their contents lie, all together:
+    ///                 1m or more; 64m if not said
     ///   level=N       level of new contents: zstd -7 to 19, not 0; deflate 0 to 9; 1 if not said
     ///   no_uring      use /dev/fuse even if the kernel has FUSE over io_uring on
     ///   noatime, noexec, ro
@@ -66,6 +68,7 @@ enum MountOption {
     Codec(Codec),
     DirtyMax(u64),
     Flag(Flag),
+    IndexMax(u64),
     Level(i32),
     NoUring,
     WriteThrough,
@@ -83,6 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         target: arguments.target.clone(),
         contents: Options::default(),
         dirty_max: 128 << 20,
+        index_max: 64 << 20,
         allow_other: false,
         io_uring: true,
         cache: Cache::WriteBack,
@@ -99,6 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::Codec(codec) => config.contents.codec = codec,
             MountOption::DirtyMax(bytes) => config.dirty_max = bytes,
             MountOption::Flag(flag) => config.flags.push(flag),
+            MountOption::IndexMax(bytes) => config.index_max = bytes,
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
             MountOption::WriteThrough => config.cache = Cache::WriteThrough,
@@ -168,13 +173,8 @@ fn parse(option: &str) -> Result<MountOption, String> {
                 _ => Err(format!("chunk={value}: 4k, 8k, 16k, 32k, 64k or 128k")),
             }
         }
-        ("dirty", value) => {
-            let mib = value.to_ascii_lowercase().strip_suffix('m').map(str::parse::<u32>);
-            match mib {
-                Some(Ok(mib @ 1..)) => Ok(MountOption::DirtyMax(u64::from(mib) << 20)),
-                _ => Err(format!("dirty={value}: a number of MiB, as in 128m")),
-            }
-        }
+        ("dirty", value) => Ok(MountOption::DirtyMax(mib(name, value)?)),
+        ("index", value) => Ok(MountOption::IndexMax(mib(name, value)?)),
         ("codec", value) => match Codec::from_name(value) {
             Some(codec @ (Codec::Deflate | Codec::Zstd)) => Ok(MountOption::Codec(codec)),
             _ => Err(format!("codec={value}: zstd or deflate")),
@@ -184,5 +184,14 @@ fn parse(option: &str) -> Result<MountOption, String> {
             _ => Err(format!("level={value}: -7 to 19")),
         },
         _ => Err(format!("unknown mount option `{option}`")),
+    }
+}
+
+/// As in `128m`, in bytes.
+fn mib(name: &str, value: &str) -> Result<u64, String> {
+    let mib = value.to_ascii_lowercase().strip_suffix('m').map(str::parse::<u32>);
+    match mib {
+        Some(Ok(mib @ 1..)) => Ok(u64::from(mib) << 20),
+        _ => Err(format!("{name}={value}: a number of MiB, as in 128m")),
     }
 }

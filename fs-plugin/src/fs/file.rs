@@ -188,12 +188,15 @@ impl Fs {
         reply::with(&fuse_write_out { size: args.size, padding: 0 })
     }
 
-    /// Stores what a file has in memory only, if all files together have too much.
+    /// Stores what a file has in memory, if all files together have too much.
     async fn make_room(&self, contents: &mut Changing<'_>) -> Result<(), Error> {
-        if contents.count() > self.dirty_max
-            && let Some(contents) = &mut **contents
-        {
+        contents.count();
+        let Some(contents) = &mut **contents else { return Ok(()) };
+        if self.in_memory.is_dirty_full() {
             contents.commit(&queue()).await?;
+        }
+        if self.in_memory.is_index_full() {
+            contents.store_index(&queue()).await?;
         }
         Ok(())
     }
@@ -285,9 +288,13 @@ impl Fs {
     /// where they are.
     pub(crate) async fn commit_all(&self) {
         for (nodeid, file) in self.files() {
-            if let Some(contents) = &mut *file.write().await
-                && let Err(error) = contents.commit_in_order(&queue()).await
-            {
+            let Some(contents) = &mut *file.write().await else { continue };
+            let mut done = contents.commit_in_order(&queue()).await;
+            // Files that nobody touches would keep theirs.
+            if done.is_ok() && self.in_memory.is_index_crowded() {
+                done = contents.store_index(&queue()).await;
+            }
+            if let Err(error) = done {
                 tracing::error!("node {nodeid}: cannot be written: {error}");
             }
         }

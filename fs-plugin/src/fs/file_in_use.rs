@@ -1,4 +1,4 @@
-//! The contents of a regular file that somebody uses, and how much of them is in memory only.
+//! The contents of a regular file that somebody uses, and how much of them is in memory.
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
@@ -13,6 +13,40 @@ use crate::store::medium::FileMedium;
 /// What is None until loaded, and again when nobody uses it any more.
 type Loaded = Option<Contents<FileMedium>>;
 
+/// What the files of a mount have in memory, all together, and how much that may be.
+///
+/// Relaxed throughout: the sums tell nothing of what they count.
+pub(crate) struct InMemory {
+    /// Bytes that are nowhere else.
+    pub(super) dirty: AtomicU64,
+    pub(super) dirty_max: u64,
+    /// Bytes of what is known of where the contents lie.
+    pub(super) index: AtomicU64,
+    pub(super) index_max: u64,
+}
+
+impl InMemory {
+    pub(super) fn is_dirty_full(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed) > self.dirty_max
+    }
+
+    pub(super) fn is_index_full(&self) -> bool {
+        self.index.load(Ordering::Relaxed) > self.index_max
+    }
+
+    /// So many that who wants more soon has none.
+    pub(super) fn is_index_crowded(&self) -> bool {
+        self.index.load(Ordering::Relaxed) > self.index_max / 2
+    }
+}
+
+/// Sets what one file has, and with it what all have.
+fn count(one: &AtomicU64, all: &AtomicU64, now: u64) {
+    let before = one.swap(now, Ordering::Relaxed);
+    // It wraps around on the way down.
+    all.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+}
+
 /// A file in use. Any shard works on its contents, one at a time, or several that only read.
 pub(crate) struct File {
     contents: RwLock<Loaded>,
@@ -22,25 +56,26 @@ pub(crate) struct File {
     /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
     /// which orders it.
     pub(super) users: AtomicU64,
-    /// Bytes in memory only. Changed under the lock of the contents, which orders it.
+    /// This file's part of what all have.
     dirty: AtomicU64,
-    /// Those of all files of the mount.
-    all_dirty: Arc<AtomicU64>,
+    index: AtomicU64,
+    all: Arc<InMemory>,
 }
 
 impl File {
-    pub(super) fn new(all_dirty: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(all: Arc<InMemory>) -> Self {
         Self {
             contents: RwLock::default(),
             descriptor: Mutex::default(),
             users: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
-            all_dirty,
+            index: AtomicU64::new(0),
+            all,
         }
     }
 
-    pub(super) async fn read(&self) -> RwLockReadGuard<'_, Loaded> {
-        self.contents.read().await
+    pub(super) async fn read(&self) -> Reading<'_> {
+        Reading { contents: self.contents.read().await, file: self }
     }
 
     pub(super) async fn write(&self) -> Changing<'_> {
@@ -57,6 +92,38 @@ impl File {
             *self.descriptor() = Some(Arc::clone(contents.medium().descriptor()));
             *place = Some(contents);
         }
+    }
+
+    /// Counts what is known of where the contents lie. If all know too much, this file forgets what
+    /// it can read again.
+    fn count_index(&self, contents: &Loaded) {
+        let count = |len| count(&self.index, &self.all.index, len);
+        let Some(contents) = contents else { return count(0) };
+        count(contents.index_len());
+        if self.all.is_index_full() {
+            contents.evict();
+            count(contents.index_len());
+        }
+    }
+}
+
+/// Contents that are only read. What that has made known is counted when it is dropped.
+pub(super) struct Reading<'a> {
+    contents: RwLockReadGuard<'a, Loaded>,
+    file: &'a File,
+}
+
+impl Deref for Reading<'_> {
+    type Target = Loaded;
+
+    fn deref(&self) -> &Loaded {
+        &self.contents
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.file.count_index(&self.contents);
     }
 }
 
@@ -81,14 +148,11 @@ impl DerefMut for Changing<'_> {
 }
 
 impl Changing<'_> {
-    /// Bytes of all files of the mount that are in memory only.
-    pub(super) fn count(&self) -> u64 {
-        let File { dirty, all_dirty, .. } = self.file;
-        let now = self.contents.as_ref().map_or(0, Contents::dirty_len);
-        let before = dirty.swap(now, Ordering::Relaxed);
-        // Relaxed: a sum, which tells nothing of what it counts. It wraps around on the way down.
-        let change = now.wrapping_sub(before);
-        all_dirty.fetch_add(change, Ordering::Relaxed).wrapping_add(change)
+    /// Counts what is in memory now.
+    pub(super) fn count(&self) {
+        let dirty = self.contents.as_ref().map_or(0, Contents::dirty_len);
+        count(&self.file.dirty, &self.file.all.dirty, dirty);
+        self.file.count_index(&self.contents);
     }
 }
 

@@ -245,7 +245,8 @@ impl Fs {
     pub(crate) fn take_file(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let mut inodes = self.inodes();
         let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
-        let file = node.file.get_or_insert_with(|| Arc::new(File::new(Arc::clone(&self.dirty))));
+        let file =
+            node.file.get_or_insert_with(|| Arc::new(File::new(Arc::clone(&self.in_memory))));
         file.users.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::clone(file))
     }

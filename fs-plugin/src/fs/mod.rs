@@ -27,6 +27,7 @@ use crate::fuse::reply::{self, Answer, DONE, Reply};
 use crate::fuse::request::Request;
 use crate::mount::Config;
 use crate::store::contents::{AHEAD_MAX, Options};
+use file_in_use::InMemory;
 use lookup::Inodes;
 pub(crate) use lower::Lower;
 
@@ -37,9 +38,7 @@ pub(crate) const MAX_WRITE: u32 = 256 * 1024;
 pub(crate) struct Fs {
     lower: Lower,
     options: Options,
-    /// Bytes of all files that are in memory only, and how many may be.
-    dirty: Arc<AtomicU64>,
-    dirty_max: u64,
+    in_memory: Arc<InMemory>,
     inodes: Mutex<Inodes>,
     /// Open directories, by their handle.
     directories: Mutex<Slab<Arc<OwnedFd>>>,
@@ -83,13 +82,13 @@ pub enum Transport {
 
 impl Fs {
     pub(crate) fn new(lower: Lower, io_uring: bool, config: &Config) -> Result<Self, Errno> {
-        let Config { contents: options, dirty_max, cache, .. } = *config;
+        let Config { contents: options, dirty_max, index_max, cache, .. } = *config;
+        let (dirty, index) = <(AtomicU64, AtomicU64)>::default();
         let inodes = Mutex::new(Inodes::new(&lower)?);
         Ok(Self {
             lower,
             options,
-            dirty: Arc::default(),
-            dirty_max,
+            in_memory: Arc::new(InMemory { dirty, dirty_max, index, index_max }),
             inodes,
             directories: Mutex::default(),
             io_uring,

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
+use super::file_in_use::InMemory;
 use super::{Fs, Transport};
 
 pub(super) const STATS_NAME: &[u8] = b"user.warpcore.stats";
@@ -29,12 +30,14 @@ impl Fs {
             Some(Transport::IoUring) => "io_uring",
             _ => "/dev/fuse",
         };
+        let InMemory { dirty, dirty_max, index, index_max } = &*self.in_memory;
         format!(
-            "transport {transport}\ninodes {}\nfiles_in_use {}\ndirty {}\ndirty_max {}\n",
+            "transport {transport}\ninodes {}\nfiles_in_use {}\ndirty {}\ndirty_max {dirty_max}\n\
+             index {}\nindex_max {index_max}\n",
             self.known_inodes(),
             self.files().len(),
-            self.dirty.load(Ordering::Relaxed),
-            self.dirty_max,
+            dirty.load(Ordering::Relaxed),
+            index.load(Ordering::Relaxed),
         )
     }
 

@@ -30,6 +30,9 @@ pub struct Config {
     /// Bytes of all files together that may be in memory only, about: a write first stores what its
     /// file has of them when there are more.
     pub dirty_max: u64,
+    /// Bytes that all open files together may have in memory of where their contents lie, about: who
+    /// goes beyond forgets what can be read again. A few hundred KB of each can not.
+    pub index_max: u64,
     /// Users other than the one who mounts may use it, as the modes say.
     pub allow_other: bool,
     /// Use FUSE over io_uring where the kernel has it on.

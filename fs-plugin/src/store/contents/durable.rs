@@ -60,6 +60,23 @@ impl<M: Medium> Contents<M> {
         Ok(())
     }
 
+    /// Commits, and stores the index as a tree, if that has grown by much; then drops it from memory.
+    pub async fn store_index(&mut self, queue: &Queue) -> Result<(), Error> {
+        if self.has_long_chain() {
+            self.commit(queue).await?;
+            self.checkpoint_if_possible().await;
+        }
+        self.evict();
+        Ok(())
+    }
+
+    /// Whether opening the file would have to read more records than it should.
+    fn has_long_chain(&self) -> bool {
+        let Body::Container(container) = &self.body else { return false };
+        container.attribute == Some(State::Dirty)
+            && container.chain.len() > self.options.records_max / 8
+    }
+
     /// Stores the index as a tree, so that the records before are not needed any more. The commit
     /// stands without it: an error is logged.
     async fn checkpoint_if_possible(&mut self) {
@@ -177,7 +194,7 @@ impl<M: Medium> Contents<M> {
             && let Body::Container(container) = &self.body
             && container.attribute == Some(State::Dirty)
         {
-            if container.chain.len() > self.options.records_max / 8 {
+            if self.has_long_chain() {
                 self.checkpoint_if_possible().await;
             }
             self.cut_zone()?;

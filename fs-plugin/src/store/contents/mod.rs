@@ -245,6 +245,21 @@ impl<M: Medium> Contents<M> {
         ranges.map(|range| range.len() as u64).sum()
     }
 
+    /// Bytes that the index takes in memory, about.
+    pub fn index_len(&self) -> u64 {
+        /// A visible part of an extent, and its share of the map's nodes.
+        const PIECE_LEN: u64 = 100;
+        let Body::Container(container) = &self.body else { return 0 };
+        index::lock(&container.index).len() as u64 * PIECE_LEN
+    }
+
+    /// Drops what the index can read again.
+    pub fn evict(&self) {
+        if let Body::Container(container) = &self.body {
+            index::lock(&container.index).evict();
+        }
+    }
+
     /// Whether something would be lost if the process ended now.
     pub fn is_dirty(&self) -> bool {
         match &self.body {
