@@ -1,13 +1,14 @@
-//! What the system has too little of: descriptors, room on the disk.
+//! What the system has too little of: descriptors, room on the disk, or of a quota.
 
 mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 
 use common::disk::Disk;
-use common::{MOUNT, Place, noise};
+use common::{MOUNT, Place, noise, tool};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
@@ -79,5 +80,46 @@ fn a_full_disk_keeps_roots_reserve_and_loses_nothing() {
     // Room is made by what takes none.
     fs::remove_file(disk.place.target.join(&acknowledged[0])).expect("removes");
     fs::write(disk.place.target.join("again"), &noise[..1 << 19]).expect("writes");
+    mounted.unmount();
+}
+
+/// A quota binds who writes through the mount, though the daemon is root, and what was acknowledged
+/// is there.
+#[test]
+fn a_quota_binds() {
+    const BTRFS: Need = Need::Tool("mkfs.btrfs", "btrfs-progs");
+    if !(need(&MOUNT) && need(&[Need::Loop, BTRFS, Need::Tool("findmnt", "util-linux")])) {
+        return;
+    }
+    let disk = Disk::new(&["mkfs.btrfs", "-q"], 256 << 20);
+    let source = disk.place.source.to_str().expect("UTF-8");
+    tool("btrfs", &["quota", "enable", source], Path::new("/"));
+    tool("btrfs", &["qgroup", "limit", "32M", source], Path::new("/"));
+    // Who has CAP_SYS_RESOURCE is not bound then (`qgroup_reserve` of fs/btrfs/qgroup.c); who has it
+    // not cannot set this, and is bound anyway.
+    let id = tool("findmnt", &["-no", "UUID", source], Path::new("/"));
+    let may_exceed = format!("/sys/fs/btrfs/{}/quota_override", id.trim());
+    let _ = fs::write(may_exceed, "1");
+    let mounted = disk.place.mount(&[]);
+    let noise = noise(1 << 20);
+    let mut acknowledged = 0;
+    let refused = loop {
+        let path = disk.place.target.join(acknowledged.to_string());
+        let written = File::create_new(path).and_then(|mut file| {
+            file.write_all(&noise)?;
+            file.sync_all()
+        });
+        match written {
+            Ok(()) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 64, "more than the quota has");
+    };
+    assert_eq!(refused.raw_os_error(), Some(Errno::DQUOT.raw_os_error()), "{refused}");
+    assert!(acknowledged > 20, "{acknowledged} of 32 MB");
+    for name in 0..acknowledged {
+        let found = fs::read(disk.place.target.join(name.to_string())).expect("reads");
+        assert!(found == noise, "{name}");
+    }
     mounted.unmount();
 }

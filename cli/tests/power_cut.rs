@@ -15,6 +15,11 @@ use common::disk::Disk;
 use common::{MOUNT, Place, seeds, tool, warpcore};
 use warpcore_need::{Need, need};
 
+const EXT4: Need = Need::Tool("mkfs.ext4", "e2fsprogs");
+const MKFS_EXT4: [&str; 3] = ["mkfs.ext4", "-q", "-F"];
+const XFS: Need = Need::Tool("mkfs.xfs", "xfsprogs");
+const MKFS_XFS: [&str; 2] = ["mkfs.xfs", "-q"];
+
 /// Synced changes until the power is cut, as far apart as they may be.
 fn changes(round: u64) -> usize {
     20 + usize::try_from(round * 97 % 400).expect("small")
@@ -138,17 +143,15 @@ fn power_cuts(mkfs: &[&str], options: &[&str]) {
 
 #[test]
 fn ext4_without_power() {
-    const MKFS: Need = Need::Tool("mkfs.ext4", "e2fsprogs");
-    if need(&MOUNT) && need(&[Need::Loop, MKFS]) {
-        power_cuts(&["mkfs.ext4", "-q", "-F"], &[]);
+    if need(&MOUNT) && need(&[Need::Loop, EXT4]) {
+        power_cuts(&MKFS_EXT4, &[]);
     }
 }
 
 #[test]
 fn xfs_without_power() {
-    const MKFS: Need = Need::Tool("mkfs.xfs", "xfsprogs");
-    if need(&MOUNT) && need(&[Need::Loop, MKFS]) {
-        power_cuts(&["mkfs.xfs", "-q"], &["no_uring", "writethrough"]);
+    if need(&MOUNT) && need(&[Need::Loop, XFS]) {
+        power_cuts(&MKFS_XFS, &["no_uring", "writethrough"]);
     }
 }
 
@@ -169,13 +172,13 @@ fn a_killed_daemon() {
 /// A database is whole, and has every transaction that was committed.
 #[test]
 fn sqlite_without_power() {
-    const MKFS: Need = Need::Tool("mkfs.ext4", "e2fsprogs");
     const SQLITE: Need = Need::Tool("sqlite3", "sqlite3");
-    if !(need(&MOUNT) && need(&[Need::Loop, MKFS, SQLITE])) {
+    if !(need(&MOUNT) && need(&[Need::Loop, EXT4, XFS, SQLITE])) {
         return;
     }
     for round in 0..4 * seeds() {
-        let disk = Disk::new(&["mkfs.ext4", "-q", "-F"], 64 << 20);
+        let mkfs: &[&str] = if round % 4 < 2 { &MKFS_EXT4 } else { &MKFS_XFS };
+        let disk = Disk::new(mkfs, 320 << 20);
         let mounted = disk.place.mount(&[]);
         let mode = if round % 2 == 0 { "WAL" } else { "DELETE" };
         let committed = transactions(&disk.place.target, mode, changes(round), || disk.cut_power());

@@ -99,13 +99,10 @@ impl Fs {
 
     /// Answers a request. `payload` holds what a WRITE brings, and takes what a READ gets.
     pub(crate) async fn dispatch(&self, request: &Request, payload: &mut [u8]) -> Answer {
-        // A request that is never answered would hang its caller, whom nothing can kill.
-        let answer = AssertUnwindSafe(self.answer(request, payload)).catch_unwind().await;
-        let answer = match answer {
+        let answer = match answered(self.answer(request, payload)).await {
             // The limit is ours, not the caller's.
-            Ok(Err(Errno::MFILE)) => Err(Errno::NFILE),
-            Ok(answer) => answer,
-            Err(_) => Err(Errno::IO),
+            Err(Errno::MFILE) => Err(Errno::NFILE),
+            answer => answer,
         };
         tracing::trace!(
             opcode = request.opcode,
@@ -240,5 +237,28 @@ impl Fs {
             ..Default::default()
         };
         Ok(Reply::Body(st.as_bytes().to_vec()))
+    }
+}
+
+/// The answer, also if that panics: a request that is never answered would hang its caller, whom
+/// nothing can kill.
+async fn answered(answer: impl Future<Output = Answer>) -> Answer {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or(Err(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, yield_now};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_answered() {
+        let answer = answered(async {
+            yield_now().await;
+            panic!("of a handler")
+        });
+        assert_eq!(block_on(answer), Err(Errno::IO));
+        assert_eq!(block_on(answered(async { DONE })), DONE);
     }
 }
