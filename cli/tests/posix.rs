@@ -342,6 +342,32 @@ fn what_is_known_of_where_contents_lie_is_bounded() {
     });
 }
 
+/// Also if nobody ever syncs: each opening gives back what it has replaced.
+#[test]
+fn what_is_overwritten_is_given_back() {
+    on_every(&[], |place| {
+        let len = 4 << 20;
+        let bytes = common::noise(len);
+        open_rw(place, "file").write_all_at(&bytes, 0).expect("writes");
+        for round in 1..5 {
+            let file = open_rw(place, "file");
+            for at in (0..len).step_by(64 << 10).rev() {
+                file.write_all_at(&bytes[at..at + (64 << 10)], at as u64).expect("overwrites");
+            }
+            drop(file);
+            // RELEASE follows close(2), and who asks for these waits for it.
+            let allocated = loop {
+                if number(&stats(place, "."), "files_in_use") == 0 {
+                    break fs::metadata(place.source.join("file")).expect("there").blocks() * 512;
+                }
+                std::thread::yield_now();
+            };
+            assert!(allocated < 2 * len as u64, "{allocated} bytes, round {round}");
+        }
+        assert!(fs::read(place.target.join("file")).expect("reads") == bytes);
+    });
+}
+
 /// Not by getfattr(1): a child that is started closes its copies of our descriptors, and what was
 /// written on them is committed.
 fn stats(place: &Place, path: &str) -> String {

@@ -10,6 +10,8 @@ use crate::store::spans::Spans;
 pub(super) struct Dead {
     /// Replaced by what is not durable yet: a crash may bring them back.
     doubtful: Vec<Range<u64>>,
+    /// Bytes of them.
+    doubtful_len: u64,
     /// Replaced for good.
     ranges: Spans,
     /// Bytes in whole blocks of `ranges`.
@@ -20,15 +22,22 @@ impl Dead {
     /// Nothing shows `range` any more.
     pub(super) fn replaced(&mut self, range: Range<u64>) {
         if !range.is_empty() {
+            self.doubtful_len += len(&range);
             self.doubtful.push(range);
         }
     }
 
     /// What replaced them is durable.
     pub(super) fn replaced_durably(&mut self) {
+        self.doubtful_len = 0;
         for range in std::mem::take(&mut self.doubtful) {
             self.insert(range);
         }
+    }
+
+    /// Bytes that could be given back if what replaced them were durable.
+    pub(super) fn doubtful_len(&self) -> u64 {
+        self.doubtful_len
     }
 
     /// Bytes of blocks that can be given back.

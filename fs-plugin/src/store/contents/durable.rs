@@ -17,6 +17,9 @@ const ZONE_COMMIT_MAX: u64 = 64 << 10;
 /// of metadata, which the next sync pays.
 const PUNCH_LEN: u64 = 1 << 20;
 
+/// Bytes that were replaced since the last sync, before an open file is synced without being asked.
+const UNSYNCED_MAX: u64 = 16 << 20;
+
 impl<M: Medium> Contents<M> {
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
     pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
@@ -35,7 +38,18 @@ impl<M: Medium> Contents<M> {
             // It may never come.
             waiting = 0..0;
         }
-        self.commit_but(queue, waiting).await
+        self.commit_but(queue, waiting).await?;
+        self.sync_if_much_is_replaced(queue, UNSYNCED_MAX).await
+    }
+
+    /// Of what is overwritten and never synced nothing could be given back.
+    async fn sync_if_much_is_replaced(&mut self, queue: &Queue, max: u64) -> Result<(), Error> {
+        match &self.body {
+            Body::Container(container) if container.dead.doubtful_len() >= max => {
+                self.sync(queue).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// `waiting`: chunks that stay dirty.
@@ -194,6 +208,7 @@ impl<M: Medium> Contents<M> {
             && let Body::Container(container) = &self.body
             && container.attribute == Some(State::Dirty)
         {
+            self.sync_if_much_is_replaced(queue, PUNCH_LEN).await?;
             if self.has_long_chain() {
                 self.checkpoint_if_possible().await;
             }
