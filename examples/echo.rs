@@ -6,7 +6,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use warpcore_runtime::net::{TcpListener, TcpStream};
+use warpcore_runtime::net::{Listener, Stream};
 use warpcore_runtime::{Builder, spawn, until_stopped};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(shard: usize, address: SocketAddr) -> std::io::Result<u64> {
-    let mut listener = TcpListener::bind(address)?;
+    let mut listener = Listener::bind(address)?;
     println!("shard {shard} listens on {}", listener.local_addr()?);
     let mut connections = 0;
     while let Some(stream) = until_stopped(listener.accept()).await {
@@ -30,7 +30,7 @@ async fn serve(shard: usize, address: SocketAddr) -> std::io::Result<u64> {
     Ok(connections)
 }
 
-async fn echo(stream: TcpStream) {
+async fn echo(stream: Stream) {
     let mut buffer = Vec::with_capacity(16 * 1024);
     loop {
         let (received, bytes) = stream.recv(buffer).await;

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Fs(arguments) => fs::run(arguments),
         Command::Mount(arguments) => mount::run(&arguments),
-        Command::Proxy(arguments) => proxy::run(&arguments),
+        Command::Proxy(arguments) => proxy::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

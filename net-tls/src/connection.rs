@@ -1,128 +1,337 @@
 //! One client, from accept to close.
 
+use std::cell::Cell;
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use rustls::ServerConnection;
-use warpcore_offload::{KeyExchange, Sign};
-use warpcore_runtime::net::TcpStream;
-use warpcore_runtime::{Elapsed, queue, timeout};
+use bytes::{Buf, BytesMut};
+use rustls::server::Acceptor;
+use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+use warpcore_offload::{EcdsaSign, KeyExchange, Sign};
+use warpcore_runtime::net::{Address, Stream};
+use warpcore_runtime::{queue, timeout};
 
 use crate::config::Signing;
-use crate::handshake::{Answer, Asked, Step, process};
-use crate::listener::Proxy;
+use crate::handshake::{Answer, Asked, Call, Refused, Step};
+use crate::listener::{Listening, Proxy, Shard};
+use crate::proxy_protocol::{self, Agreed, Endpoints};
 use crate::relay::relay;
 use crate::signer::SignRequest;
-use crate::stats::Counters;
+use crate::site::{Site, Sites};
+use crate::stats::{Counter, Refusal};
 
 /// Room for one read of a socket: the largest TLS record and its header.
 pub(crate) const RECEIVE_LEN_BYTES: usize = 16 * 1024 + 256;
 
-/// Why a connection ended early.
-pub(crate) enum Failure {
-    Handshake(Cause),
-    Relay(Cause),
-    Upstream(Cause),
-}
-
 /// Who is to blame, in words.
 pub(crate) type Cause = Box<dyn std::error::Error>;
 
-/// Shakes hands, connects to the upstream, relays.
-pub(crate) async fn serve(
-    proxy: &Proxy,
-    client: TcpStream,
-    counters: &Counters,
-) -> Result<(), Failure> {
-    let shaken = timeout(proxy.timeouts.handshake, shake_hands(proxy, &client)).await;
-    let (tls, received) = within(shaken).map_err(Failure::Handshake)?;
-    counters.count(|stats| stats.handshakes += 1);
-
-    // If there is no upstream, the client is cut off without close_notify: it must not take
-    // silence for an empty answer.
-    let connected = timeout(proxy.timeouts.connect, TcpStream::connect(proxy.upstream)).await;
-    let upstream = within(connected).map_err(Failure::Upstream)?;
-    relay(tls, received, client, upstream, proxy.timeouts.idle).await.map_err(Failure::Relay)
+/// Why a connection ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// More than may be at a time.
+    Refused(Refusal),
+    /// The client went before the handshake was over.
+    HungUp(Cause),
+    /// There was no PROXY header, or a broken one.
+    ProxyHeader(&'static str),
+    /// What the client said, or wanted, was refused.
+    Protocol(Cause),
+    /// The handshake took too long.
+    Timeout,
+    /// No upstream could be connected to.
+    Upstream(Cause),
+    /// Afterwards.
+    Relay(Cause),
 }
 
-/// Feeds rustls until the handshake is over. Bytes are received only while rustls wants some: a
-/// client that talks on while its signature is in flight fills its own socket.
-///
-/// Also returns what was received behind the handshake and rustls has not seen.
-async fn shake_hands(
-    proxy: &Proxy,
-    client: &TcpStream,
-) -> Result<(Box<ServerConnection>, BytesMut), Cause> {
-    let mut tls = Box::new(ServerConnection::new(proxy.tls())?);
-    let mut received = BytesMut::with_capacity(RECEIVE_LEN_BYTES);
-    // One signature a handshake, in the same call as the key exchange of TLS 1.3: what comes after
-    // needs no coroutine.
-    let mut signing = proxy.signing;
-    loop {
-        send_records(&mut tls, client).await?;
-        if !tls.is_handshaking() {
-            return Ok((tls, received));
-        }
-        received.reserve(RECEIVE_LEN_BYTES);
-        let (result, bytes) = client.recv(received).await;
-        received = bytes;
-        if result? == 0 {
-            return Err("the client hung up".into());
-        }
-        while !received.is_empty() && tls.is_handshaking() {
-            read_records(&mut tls, &mut received)?;
-            let mut step = process(signing, tls);
-            let result;
-            (tls, result) = loop {
-                match step {
-                    Step::Pending(request, suspended) => {
-                        signing = Signing::InPlace;
-                        let answer = match request {
-                            Asked::Exchange(peer) => {
-                                Answer::Exchanged(queue().submit(KeyExchange::new(peer)).await)
-                            }
-                            Asked::Sign(SignRequest { key, scheme, message }) => {
-                                let signed = queue().submit(Sign::new(key, scheme, message)).await;
-                                Answer::Signed(signed.result)
-                            }
-                        };
-                        step = suspended.complete(answer);
-                    }
-                    Step::Processed(processed) => break processed,
-                }
-            };
-            if let Err(error) = result {
-                // rustls has queued the alert that says why.
-                let _ = send_records(&mut tls, client).await;
-                let _ = client.shutdown(Shutdown::Write).await;
-                return Err(error.into());
-            }
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(Refusal::Client) => f.write_str("refused: too many of this client"),
+            Self::Refused(Refusal::Connections) => f.write_str("refused: too many connections"),
+            Self::Refused(Refusal::Handshakes) => f.write_str("refused: too many handshakes"),
+            Self::HungUp(cause) => write!(f, "hung up during the handshake: {cause}"),
+            Self::ProxyHeader(cause) => f.write_str(cause),
+            Self::Protocol(cause) => write!(f, "handshake: {cause}"),
+            Self::Timeout => f.write_str("the handshake took too long"),
+            Self::Upstream(cause) => write!(f, "no upstream: {cause}"),
+            Self::Relay(cause) => write!(f, "{cause}"),
         }
     }
 }
 
+/// What is known of a connection, as far as it came.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) accepted_at: Instant,
+    pub(crate) endpoints: Option<Endpoints>,
+    pub(crate) server_name: Option<String>,
+    pub(crate) version: Option<ProtocolVersion>,
+    pub(crate) suite: Option<CipherSuite>,
+    pub(crate) alpn: Option<Vec<u8>>,
+    pub(crate) resumed: bool,
+    pub(crate) handshake: Option<Duration>,
+    pub(crate) upstream: Option<Address>,
+    pub(crate) traffic: Traffic,
+}
+
+/// Plain text that was relayed, in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) received: Cell<u64>,
+    pub(crate) sent: Cell<u64>,
+}
+
+/// Shakes hands, connects to the upstream, relays.
+pub(crate) async fn serve(
+    proxy: &Proxy,
+    listening: &Listening,
+    client: Stream,
+    shard: &Shard,
+    visit: &mut Visit,
+) -> Result<(), Failure> {
+    let active = proxy.active();
+    let (limits, timeouts) = (active.limits[listening.number], active.timeouts);
+    let _connection = listening.usage.connection(&limits).map_err(Failure::Refused)?;
+    visit.endpoints = endpoints(&client);
+    let one_of = |ip: IpAddr| listening.usage.client(&limits, ip).map_err(Failure::Refused);
+    let mut _client = match visit.endpoints {
+        Some(endpoints) if !listening.proxy_protocol => one_of(endpoints.source.ip())?,
+        _ => None,
+    };
+    let pending = listening.usage.handshake(&limits).map_err(Failure::Refused)?;
+
+    let shaken = timeout(timeouts.handshake, async {
+        let mut received = BytesMut::with_capacity(RECEIVE_LEN_BYTES);
+        if listening.proxy_protocol {
+            let said;
+            (said, received) = read_proxy_header(&client, received).await?;
+            visit.endpoints = said.or(visit.endpoints);
+            if let Some(endpoints) = said {
+                _client = one_of(endpoints.source.ip())?;
+            }
+        }
+        shake_hands(proxy.signing, &active.sites[listening.number], &client, received).await
+    });
+    let Shaken { tls, received, site } = shaken.await.unwrap_or(Err(Failure::Timeout))?;
+    drop((pending, active));
+    let took = visit.accepted_at.elapsed();
+    visit.agreed(&tls, took);
+    shard.counters.took(took);
+    visit.suite.iter().for_each(|suite| shard.counters.agreed(*suite));
+    shard.counters.count(match (visit.version, visit.resumed) {
+        (Some(ProtocolVersion::TLSv1_3), false) => Counter::Tls13Full,
+        (Some(ProtocolVersion::TLSv1_3), true) => Counter::Tls13Resumed,
+        (_, false) => Counter::Tls12Full,
+        (_, true) => Counter::Tls12Resumed,
+    });
+
+    // If there is no upstream, the client is cut off without close_notify: it must not take
+    // silence for an empty answer.
+    let pool = Arc::clone(site.pool(visit.alpn.as_deref()));
+    drop(site);
+    let (upstream, lease) = pool.connect(timeouts.connect).await.map_err(Failure::Upstream)?;
+    visit.upstream = Some(lease.address().clone());
+    let header = proxy_protocol::header(pool.proxy_protocol, visit.endpoints, &agreed(&tls));
+    if !header.is_empty() {
+        upstream.send_all(header).await.0.map_err(|error| Failure::Upstream(error.into()))?;
+    }
+    let relayed = relay(tls, received, client, upstream, timeouts.idle, &visit.traffic).await;
+    relayed.map_err(Failure::Relay)
+}
+
+impl Visit {
+    pub(crate) fn new() -> Self {
+        Self {
+            accepted_at: Instant::now(),
+            endpoints: None,
+            server_name: None,
+            version: None,
+            suite: None,
+            alpn: None,
+            resumed: false,
+            handshake: None,
+            upstream: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// What the handshake came to.
+    fn agreed(&mut self, tls: &ServerConnection, took: Duration) {
+        self.server_name = tls.server_name().map(str::to_owned);
+        self.version = tls.protocol_version();
+        self.suite = tls.negotiated_cipher_suite().map(|suite| suite.suite());
+        self.alpn = tls.alpn_protocol().map(<[u8]>::to_vec);
+        self.resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        self.handshake = Some(took);
+    }
+}
+
+/// As an upstream is told. Versions are named as OpenSSL names them, which others look for.
+fn agreed(tls: &ServerConnection) -> Agreed<'_> {
+    Agreed {
+        server_name: tls.server_name(),
+        alpn: tls.alpn_protocol(),
+        version: version_name(tls.protocol_version()),
+        suite: tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or(""),
+        has_client_certificate: tls.peer_certificates().is_some(),
+    }
+}
+
+pub(crate) fn version_name(version: Option<ProtocolVersion>) -> &'static str {
+    match version {
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        _ => "",
+    }
+}
+
+/// Both ends of a connection; none of a Unix socket.
+fn endpoints(client: &Stream) -> Option<Endpoints> {
+    match (client.peer_addr(), client.local_addr()) {
+        (Ok(Address::Tcp(source)), Ok(Address::Tcp(destination))) => {
+            Some(Endpoints { source, destination })
+        }
+        _ => None,
+    }
+}
+
+/// Also returns what was received behind the header.
+async fn read_proxy_header(
+    client: &Stream,
+    mut received: BytesMut,
+) -> Result<(Option<Endpoints>, BytesMut), Failure> {
+    loop {
+        if let Some(header) = proxy_protocol::parse(&received).map_err(Failure::ProxyHeader)? {
+            received.advance(header.len);
+            return Ok((header.endpoints, received));
+        }
+        received = receive(client, received).await?;
+    }
+}
+
+/// A connection that has shaken hands.
+struct Shaken {
+    tls: Box<ServerConnection>,
+    /// What was received behind the handshake and rustls has not seen.
+    received: BytesMut,
+    site: Arc<Site>,
+}
+
+/// Feeds rustls until the handshake is over. Bytes are received only while rustls wants some: a
+/// client that talks on while its signature is in flight fills its own socket.
+async fn shake_hands(
+    signing: Signing,
+    sites: &Sites,
+    client: &Stream,
+    mut received: BytesMut,
+) -> Result<Shaken, Failure> {
+    let mut acceptor = Acceptor::default();
+    let accepted = loop {
+        if !received.is_empty() {
+            feed(|bytes| acceptor.read_tls(bytes), &mut received)?;
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => break accepted,
+            Ok(None) if received.is_empty() => received = receive(client, received).await?,
+            Ok(None) => {}
+            Err((error, mut records)) => {
+                let mut alert = Vec::new();
+                records.write_all(&mut alert).expect("to memory");
+                return Err(refuse(client, Refused { error, alert }).await);
+            }
+        }
+    };
+    let name = accepted.client_hello().server_name().map(str::to_owned);
+    let Some(site) = sites.find(name.as_deref()) else {
+        let error = rustls::Error::General(format!("no site is called {name:?}"));
+        return Err(refuse(client, Refused { error, alert: UNRECOGNIZED_NAME.to_vec() }).await);
+    };
+    let site = Arc::clone(site);
+    let mut call = Call::Accept(Box::new(accepted), Arc::clone(&site.tls));
+    loop {
+        let mut tls = match complete(call.start(signing)).await {
+            Ok(tls) => tls,
+            Err(refused) => return Err(refuse(client, refused).await),
+        };
+        send_records(&mut tls, client).await.map_err(hung_up)?;
+        if !tls.is_handshaking() {
+            return Ok(Shaken { tls, received, site });
+        }
+        if received.is_empty() {
+            received = receive(client, received).await?;
+        }
+        feed(|bytes| tls.read_tls(bytes), &mut received)?;
+        call = Call::Process(tls);
+    }
+}
+
+/// A fatal alert that no site has the name that was asked for (RFC 6066, section 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Answers what a call asks for, until it has returned.
+async fn complete(mut step: Step) -> Result<Box<ServerConnection>, Refused> {
+    loop {
+        let (asked, suspended) = match step {
+            Step::Processed(processed) => return processed,
+            Step::Pending(asked, suspended) => (asked, suspended),
+        };
+        let answer = match asked {
+            Asked::Exchange(peer) => {
+                Answer::Exchanged(queue().submit(KeyExchange::new(peer)).await)
+            }
+            Asked::Sign(SignRequest::Ecdsa { key, message }) => {
+                Answer::Signed(queue().submit(EcdsaSign::new(key, message)).await.result)
+            }
+            Asked::Sign(SignRequest::Rsa { key, scheme, message }) => {
+                Answer::Signed(queue().submit(Sign::new(key, scheme, message)).await.result)
+            }
+        };
+        step = suspended.complete(answer);
+    }
+}
+
+/// Tells the client why, as far as it listens.
+async fn refuse(client: &Stream, refused: Refused) -> Failure {
+    let _ = client.send_all(refused.alert).await;
+    let _ = client.shutdown(Shutdown::Write).await;
+    Failure::Protocol(refused.error.into())
+}
+
+/// Receives behind what is there already.
+async fn receive(client: &Stream, mut received: BytesMut) -> Result<BytesMut, Failure> {
+    received.reserve(RECEIVE_LEN_BYTES);
+    let (result, received) = client.recv(received).await;
+    match result {
+        Ok(0) => Err(Failure::HungUp("the end of its stream".into())),
+        Ok(_) => Ok(received),
+        Err(error) => Err(hung_up(error)),
+    }
+}
+
+fn hung_up(error: io::Error) -> Failure {
+    Failure::HungUp(error.into())
+}
+
 /// Gives received bytes to rustls, as many as it takes.
-pub(crate) fn read_records(tls: &mut ServerConnection, received: &mut BytesMut) -> io::Result<()> {
+fn feed(
+    read_tls: impl FnOnce(&mut dyn io::Read) -> io::Result<usize>,
+    received: &mut BytesMut,
+) -> Result<(), Failure> {
     let mut unread: &[u8] = received;
-    let taken = tls.read_tls(&mut unread)?;
-    bytes::Buf::advance(received, taken);
+    let taken = read_tls(&mut unread).map_err(|error| Failure::Protocol(error.into()))?;
+    received.advance(taken);
     Ok(())
 }
 
 /// Sends what rustls has to send.
-async fn send_records(tls: &mut ServerConnection, client: &TcpStream) -> io::Result<()> {
+async fn send_records(tls: &mut ServerConnection, client: &Stream) -> io::Result<()> {
     let mut records = Vec::new();
     while tls.wants_write() {
         tls.write_tls(&mut records)?;
     }
     client.send_all(records).await.0
-}
-
-/// A result within its time, or the reason why not.
-fn within<T>(result: Result<Result<T, impl Into<Cause>>, Elapsed>) -> Result<T, Cause> {
-    match result {
-        Ok(result) => result.map_err(Into::into),
-        Err(elapsed) => Err(elapsed.into()),
-    }
 }

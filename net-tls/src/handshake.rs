@@ -1,7 +1,7 @@
 //! Runs the rustls calls that may sign or exchange keys, so that either can be awaited.
 //!
-//! [`process`] calls `process_new_packets` on a pooled coroutine. When rustls signs, or exchanges
-//! keys, our part of it [`suspend`]s, and the caller gets [`Step::Pending`] with the request; [`Suspended::complete`]
+//! [`Call::start`] makes a call on a pooled coroutine. When rustls signs, or exchanges keys, our part
+//! of it [`suspend`]s, and the caller gets [`Step::Pending`] with the request; [`Suspended::complete`]
 //! goes on with the result. In place (the twin, and when no stack is left) the same call simply
 //! runs through. rustls plans a state machine that pauses by itself (rustls issue 850); `Step` is
 //! shaped so that it can take its place.
@@ -18,9 +18,11 @@
 
 use std::cell::Cell;
 use std::ptr;
+use std::sync::Arc;
 
 use corosensei::{Coroutine, CoroutineResult, Yielder};
-use rustls::ServerConnection;
+use rustls::server::Accepted;
+use rustls::{ServerConfig, ServerConnection};
 use warpcore_offload::{Error, Exchanged, Signature};
 
 use crate::config::Signing;
@@ -47,8 +49,24 @@ pub(crate) enum Answer {
 /// What a coroutine is resumed with; the first time, nothing.
 type Resume = Option<Answer>;
 
-/// The connection and what rustls said.
-type Processed = (Box<ServerConnection>, Result<(), rustls::Error>);
+/// A call that may suspend.
+pub(crate) enum Call {
+    /// Answer a ClientHello, as this configuration says.
+    Accept(Box<Accepted>, Arc<ServerConfig>),
+    /// Go on with what was received since.
+    Process(Box<ServerConnection>),
+}
+
+/// The connection, or why there is none any more.
+pub(crate) type Processed = Result<Box<ServerConnection>, Refused>;
+
+/// rustls will have nothing to do with it.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) error: rustls::Error,
+    /// Records that tell the client.
+    pub(crate) alert: Vec<u8>,
+}
 
 /// Where a call to rustls stands.
 pub(crate) enum Step {
@@ -64,22 +82,41 @@ pub(crate) struct Suspended {
     coroutine: Option<Coroutine<Resume, Asked, Processed, Stack>>,
 }
 
-/// Lets rustls process what it has been given to read.
-pub(crate) fn process(signing: Signing, mut connection: Box<ServerConnection>) -> Step {
-    let stack = match signing {
-        Signing::InPlace => None,
-        Signing::Offloaded => Stack::take(),
-    };
-    let Some(stack) = stack else {
-        let result = connection.process_new_packets().map(drop);
-        return Step::Processed((connection, result));
-    };
-    let coroutine = Coroutine::with_stack(stack, move |yielder, _first: Resume| {
-        let _published = Published::new(yielder);
-        let result = connection.process_new_packets().map(drop);
-        (connection, result)
-    });
-    Suspended { coroutine: Some(coroutine) }.resume(None)
+impl Call {
+    /// Makes the call.
+    pub(crate) fn start(self, signing: Signing) -> Step {
+        let stack = match signing {
+            Signing::InPlace => None,
+            Signing::Offloaded => Stack::take(),
+        };
+        let Some(stack) = stack else { return Step::Processed(self.make()) };
+        let coroutine = Coroutine::with_stack(stack, move |yielder, _first: Resume| {
+            let _published = Published::new(yielder);
+            self.make()
+        });
+        Suspended { coroutine: Some(coroutine) }.resume(None)
+    }
+
+    fn make(self) -> Processed {
+        let mut alert = Vec::new();
+        match self {
+            Self::Accept(accepted, config) => {
+                accepted.into_connection(config).map(Box::new).map_err(|(error, mut records)| {
+                    records.write_all(&mut alert).expect("to memory");
+                    Refused { error, alert }
+                })
+            }
+            Self::Process(mut connection) => match connection.process_new_packets() {
+                Ok(_) => Ok(connection),
+                Err(error) => {
+                    while connection.wants_write() {
+                        connection.write_tls(&mut alert).expect("to memory");
+                    }
+                    Err(Refused { error, alert })
+                }
+            },
+        }
+    }
 }
 
 impl Suspended {

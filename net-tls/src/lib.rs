@@ -15,35 +15,43 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use warpcore_tls::{Config, Proxy, Signing, Timeouts};
+//! use warpcore_tls::{CertificateConfig, Config, Proxy};
 //!
-//! let proxy = Arc::new(Proxy::new(&Config {
-//!     listen: ([0, 0, 0, 0], 443).into(),
-//!     certificate: "chain.pem".into(),
-//!     key: "key.pem".into(),
-//!     upstream: ([127, 0, 0, 1], 8080).into(),
-//!     signing: Signing::Offloaded,
-//!     timeouts: Timeouts::default(),
-//! })?);
+//! let proxy = Arc::new(Proxy::new(&Config::single(
+//!     "0.0.0.0:443".parse()?,
+//!     CertificateConfig { chain: "chain.pem".into(), key: "key.pem".into() },
+//!     &"127.0.0.1:8080".parse()?,
+//! ))?);
 //! warpcore_runtime::Builder::new().stop_on_signals(true).run(move |_shard| {
 //!     let proxy = Arc::clone(&proxy);
-//!     async move { Ok::<_, warpcore_tls::Error>(proxy.listen()?.serve().await) }
+//!     async move { proxy.serve().await }
 //! })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access_log;
+mod certificates;
 mod config;
 mod connection;
 mod error;
 mod handshake;
 mod key_exchange;
+mod limits;
 mod listener;
+mod metrics;
+mod proxy_protocol;
 mod relay;
 mod signer;
+mod site;
 mod stack;
 mod stats;
+mod ticket;
+mod upstream;
 
-pub use config::{Config, Signing, Timeouts};
-pub use error::Error;
-pub use listener::{Listener, Proxy};
+pub use config::{
+    Balance, CertificateConfig, ClientCertificates, Config, Limits, ListenerConfig, PoolConfig,
+    ProxyProtocol, Signing, SiteConfig, Timeouts,
+};
+pub use error::{Error, Key};
+pub use listener::Proxy;
 pub use stats::Stats;

@@ -1,118 +1,342 @@
 //! Accepts on every shard and makes a task of each connection.
 
-use std::net::SocketAddr;
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use rustls::ServerConfig;
-use warpcore_runtime::net::{self, TcpListener};
-use warpcore_runtime::{Holders, queue, sleep, spawn, timeout, until_stopped};
+use warpcore_runtime::net::{self, Address, Listener, Stream};
+use warpcore_runtime::{
+    Holders, queue, shard, shards, shards_possible, sleep, spawn, timeout, until_stopped,
+};
 
-use crate::config::{Config, Signing, Timeouts};
-use crate::connection::{self, Failure};
+use crate::access_log::AccessLog;
+use crate::config::{Config, Limits, Signing, Timeouts};
+use crate::connection::{self, Failure, Visit};
 use crate::error::Error;
-use crate::stats::{Counters, Stats};
+use crate::limits::Usage;
+use crate::metrics;
+use crate::site::Sites;
+use crate::stats::{Counter, Counters, Refusal, Stats};
+use crate::ticket::Masters;
+use crate::upstream::{Pool, Pools};
 
 /// A configured proxy, shared by the shards that serve it.
 #[derive(Debug)]
 pub struct Proxy {
-    tls: Arc<ServerConfig>,
-    address: SocketAddr,
-    pub(crate) upstream: SocketAddr,
+    pub(crate) listening: Vec<Arc<Listening>>,
+    active: RwLock<Arc<Active>>,
+    masters: Arc<Masters>,
     pub(crate) signing: Signing,
+    /// Of every shard that serves.
+    pub(crate) counters: Mutex<Vec<Arc<Counters>>>,
+    access_log: Option<AccessLog>,
+    /// Where metrics are asked for, until the first shard serves.
+    metrics: Mutex<Option<OwnedFd>>,
+}
+
+/// What a reload replaces.
+#[derive(Debug)]
+pub(crate) struct Active {
+    /// By listener, as limits.
+    pub(crate) sites: Vec<Sites>,
+    pub(crate) limits: Vec<Limits>,
+    pub(crate) pools: Pools,
     pub(crate) timeouts: Timeouts,
 }
 
+/// One listener of all shards.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) number: usize,
+    pub(crate) address: Address,
+    pub(crate) proxy_protocol: bool,
+    pub(crate) usage: Arc<Usage>,
+    /// One for each shard of an IP address, one for all of a path. Empty once nobody is to connect any
+    /// more.
+    sockets: Mutex<Vec<OwnedFd>>,
+}
+
 impl Proxy {
-    /// Checks the configuration: files, their fit, and that the address is free. Port 0 becomes a
-    /// free port.
+    /// Checks the configuration: files, their fit, and that the addresses are free; listens on them.
+    /// Port 0 becomes a free port.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let tls = config.load()?;
-        let listen = |source| Error::Listen { address: config.listen, source };
-        let address = net::check_free(config.listen).map_err(listen)?;
+        let masters = masters(config)?;
+        let active = Active::new(config, &masters)?;
+        let access_log = config.access_log.as_deref().map(AccessLog::open).transpose();
+        let access_log = access_log.map_err(|error| error.at("access_log"))?;
+        let mut listening = Vec::new();
+        for (number, listener) in config.listeners.iter().enumerate() {
+            let listen = listen(&listener.address);
+            let (address, sockets) =
+                listen.map_err(|error| error.at(&format!("listener.{number}.address")))?;
+            listening.push(Arc::new(Listening {
+                number,
+                address,
+                proxy_protocol: listener.proxy_protocol,
+                usage: Arc::default(),
+                sockets: Mutex::new(sockets),
+            }));
+        }
+        let metrics = config.metrics.as_ref().map(|address| {
+            let fail = |source| Error::Listen { address: address.clone(), source };
+            net::bind(address, false).map_err(fail)
+        });
+        let metrics = metrics.transpose().map_err(|error| error.at("metrics"))?;
         Ok(Self {
-            tls,
-            address,
-            upstream: config.upstream,
+            listening,
+            active: RwLock::new(Arc::new(active)),
+            masters,
             signing: config.signing,
-            timeouts: config.timeouts,
+            counters: Mutex::default(),
+            access_log,
+            metrics: Mutex::new(metrics),
         })
     }
 
-    /// The address clients connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
+    pub fn check(config: &Config) -> Result<(), Error> {
+        let masters = masters(config)?;
+        Active::new(config, &masters).map(drop)
     }
 
-    /// Listens on the current shard, with a socket of its own.
-    pub fn listen(self: &Arc<Self>) -> Result<Listener, Error> {
-        let listen = |source| Error::Listen { address: self.address, source };
-        let socket = TcpListener::bind(self.address).map_err(listen)?;
-        Ok(Listener { proxy: Arc::clone(self), socket })
+    /// Takes another configuration for connections that come from now on: sites, certificates, pools,
+    /// limits, timeouts, ticket keys. When it fails, nothing has changed.
+    ///
+    /// Listeners stay what they are: others need a restart.
+    pub fn reload(&self, config: &Config) -> Result<(), Error> {
+        let same = config.listeners.len() == self.listening.len()
+            && config.listeners.iter().zip(&self.listening).all(|(new, old)| {
+                let is_same_port = match (&new.address, &old.address) {
+                    // It has become another.
+                    (Address::Tcp(new), Address::Tcp(old)) if new.port() == 0 => {
+                        new.ip() == old.ip()
+                    }
+                    (new, old) => new == old,
+                };
+                is_same_port && new.proxy_protocol == old.proxy_protocol
+            });
+        if !same {
+            let cause = "listeners were added, taken out or changed: that needs a restart";
+            return Err(Error::config(cause).at("listener"));
+        }
+        let active = Active::new(config, &self.masters)?;
+        if let Some(path) = &config.ticket_keys {
+            self.masters.reload(path).map_err(|error| error.at("ticket_keys"))?;
+        }
+        if let Some(log) = &self.access_log {
+            log.reopen().map_err(|error| error.at("access_log"))?;
+        }
+        *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
+        Ok(())
     }
 
-    pub(crate) fn tls(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.tls)
+    /// The addresses clients connect to, in the order of the configuration.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.listening.iter().map(|listening| listening.address.clone()).collect()
     }
 
-    fn report(&self, failure: &Failure, counters: &Counters) {
-        match failure {
-            Failure::Handshake(cause) => {
-                counters.count(|stats| stats.handshakes_failed += 1);
-                tracing::debug!("handshake failed: {cause}");
-            }
-            Failure::Relay(cause) => tracing::debug!("connection ended: {cause}"),
-            Failure::Upstream(cause) => {
-                counters.count(|stats| stats.upstream_failed += 1);
-                tracing::warn!("upstream {} cannot be reached: {cause}", self.upstream);
+    /// What it does, for Prometheus: its text format, version 0.0.4.
+    pub fn metrics(&self) -> String {
+        metrics::text(self)
+    }
+
+    /// Serves on the current shard until the machine is asked to stop, then waits for the open
+    /// connections, at most for the configured time. What is open after that is cut off when the
+    /// shard ends. Every shard of the machine has to call it.
+    pub async fn serve(self: &Arc<Self>) -> Result<Stats, Error> {
+        let shard = Rc::new(Shard::default());
+        lock(&self.counters).push(Arc::clone(&shard.counters));
+        let mut accepting = Vec::new();
+        for listening in &self.listening {
+            for socket in listening.sockets_of_shard()? {
+                let (proxy, listening) = (Arc::clone(self), Arc::clone(listening));
+                let shard = Rc::clone(&shard);
+                accepting.push(spawn(proxy.accept(listening, Listener::from(socket), shard)));
             }
         }
+        if let Some(metrics) = lock(&self.metrics).take() {
+            drop(spawn(metrics::serve(Arc::clone(self), Listener::from(metrics))));
+        }
+        self.keep(&shard).await;
+        for accepting in accepting {
+            if accepting.await.is_err() {
+                tracing::error!("a listener has panicked; see above");
+            }
+        }
+        let stats = shard.drain(self.active().timeouts.drain).await;
+        if let Some(log) = &self.access_log {
+            log.write().await;
+        }
+        Ok(stats)
     }
-}
 
-/// One shard's part of a proxy.
-#[derive(Debug)]
-pub struct Listener {
-    proxy: Arc<Proxy>,
-    socket: TcpListener,
-}
-
-impl Listener {
-    /// Serves until the machine is asked to stop, then waits for the open connections, at most for
-    /// the configured time. What is open after that is cut off when the shard ends.
-    pub async fn serve(mut self) -> Stats {
-        let counters = Rc::new(Counters::default());
-        let open = Holders::default();
-        while let Some(accepted) = until_stopped(self.socket.accept()).await {
+    async fn accept(
+        self: Arc<Self>,
+        listening: Arc<Listening>,
+        mut socket: Listener,
+        shard: Rc<Shard>,
+    ) {
+        while let Some(accepted) = until_stopped(socket.accept()).await {
             match accepted {
-                Ok(client) => {
-                    counters.count(|stats| stats.accepted += 1);
-                    let (proxy, counters) = (Arc::clone(&self.proxy), Rc::clone(&counters));
-                    let opened = open.enter();
-                    drop(spawn(async move {
-                        let _opened = opened;
-                        if let Err(failure) = connection::serve(&proxy, client, &counters).await {
-                            proxy.report(&failure, &counters);
-                        }
-                    }));
-                }
+                Ok(client) => self.visited(&listening, client, &shard),
                 Err(error) => {
                     // Most likely descriptors have run out: connections wait in the backlog
                     // meanwhile, and some end.
-                    tracing::warn!("cannot accept on {}: {error}; pausing", self.proxy.address);
+                    let address = &listening.address;
+                    tracing::warn!("cannot accept on {address}: {error}; pausing");
                     sleep(Duration::from_millis(100)).await;
                 }
             }
         }
-        // Nobody is accepted any more.
-        drop(self.socket);
-        let drain = self.proxy.timeouts.drain;
-        let drained = timeout(drain, open.none()).await;
-        let mut stats = counters.read();
-        if drained.is_err() {
-            stats.cut_off = open.count();
-            let (cut_off, seconds) = (stats.cut_off, drain.as_secs_f64());
+        // Who connects from here on is refused, unless another process has the socket too.
+        lock(&listening.sockets).clear();
+        for client in socket.close().await {
+            self.visited(&listening, client, &shard);
+        }
+    }
+
+    /// Serves a client in a task of its own.
+    fn visited(self: &Arc<Self>, listening: &Arc<Listening>, client: Stream, shard: &Rc<Shard>) {
+        shard.counters.count(Counter::Accepted);
+        let (proxy, listening) = (Arc::clone(self), Arc::clone(listening));
+        let (shard, open) = (Rc::clone(shard), shard.open.enter());
+        drop(spawn(async move {
+            let _open = open;
+            let mut visit = Visit::new();
+            let result = connection::serve(&proxy, &listening, client, &shard, &mut visit).await;
+            let failure = result.err();
+            shard.ended(&visit, failure.as_ref());
+            if let Some(log) = &proxy.access_log {
+                log.ended(&listening.address.to_string(), &visit, failure.as_ref());
+            }
+        }));
+    }
+
+    /// What is done now and then, until the machine is asked to stop.
+    async fn keep(&self, shard: &Shard) {
+        while until_stopped(sleep(Duration::from_millis(250))).await.is_some() {
+            shard.counters.tell_queue(queue().stats());
+            if warpcore_runtime::shard() == 0 {
+                self.masters.rotate(Instant::now());
+                let active = self.active();
+                for pool in active.pools.values().filter(|pool| pool.is_check_due()) {
+                    drop(spawn(check(Arc::clone(pool), active.timeouts.connect)));
+                }
+                if let Some(log) = &self.access_log {
+                    log.write().await;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn active(&self) -> Arc<Active> {
+        Arc::clone(&self.active.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn masters(config: &Config) -> Result<Arc<Masters>, Error> {
+    let masters = match &config.ticket_keys {
+        Some(path) => Masters::read(path).map_err(|error| error.at("ticket_keys"))?,
+        None => Masters::random(),
+    };
+    Ok(Arc::new(masters))
+}
+
+/// Sockets for every shard.
+fn listen(wanted: &Address) -> Result<(Address, Vec<OwnedFd>), Error> {
+    let bind = || {
+        let address = net::check_free(wanted)?;
+        let count = match address {
+            Address::Tcp(_) => shards_possible(),
+            Address::Unix(_) => 1,
+        };
+        let sockets: Result<_, _> = (0..count).map(|_| net::bind(&address, true)).collect();
+        Ok((address, sockets?))
+    };
+    bind().map_err(|source| Error::Listen { address: wanted.clone(), source })
+}
+
+async fn check(pool: Arc<Pool>, patience: Duration) {
+    pool.check(patience).await;
+}
+
+impl Active {
+    fn new(config: &Config, masters: &Arc<Masters>) -> Result<Self, Error> {
+        let mut pools = Pools::new();
+        for (name, pool) in &config.pools {
+            let made = Pool::new(name, pool).map_err(|error| error.at(&format!("pool.{name}")))?;
+            pools.insert(name.clone(), Arc::new(made));
+        }
+        let mut sites = Vec::new();
+        for (number, listener) in config.listeners.iter().enumerate() {
+            let made = Sites::new(&listener.sites, &pools, masters);
+            sites.push(made.map_err(|error| error.at(&format!("listener.{number}")))?);
+        }
+        if sites.is_empty() {
+            return Err(Error::config("there is no [[listener]]"));
+        }
+        let limits = config.listeners.iter().map(|listener| listener.limits).collect();
+        Ok(Self { sites, limits, pools, timeouts: config.timeouts })
+    }
+}
+
+impl Listening {
+    /// The sockets that the current shard is to accept from: each has one shard at least, and each
+    /// shard one socket.
+    fn sockets_of_shard(&self) -> Result<Vec<OwnedFd>, Error> {
+        let sockets = lock(&self.sockets);
+        let count = sockets.len();
+        let of_shard = |index: &usize| {
+            index % shards() == shard() || count < shards() && *index == shard() % count
+        };
+        let cloned = (0..count).filter(of_shard).map(|index| sockets[index].try_clone());
+        let fail = |source| Error::Listen { address: self.address.clone(), source };
+        cloned.collect::<Result<_, _>>().map_err(fail)
+    }
+}
+
+/// One shard's part of a proxy.
+#[derive(Default)]
+pub(crate) struct Shard {
+    pub(crate) counters: Arc<Counters>,
+    open: Holders,
+    refusals: Rare,
+    upstreams: Rare,
+}
+
+impl Shard {
+    /// Counts how a connection ended, and says so.
+    fn ended(&self, visit: &Visit, failure: Option<&Failure>) {
+        self.counters.add(Counter::Received, visit.traffic.received.get());
+        self.counters.add(Counter::Sent, visit.traffic.sent.get());
+        let Some(failure) = failure else { return };
+        self.counters.count(match failure {
+            Failure::Refused(Refusal::Client) => Counter::RefusedClient,
+            Failure::Refused(Refusal::Connections) => Counter::RefusedConnections,
+            Failure::Refused(Refusal::Handshakes) => Counter::RefusedHandshakes,
+            Failure::HungUp(_) => Counter::FailedHungUp,
+            Failure::ProxyHeader(_) => Counter::FailedProxyHeader,
+            Failure::Protocol(_) => Counter::FailedProtocol,
+            Failure::Timeout => Counter::FailedTimeout,
+            Failure::Upstream(_) => Counter::UpstreamFailed,
+            Failure::Relay(_) => Counter::RelayFailed,
+        });
+        let rare = match failure {
+            Failure::Refused(_) => &self.refusals,
+            Failure::Upstream(_) => &self.upstreams,
+            _ => return tracing::debug!("{failure}"),
+        };
+        if let Some(others) = rare.due() {
+            tracing::warn!("{failure} ({others} more since the last line of this)");
+        }
+    }
+
+    async fn drain(&self, patience: Duration) -> Stats {
+        if timeout(patience, self.open.none()).await.is_err() {
+            let (cut_off, seconds) = (self.open.count(), patience.as_secs_f64());
+            self.counters.add(Counter::CutOff, cut_off);
             tracing::warn!("{cut_off} connections were still open after {seconds} s; cut off");
         }
         // What was cut off may still be worked on, for a fraction of a millisecond in software, for
@@ -120,7 +344,31 @@ impl Listener {
         while queue().orphans() > 0 {
             sleep(Duration::from_micros(100)).await;
         }
-        stats.queue = queue().stats();
-        stats
+        Stats { queue: queue().stats(), ..self.counters.stats() }
     }
+}
+
+/// A line of the log that many may cause: once a second is enough.
+#[derive(Default)]
+struct Rare {
+    said_at: Cell<Option<Instant>>,
+    left_out: Cell<u64>,
+}
+
+impl Rare {
+    /// How many were left out since it was said last, if it is to be said again.
+    fn due(&self) -> Option<u64> {
+        let now = Instant::now();
+        let said_at = self.said_at.get();
+        if said_at.is_some_and(|said_at| now.duration_since(said_at) < Duration::from_secs(1)) {
+            self.left_out.set(self.left_out.get() + 1);
+            return None;
+        }
+        self.said_at.set(Some(now));
+        Some(self.left_out.replace(0))
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

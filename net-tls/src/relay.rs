@@ -13,19 +13,19 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_lock::Mutex;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use rustls::ServerConnection;
-use warpcore_runtime::net::TcpStream;
+use warpcore_runtime::net::Stream;
 use warpcore_runtime::sleep_until;
 
-use crate::connection::{Cause, RECEIVE_LEN_BYTES, read_records};
+use crate::connection::{Cause, RECEIVE_LEN_BYTES, Traffic};
 
 /// What the two directions share.
-struct Relay {
+struct Relay<'a> {
     /// Never borrowed across an await.
     tls: RefCell<Box<ServerConnection>>,
-    client: TcpStream,
-    upstream: TcpStream,
+    client: Stream,
+    upstream: Stream,
     /// Held from taking records out of `tls` until they are sent: records leave in order.
     sending: Mutex<()>,
     active_at: Cell<Instant>,
@@ -33,11 +33,12 @@ struct Relay {
     upstream_ended: Cell<bool>,
     /// The client has been told so.
     client_ended: Cell<bool>,
+    traffic: &'a Traffic,
 }
 
 /// However the relay ends (an error, the end of a drain, a panic): a side that was not told of an
 /// end in order must not take what it got for all there was. A reset says so.
-impl Drop for Relay {
+impl Drop for Relay<'_> {
     fn drop(&mut self) {
         for (stream, ended) in
             [(&self.upstream, &self.upstream_ended), (&self.client, &self.client_ended)]
@@ -53,9 +54,10 @@ impl Drop for Relay {
 pub(crate) async fn relay(
     tls: Box<ServerConnection>,
     received: BytesMut,
-    client: TcpStream,
-    upstream: TcpStream,
+    client: Stream,
+    upstream: Stream,
     idle: Duration,
+    traffic: &Traffic,
 ) -> Result<(), Cause> {
     let relay = Relay {
         tls: RefCell::new(tls),
@@ -65,17 +67,20 @@ pub(crate) async fn relay(
         active_at: Cell::new(Instant::now()),
         upstream_ended: Cell::new(false),
         client_ended: Cell::new(false),
+        traffic,
     };
     both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await
 }
 
-impl Relay {
+impl Relay<'_> {
     async fn to_upstream(&self, mut received: BytesMut) -> Result<(), Cause> {
         loop {
             // First what came with the end of the handshake.
             let (plain, closed) = self.take_plain()?;
             if !plain.is_empty() {
+                let len = plain.len() as u64;
                 self.upstream.send_all(plain).await.0?;
+                self.traffic.received.set(self.traffic.received.get() + len);
                 self.active();
             }
             if closed {
@@ -94,7 +99,9 @@ impl Relay {
             }
             let processed = {
                 let mut tls = self.tls.borrow_mut();
-                read_records(&mut tls, &mut received)?;
+                let mut unread: &[u8] = &received;
+                let taken = tls.read_tls(&mut unread)?;
+                received.advance(taken);
                 tls.process_new_packets().map(drop)
             };
             // Answers of the protocol itself: key updates, alerts.
@@ -117,6 +124,7 @@ impl Relay {
                 self.tls.borrow_mut().writer().write_all(&plain)?;
             }
             self.send_records().await?;
+            self.traffic.sent.set(self.traffic.sent.get() + plain.len() as u64);
             if ended {
                 self.client.shutdown(Shutdown::Write).await?;
                 self.client_ended.set(true);

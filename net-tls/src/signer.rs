@@ -10,16 +10,15 @@ use std::sync::Arc;
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{Signer, SigningKey, public_key_to_spki};
 use rustls::{SignatureAlgorithm, SignatureScheme};
-use warpcore_offload::{PrivateKey, Scheme};
+use warpcore_offload::{EcdsaKey, Error, PrivateKey, Scheme, Signature};
 
 use crate::handshake::{Answer, Asked, suspend};
 
-/// What a suspended handshake asks for.
+/// A signature that a suspended handshake asks for.
 #[derive(Debug, Clone)]
-pub(crate) struct SignRequest {
-    pub(crate) key: Arc<PrivateKey>,
-    pub(crate) scheme: Scheme,
-    pub(crate) message: Vec<u8>,
+pub(crate) enum SignRequest {
+    Ecdsa { key: Arc<EcdsaKey>, message: Vec<u8> },
+    Rsa { key: Arc<PrivateKey>, scheme: Scheme, message: Vec<u8> },
 }
 
 /// An RSA key as rustls sees it.
@@ -75,19 +74,83 @@ struct OffloadedSigner {
 impl Signer for OffloadedSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let (key, scheme) = (&self.key, self.scheme);
-        let request = || SignRequest { key: Arc::clone(key), scheme, message: message.to_vec() };
-        let result = match suspend(|| Asked::Sign(request())) {
-            None => key.sign(scheme, message),
-            Some(Answer::Signed(result)) => result,
-            Some(_) => Err(warpcore_offload::Error::Closed),
-        };
-        match result {
-            Ok(signature) => Ok(signature.as_ref().to_vec()),
-            Err(error) => Err(rustls::Error::General(error.to_string())),
-        }
+        let request =
+            || SignRequest::Rsa { key: Arc::clone(key), scheme, message: message.to_vec() };
+        let result = ask(request).unwrap_or_else(|| key.sign(scheme, message));
+        to_rustls(result)
     }
 
     fn scheme(&self) -> SignatureScheme {
         self.name
+    }
+}
+
+/// A key of P-256 as rustls sees it.
+pub(crate) struct OffloadedEcdsaKey {
+    key: Arc<EcdsaKey>,
+    /// The same, of ring.
+    in_place: Arc<dyn SigningKey>,
+}
+
+impl OffloadedEcdsaKey {
+    pub(crate) fn new(key: EcdsaKey, in_place: Arc<dyn SigningKey>) -> Self {
+        Self { key: Arc::new(key), in_place }
+    }
+}
+
+impl SigningKey for OffloadedEcdsaKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let in_place = self.in_place.choose_scheme(offered)?;
+        Some(Box::new(OffloadedEcdsaSigner { key: Arc::clone(&self.key), in_place }))
+    }
+
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        self.in_place.public_key()
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
+}
+
+impl fmt::Debug for OffloadedEcdsaKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.key.fmt(f)
+    }
+}
+
+#[derive(Debug)]
+struct OffloadedEcdsaSigner {
+    key: Arc<EcdsaKey>,
+    in_place: Box<dyn Signer>,
+}
+
+impl Signer for OffloadedEcdsaSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let key = &self.key;
+        let request = || SignRequest::Ecdsa { key: Arc::clone(key), message: message.to_vec() };
+        match ask(request) {
+            None => self.in_place.sign(message),
+            Some(result) => to_rustls(result),
+        }
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.in_place.scheme()
+    }
+}
+
+/// Suspends until the signature is there. None where nothing can be suspended.
+fn ask(request: impl FnOnce() -> SignRequest) -> Option<Result<Signature, Error>> {
+    Some(match suspend(|| Asked::Sign(request()))? {
+        Answer::Signed(result) => result,
+        _ => Err(Error::Closed),
+    })
+}
+
+fn to_rustls(result: Result<Signature, Error>) -> Result<Vec<u8>, rustls::Error> {
+    match result {
+        Ok(signature) => Ok(signature.as_ref().to_vec()),
+        Err(error) => Err(rustls::Error::General(error.to_string())),
     }
 }

@@ -1,6 +1,10 @@
-//! Counters of one shard's part of the proxy.
+//! Counters: of each shard, written by it alone, read by anybody.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::CipherSuite;
 
 /// What a proxy has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -8,8 +12,12 @@ use std::cell::Cell;
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
+    /// Of those, the ones that were refused: too many at a time.
+    pub refused: u64,
     /// Handshakes that ended well.
     pub handshakes: u64,
+    /// Of those, the ones that a ticket made short.
+    pub resumed: u64,
     /// Handshakes that did not: refused by either side, cut off, or out of time.
     pub handshakes_failed: u64,
     /// Connections whose upstream could not be reached.
@@ -24,7 +32,9 @@ impl Stats {
     /// Adds another shard's counters.
     pub fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
+        self.refused += other.refused;
         self.handshakes += other.handshakes;
+        self.resumed += other.resumed;
         self.handshakes_failed += other.handshakes_failed;
         self.upstream_failed += other.upstream_failed;
         self.cut_off += other.cut_off;
@@ -32,18 +42,201 @@ impl Stats {
     }
 }
 
-/// Counters that the tasks of one shard share.
-#[derive(Default)]
-pub(crate) struct Counters(Cell<Stats>);
+/// Why a connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Too many of the listener.
+    Connections,
+    /// Too many of this client.
+    Client,
+    /// Too many that have not shaken hands.
+    Handshakes,
+}
+
+/// What is counted, with its name and label for others to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Counter {
+    Accepted,
+    RefusedClient,
+    RefusedConnections,
+    RefusedHandshakes,
+    FailedHungUp,
+    FailedProtocol,
+    FailedProxyHeader,
+    FailedTimeout,
+    Tls12Full,
+    Tls12Resumed,
+    Tls13Full,
+    Tls13Resumed,
+    UpstreamFailed,
+    RelayFailed,
+    Received,
+    Sent,
+    CutOff,
+}
+
+impl Counter {
+    pub(crate) const ALL: [Self; 17] = [
+        Self::Accepted,
+        Self::RefusedClient,
+        Self::RefusedConnections,
+        Self::RefusedHandshakes,
+        Self::FailedHungUp,
+        Self::FailedProtocol,
+        Self::FailedProxyHeader,
+        Self::FailedTimeout,
+        Self::Tls12Full,
+        Self::Tls12Resumed,
+        Self::Tls13Full,
+        Self::Tls13Resumed,
+        Self::UpstreamFailed,
+        Self::RelayFailed,
+        Self::Received,
+        Self::Sent,
+        Self::CutOff,
+    ];
+
+    /// Name and labels, as Prometheus has them.
+    pub(crate) fn name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Accepted => ("connections_accepted", ""),
+            Self::RefusedClient => ("connections_refused", "reason=\"client\""),
+            Self::RefusedConnections => ("connections_refused", "reason=\"connections\""),
+            Self::RefusedHandshakes => ("connections_refused", "reason=\"handshakes\""),
+            Self::FailedHungUp => ("handshakes_failed", "cause=\"hung_up\""),
+            Self::FailedProtocol => ("handshakes_failed", "cause=\"protocol\""),
+            Self::FailedProxyHeader => ("handshakes_failed", "cause=\"proxy_header\""),
+            Self::FailedTimeout => ("handshakes_failed", "cause=\"timeout\""),
+            Self::Tls12Full => ("handshakes", "version=\"1.2\",resumed=\"no\""),
+            Self::Tls12Resumed => ("handshakes", "version=\"1.2\",resumed=\"yes\""),
+            Self::Tls13Full => ("handshakes", "version=\"1.3\",resumed=\"no\""),
+            Self::Tls13Resumed => ("handshakes", "version=\"1.3\",resumed=\"yes\""),
+            Self::UpstreamFailed => ("connections_failed", "cause=\"upstream\""),
+            Self::RelayFailed => ("connections_failed", "cause=\"relay\""),
+            Self::Received => ("relayed_bytes", "from=\"client\""),
+            Self::Sent => ("relayed_bytes", "from=\"upstream\""),
+            Self::CutOff => ("connections_failed", "cause=\"drain\""),
+        }
+    }
+}
+
+/// Upper bounds of the classes of handshakes, in milliseconds; the last class has none.
+pub(crate) const HANDSHAKE_MS: [u64; 12] = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 5000];
+
+/// Every suite of the provider.
+pub(crate) const SUITES: [CipherSuite; 9] = [
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+
+/// Of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    counts: [AtomicU64; Counter::ALL.len()],
+    /// Handshakes that ended well, by how long they took, and how long all of them.
+    handshake_classes: [AtomicU64; HANDSHAKE_MS.len() + 1],
+    handshake_us: AtomicU64,
+    /// As [`SUITES`].
+    suites: [AtomicU64; SUITES.len()],
+    /// As the shard has told last.
+    queue: Mutex<warpcore_offload::Stats>,
+}
 
 impl Counters {
-    pub(crate) fn count(&self, change: impl FnOnce(&mut Stats)) {
-        let mut stats = self.0.get();
-        change(&mut stats);
-        self.0.set(stats);
+    pub(crate) fn count(&self, counter: Counter) {
+        self.add(counter, 1);
     }
 
-    pub(crate) fn read(&self) -> Stats {
-        self.0.get()
+    pub(crate) fn add(&self, counter: Counter, count: u64) {
+        add(&self.counts[counter as usize], count);
+    }
+
+    pub(crate) fn took(&self, handshake: Duration) {
+        let us = u64::try_from(handshake.as_micros()).unwrap_or(u64::MAX);
+        let class = HANDSHAKE_MS.iter().position(|ms| us <= ms * 1000);
+        add(&self.handshake_classes[class.unwrap_or(HANDSHAKE_MS.len())], 1);
+        add(&self.handshake_us, us);
+    }
+
+    pub(crate) fn agreed(&self, suite: CipherSuite) {
+        if let Some(index) = SUITES.iter().position(|known| *known == suite) {
+            add(&self.suites[index], 1);
+        }
+    }
+
+    /// Handshakes that ended well with this suite.
+    pub(crate) fn with_suite(&self, suite: CipherSuite) -> u64 {
+        let index = SUITES.iter().position(|known| *known == suite);
+        index.map_or(0, |index| self.suites[index].load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn tell_queue(&self, stats: warpcore_offload::Stats) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    pub(crate) fn queue(&self) -> warpcore_offload::Stats {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, counter: Counter) -> u64 {
+        self.counts[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Of each class, and microseconds of all.
+    pub(crate) fn handshakes(&self) -> ([u64; HANDSHAKE_MS.len() + 1], u64) {
+        let classes =
+            std::array::from_fn(|class| self.handshake_classes[class].load(Ordering::Relaxed));
+        (classes, self.handshake_us.load(Ordering::Relaxed))
+    }
+
+    /// As people count them, without the queue's.
+    pub(crate) fn stats(&self) -> Stats {
+        let sum = |name: &str| {
+            let of_name = Counter::ALL.into_iter().filter(|counter| counter.name().0 == name);
+            of_name.map(|counter| self.get(counter)).sum()
+        };
+        Stats {
+            accepted: self.get(Counter::Accepted),
+            refused: sum("connections_refused"),
+            handshakes: sum("handshakes"),
+            resumed: self.get(Counter::Tls12Resumed) + self.get(Counter::Tls13Resumed),
+            handshakes_failed: sum("handshakes_failed"),
+            upstream_failed: self.get(Counter::UpstreamFailed),
+            cut_off: self.get(Counter::CutOff),
+            queue: warpcore_offload::Stats::default(),
+        }
+    }
+}
+
+/// Only the shard whose counter it is writes: no operation has to be atomic, only the value.
+fn add(counter: &AtomicU64, count: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
+    counter.store(sum, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_counted() {
+        let provided = rustls::crypto::ring::ALL_CIPHER_SUITES;
+        let provided: Vec<_> = provided.iter().map(|suite| suite.suite()).collect();
+        assert_eq!(provided, SUITES);
+    }
+
+    #[test]
+    fn every_counter_is_where_it_says() {
+        for (index, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, index);
+        }
     }
 }

@@ -4,12 +4,13 @@ mod common;
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{Identity, Running, echo, openssl, upstream};
 use warpcore_need::{Need, need};
 use warpcore_offload::Kernel;
-use warpcore_tls::{Error, Proxy, Signing};
+use warpcore_tls::{CertificateConfig, Error, Proxy, Signing};
 
 const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
 
@@ -63,7 +64,9 @@ fn a_key_that_is_not_rsa_is_served_too() {
     let proxy = Running::start(&identity.config(upstream(echo), Signing::Offloaded), 1);
     let config = common::client_config(&identity, &rustls::version::TLS13);
     assert_eq!(common::exchange(&config, proxy.address, b"x").expect("answered"), b"x");
-    assert_eq!(proxy.stop().queue.kernel(Kernel::Sign).requests, 0, "signed in place");
+    let stats = proxy.stop();
+    assert_eq!(stats.queue.kernel(Kernel::Sign).requests, 0);
+    assert_eq!(stats.queue.kernel(Kernel::Ecdsa).requests, 1);
 }
 
 #[test]
@@ -75,29 +78,35 @@ fn bad_input_is_refused_with_its_reason() {
     let other = Identity::new();
     let good = identity.config(([127, 0, 0, 1], 9).into(), Signing::Offloaded);
 
-    let mut config = good.clone();
-    config.key = other.key();
-    let error = Proxy::new(&config).expect_err("refused");
+    let refused = |chain: PathBuf, key: PathBuf| {
+        let mut config = good.clone();
+        config.listeners[0].sites[0].certificates = vec![CertificateConfig { chain, key }];
+        match Proxy::new(&config).expect_err("refused") {
+            Error::At { key, source } => {
+                assert_eq!(key.to_string(), "listener.0.site.0.certificates.0");
+                *source
+            }
+            error => panic!("{error}"),
+        }
+    };
+    let error = refused(identity.certificate(), other.key());
     assert!(matches!(error, Error::Mismatch { .. }), "{error}");
-
-    config = good.clone();
-    config.certificate = identity.key();
-    let error = Proxy::new(&config).expect_err("refused");
+    let error = refused(identity.key(), identity.key());
     assert!(matches!(error, Error::Certificate { .. }), "{error}");
-
-    config = good.clone();
-    config.key = identity.certificate();
-    let error = Proxy::new(&config).expect_err("refused");
+    let error = refused(identity.certificate(), identity.certificate());
     assert!(matches!(error, Error::Key { .. }), "{error}");
-
-    config = good.clone();
-    config.key = "/nonexistent".into();
-    let error = Proxy::new(&config).expect_err("refused");
+    let error = refused(identity.certificate(), "/nonexistent".into());
     assert!(error.to_string().starts_with("cannot read /nonexistent"), "{error}");
 
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    config = good.clone();
-    config.listen = taken.local_addr().expect("bound");
+    let mut config = good.clone();
+    config.listeners[0].address = taken.local_addr().expect("bound").into();
     let error = Proxy::new(&config).expect_err("refused");
     assert!(error.to_string().contains("ss -ltnp"), "{error}");
+
+    let mut config = good;
+    config.listeners[0].sites[0].pool = "elsewhere".to_owned();
+    let error = Proxy::check(&config).expect_err("refused").to_string();
+    let said = "listener.0.site.0.pool: no pool is called `elsewhere`; there is upstream";
+    assert_eq!(error, said);
 }

@@ -156,6 +156,7 @@ mod tests {
         assert_eq!(batch.next(&mut stats), None);
         assert!(batch.is_empty());
         assert_eq!((stats.batches, stats.requests, stats.batch_len_max), (3, 5, 3));
+        assert_eq!(stats.batch_classes, [2, 1, 0, 0, 0]);
     }
 
     #[test]

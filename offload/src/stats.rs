@@ -93,6 +93,9 @@ impl Stats {
             sum.batches += kernel.batches;
             sum.requests += kernel.requests;
             sum.batch_len_max = sum.batch_len_max.max(kernel.batch_len_max);
+            for (sum, class) in sum.batch_classes.iter_mut().zip(kernel.batch_classes) {
+                *sum += class;
+            }
             sum.on_device += kernel.on_device;
             sum.redone += kernel.redone;
             sum.spilled += kernel.spilled;
@@ -110,6 +113,8 @@ pub struct KernelStats {
     pub requests: u64,
     /// Requests in the largest one.
     pub batch_len_max: u64,
+    /// Batches by how many requests were in them: 1, up to 3, up to 7, up to 15, more.
+    pub batch_classes: [u64; 5],
     /// Requests that a device finished.
     pub on_device: u64,
     /// Requests that software did after a device had failed to.
@@ -127,6 +132,7 @@ impl KernelStats {
             self.batches += 1;
             self.requests += len;
             self.batch_len_max = self.batch_len_max.max(len);
+            self.batch_classes[(len.ilog2() as usize).min(4)] += 1;
         }
     }
 }

@@ -1,71 +1,161 @@
-//! TCP with owned buffers.
+//! Streams, over TCP and Unix sockets, with owned buffers.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::buf::{IoBuf, IoBufMut};
 use crate::op::{self, AcceptMulti, SharedFd};
 
+/// Where somebody listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// A socket in the filesystem.
+    Unix(PathBuf),
+}
+
+impl Address {
+    fn to_socket(&self) -> io::Result<SockAddr> {
+        match self {
+            Self::Tcp(address) => Ok((*address).into()),
+            Self::Unix(path) => SockAddr::unix(path),
+        }
+    }
+
+    fn from_socket(address: &SockAddr) -> io::Result<Self> {
+        let unix = || address.as_pathname().map(|path| Self::Unix(path.to_owned()));
+        let address = address.as_socket().map(Self::Tcp).or_else(unix);
+        address.ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
+    fn open(&self) -> io::Result<Socket> {
+        let (domain, protocol) = match self {
+            Self::Tcp(address) => (Domain::for_address(*address), Some(Protocol::TCP)),
+            Self::Unix(_) => (Domain::UNIX, None),
+        };
+        Socket::new(domain, Type::STREAM, protocol)
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl From<&Self> for Address {
+    fn from(address: &Self) -> Self {
+        address.clone()
+    }
+}
+
+/// `IP:PORT`, `[IPv6]:PORT` or `unix:PATH`.
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("a path has to follow unix:"),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp).map_err(|_| "neither IP:PORT nor unix:PATH"),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// A listening socket of this shard.
 #[derive(Debug)]
-pub struct TcpListener {
+pub struct Listener {
     fd: SharedFd,
     accept: AcceptMulti,
 }
 
-impl TcpListener {
-    /// Listens on `address` with a socket of this shard's own: every shard may bind the same
+impl Listener {
+    /// Listens on `address` with a socket of this shard's own. Every shard may bind the same IP
     /// address, and the kernel spreads connections over them (SO_REUSEPORT). IPv6 addresses are
     /// IPv6's only.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = bound(address, true)?;
-        socket.listen(1024)?;
-        Ok(Self::from(std::net::TcpListener::from(socket)))
+    pub fn bind(address: impl Into<Address>) -> io::Result<Self> {
+        bind(&address.into(), true).map(Self::from)
     }
 
     /// The next connection. The kernel goes on accepting between two calls.
     ///
     /// Cancelling is safe: a connection is returned by this call or the next.
-    pub async fn accept(&mut self) -> io::Result<TcpStream> {
-        let fd = poll_fn(|cx| self.accept.poll_next(cx)).await?;
-        let stream = TcpStream { fd: Arc::new(fd) };
-        // Fails only on a socket that is already gone, which the first read will tell.
-        let _ = stream.socket().set_tcp_nodelay(true);
-        Ok(stream)
+    pub async fn accept(&mut self) -> io::Result<Stream> {
+        poll_fn(|cx| self.accept.poll_next(cx)).await.map(Stream::accepted)
+    }
+
+    /// Stops listening on this shard, and says who was accepted before and not taken yet. Others who
+    /// have the socket go on.
+    pub async fn close(mut self) -> Vec<Stream> {
+        let mut streams = Vec::new();
+        self.accept.stop();
+        while let Some(fd) = poll_fn(|cx| self.accept.poll_left(cx)).await {
+            streams.push(Stream::accepted(fd));
+        }
+        streams
     }
 
     /// The address listened on; tells the port when 0 was asked for.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address(SockRef::from(&*self.fd).local_addr())
+    pub fn local_addr(&self) -> io::Result<Address> {
+        local_addr(&*self.fd)
     }
 }
 
-impl From<std::net::TcpListener> for TcpListener {
-    fn from(listener: std::net::TcpListener) -> Self {
-        let fd: SharedFd = Arc::new(OwnedFd::from(listener));
+/// A socket that listens.
+impl From<OwnedFd> for Listener {
+    fn from(fd: OwnedFd) -> Self {
+        let fd: SharedFd = Arc::new(fd);
         Self { accept: AcceptMulti::new(Arc::clone(&fd)), fd }
     }
 }
 
 /// A connection. Clones share the socket, so that one task may receive while another sends.
 #[derive(Debug, Clone)]
-pub struct TcpStream {
+pub struct Stream {
     fd: SharedFd,
 }
 
-impl TcpStream {
+impl Stream {
     /// Connects to `address`.
-    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_tcp_nodelay(true)?;
+    pub async fn connect(address: impl Into<Address>) -> io::Result<Self> {
+        let address = address.into();
+        let socket = address.open()?;
+        if address.is_tcp() {
+            socket.set_tcp_nodelay(true)?;
+        }
         let fd: SharedFd = Arc::new(OwnedFd::from(socket));
-        op::connect(Arc::clone(&fd), address.into()).await?;
+        op::connect(Arc::clone(&fd), address.to_socket()?).await?;
         Ok(Self { fd })
+    }
+
+    fn accepted(fd: OwnedFd) -> Self {
+        let stream = Self { fd: Arc::new(fd) };
+        // Fails on Unix sockets, which do not wait anyway, and on a socket that is already gone,
+        // which the first read will tell.
+        let _ = stream.socket().set_tcp_nodelay(true);
+        stream
     }
 
     /// Receives into the buffer's room; 0 when the peer has closed its side, or there is no room.
@@ -92,9 +182,14 @@ impl TcpStream {
         op::shutdown(Arc::clone(&self.fd), how).await
     }
 
-    /// The other end.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        address(self.socket().peer_addr())
+    /// The other end. A Unix socket that connects has no address, mostly.
+    pub fn peer_addr(&self) -> io::Result<Address> {
+        Address::from_socket(&self.socket().peer_addr()?)
+    }
+
+    /// Our end.
+    pub fn local_addr(&self) -> io::Result<Address> {
+        local_addr(&*self.fd)
     }
 
     /// The socket, for its options.
@@ -103,31 +198,47 @@ impl TcpStream {
     }
 }
 
-impl AsRawFd for TcpStream {
+impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 }
 
-/// Checks, before shards bind it, that nobody listens on `address`, not even another process that
+/// Checks, before shards bind it, that nobody listens on `wanted`, not even another process that
 /// would share it. Port 0 becomes a free port.
-pub fn check_free(wanted: SocketAddr) -> io::Result<SocketAddr> {
-    let socket = bound(wanted, false)?;
-    socket.listen(1)?;
-    address(socket.local_addr())
+pub fn check_free(wanted: &Address) -> io::Result<Address> {
+    local_addr(&bind(wanted, false)?)
 }
 
-fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+/// A socket that listens on `address`; `shared`: others may bind the same IP address, if theirs are
+/// shared too. Where nobody listens on a Unix socket any more, it is replaced.
+pub fn bind(address: &Address, shared: bool) -> io::Result<OwnedFd> {
+    let socket = address.open()?;
+    match address {
+        Address::Tcp(ip) => {
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(shared)?;
+            if ip.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+        }
+        Address::Unix(path) => {
+            // A socket refuses who connects if nobody listens.
+            let left = address.open()?.connect(&address.to_socket()?);
+            if left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                std::fs::remove_file(path)?;
+            }
+        }
     }
-    socket.bind(&address.into())?;
-    Ok(socket)
+    socket.bind(&address.to_socket()?)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
-fn address(address: io::Result<socket2::SockAddr>) -> io::Result<SocketAddr> {
-    address?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+/// Connections that wait to be accepted; the system cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Where a socket listens, or is bound.
+pub fn local_addr(socket: &impl AsFd) -> io::Result<Address> {
+    Address::from_socket(&SockRef::from(socket).local_addr()?)
 }

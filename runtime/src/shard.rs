@@ -159,6 +159,13 @@ impl Shard {
         polled
     }
 
+    /// Asks the kernel to end an operation, which then ends as any does.
+    pub(crate) fn cancel_op(&self, token: usize) {
+        let cancel = io_uring::opcode::AsyncCancel::new(token as u64).build();
+        // SAFETY: names no memory.
+        unsafe { self.push(with_user_data(Sqe::Normal(cancel), NOBODY)) };
+    }
+
     /// Forgets an operation. If the kernel still has it, cancels it and takes `keep`, what the
     /// kernel may touch, into care until the last CQE.
     ///
@@ -168,9 +175,7 @@ impl Shard {
             let keep = Box::new(keep);
             let waker = self.operations.borrow_mut().orphan(token, keep);
             drop(waker);
-            let cancel = io_uring::opcode::AsyncCancel::new(token as u64).build();
-            // SAFETY: names no memory.
-            unsafe { self.push(with_user_data(Sqe::Normal(cancel), NOBODY)) };
+            self.cancel_op(token);
         } else {
             let entry = self.operations.borrow_mut().remove(token);
             drop((entry, keep));

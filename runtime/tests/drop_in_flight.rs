@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use warpcore_need::{Need, need};
-use warpcore_runtime::net::{TcpListener, TcpStream};
+use warpcore_runtime::net::{Listener, Stream};
 use warpcore_runtime::{Builder, IoBufMut, sleep, spawn, timeout};
 
 const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -47,9 +47,9 @@ fn drop_in_flight_keeps_the_buffer_until_the_kernel_is_done() {
     let before = descriptors();
     one()
         .run(|_| async {
-            let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let mut listener = Listener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
             let address = listener.local_addr().expect("bound");
-            let client = TcpStream::connect(address).await.expect("connects");
+            let client = Stream::connect(&address).await.expect("connects");
             let server = listener.accept().await.expect("accepts");
             let watch = Arc::new(());
             let buffer = Watched(Vec::with_capacity(100), Arc::clone(&watch));
@@ -80,10 +80,10 @@ fn a_shard_that_ends_with_operations_in_flight_leaks_nothing() {
         .run(|_| {
             let watch = Arc::clone(&watch);
             async move {
-                let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+                let mut listener = Listener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
                 let address = listener.local_addr().expect("bound");
                 for _ in 0..50 {
-                    let client = TcpStream::connect(address).await.expect("connects");
+                    let client = Stream::connect(&address).await.expect("connects");
                     let server = listener.accept().await.expect("accepts");
                     let buffer = Watched(Vec::with_capacity(1000), Arc::clone(&watch));
                     drop(spawn(async move {
@@ -92,7 +92,7 @@ fn a_shard_that_ends_with_operations_in_flight_leaks_nothing() {
                     }));
                 }
                 // Connected, and never taken out of the accept.
-                let waiting = TcpStream::connect(address).await.expect("connects");
+                let waiting = Stream::connect(&address).await.expect("connects");
                 // A turn, so that every task has started to receive.
                 spawn(async {}).await.expect("no panic");
                 drop(waiting);
@@ -110,7 +110,7 @@ fn a_buffer_may_own_operations_of_the_same_ring() {
     if !need(&[Need::IoUring]) {
         return;
     }
-    struct Owner(Vec<u8>, #[allow(dead_code, reason = "only dropped")] TcpListener);
+    struct Owner(Vec<u8>, #[allow(dead_code, reason = "only dropped")] Listener);
     // SAFETY: the room is a Vec's.
     unsafe impl IoBufMut for Owner {
         fn room(&mut self) -> (*mut u8, usize) {
@@ -121,8 +121,8 @@ fn a_buffer_may_own_operations_of_the_same_ring() {
             unsafe { self.0.filled(len_bytes) }
         }
     }
-    async fn armed() -> TcpListener {
-        let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+    async fn armed() -> Listener {
+        let mut listener = Listener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
         // Polled once: its accept is in flight.
         assert!(timeout(Duration::ZERO, listener.accept()).await.is_err());
         listener
@@ -131,9 +131,9 @@ fn a_buffer_may_own_operations_of_the_same_ring() {
     let before = descriptors();
     one()
         .run(|_| async {
-            let mut listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let mut listener = Listener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
             let address = listener.local_addr().expect("bound");
-            let client = TcpStream::connect(address).await.expect("connects");
+            let client = Stream::connect(&address).await.expect("connects");
             let server = listener.accept().await.expect("accepts");
             // Dropped by the last CQE.
             let receive = client.recv(Owner(Vec::with_capacity(10), armed().await));

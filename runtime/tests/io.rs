@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use warpcore_need::{Need, need};
 use warpcore_runtime::fs::File;
-use warpcore_runtime::net::{TcpListener, TcpStream};
+use warpcore_runtime::net::{self, Address, Listener, Stream};
 use warpcore_runtime::{Builder, sleep, spawn};
 
 const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -17,7 +17,7 @@ fn one() -> Builder {
     Builder::new().shards(1)
 }
 
-async fn serve_echo(mut listener: TcpListener) {
+async fn serve_echo(mut listener: Listener) {
     while let Ok(stream) = listener.accept().await {
         drop(spawn(async move {
             let mut buffer = Vec::with_capacity(16 * 1024);
@@ -43,13 +43,14 @@ fn an_echo_comes_back_whole() {
     }
     one()
         .run(|_| async {
-            let listener = TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
+            let listener = Listener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
             let address = listener.local_addr().expect("bound");
             let server = spawn(serve_echo(listener));
             let clients: Vec<_> = (0..20_u8)
                 .map(|n| {
+                    let address = address.clone();
                     spawn(async move {
-                        let stream = TcpStream::connect(address).await.expect("connects");
+                        let stream = Stream::connect(address).await.expect("connects");
                         let sent = Bytes::from(vec![n; 300_000]);
                         let writer = spawn({
                             let (stream, sent) = (stream.clone(), sent.clone());
@@ -105,7 +106,7 @@ fn every_shard_accepts_on_the_same_port() {
         .run(|index| {
             let clients = clients.lock().expect("not poisoned").take_if(|_| index == 0);
             async move {
-                let listener = TcpListener::bind(address).expect("binds");
+                let listener = Listener::bind(address).expect("binds");
                 let _server = spawn(serve_echo(listener));
                 if let Some(clients) = clients {
                     while !clients.is_finished() {
@@ -121,6 +122,66 @@ fn every_shard_accepts_on_the_same_port() {
 }
 
 #[test]
+fn a_unix_socket_that_nobody_listens_on_is_replaced() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
+    one()
+        .run(|_| async {
+            let place = tempfile::tempdir().expect("a temporary directory");
+            let address = Address::Unix(place.path().join("socket"));
+            drop(
+                std::os::unix::net::UnixListener::bind(place.path().join("socket")).expect("binds"),
+            );
+            let listener = Listener::bind(&address).expect("nobody listens any more");
+            let taken = Listener::bind(&address).expect_err("somebody listens");
+            assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+            let _server = spawn(serve_echo(listener));
+            let stream = Stream::connect(&address).await.expect("connects");
+            assert_eq!(stream.peer_addr().expect("known"), address);
+            stream.send_all(Bytes::from_static(b"over a path")).await.0.expect("sends");
+            let (received, buffer) = stream.recv(Vec::with_capacity(100)).await;
+            assert_eq!((received.expect("is echoed"), &buffer[..]), (11, &b"over a path"[..]));
+        })
+        .expect("runs");
+}
+
+#[test]
+fn a_listener_that_closes_leaves_nobody_behind() {
+    const CLIENTS: usize = 50;
+    if !need(&[Need::IoUring]) {
+        return;
+    }
+    one()
+        .run(|_| async {
+            let socket = net::bind(&SocketAddr::from(LOOPBACK).into(), true).expect("binds");
+            let address = net::local_addr(&socket).expect("bound");
+            let other = Listener::from(socket.try_clone().expect("clones"));
+            let mut listener = Listener::from(socket);
+            let mut clients = Vec::new();
+            for _ in 0..CLIENTS {
+                clients.push(Stream::connect(&address).await.expect("connects"));
+            }
+            let first = listener.accept().await.expect("accepts");
+            let mut served = listener.close().await;
+            served.push(first);
+            // Whom it had not accepted, who has the same socket does.
+            let mut other = other;
+            while served.len() < CLIENTS {
+                served.push(other.accept().await.expect("accepts"));
+            }
+            for stream in &served {
+                stream.send_all(Bytes::from_static(b"served")).await.0.expect("sends");
+            }
+            for client in clients {
+                let (received, _) = client.recv(Vec::with_capacity(100)).await;
+                assert_eq!(received.expect("comes"), 6);
+            }
+        })
+        .expect("runs");
+}
+
+#[test]
 fn a_refused_connection_is_an_error() {
     if !need(&[Need::IoUring]) {
         return;
@@ -130,7 +191,7 @@ fn a_refused_connection_is_an_error() {
             let gone = std::net::TcpListener::bind(SocketAddr::from(LOOPBACK)).expect("binds");
             let address = gone.local_addr().expect("bound");
             drop(gone);
-            let error = TcpStream::connect(address).await.expect_err("nobody listens");
+            let error = Stream::connect(address).await.expect_err("nobody listens");
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         })
         .expect("runs");

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -15,9 +14,9 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use warpcore_offload::{Devices, Kernel, has_lanes};
-use warpcore_runtime::net::{TcpListener, TcpStream};
+use warpcore_runtime::net::{Address, Listener, Stream};
 use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
-use warpcore_tls::{Config, Proxy, Signing, Stats, Timeouts};
+use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
 
 use super::{Interrupted, on_device, per_second, progress, row};
 use crate::Failure;
@@ -37,17 +36,20 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
     let directory = tempfile::Builder::new().prefix("warpcore-demo-").tempdir()?;
     let root = make_certificate(directory.path())?;
     let upstream = Machine::start(1, Devices::none(), |ready| {
-        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into())?;
+        let listener = Listener::bind(Address::Tcp(([127, 0, 0, 1], 0).into()))?;
         let _ = ready.send((listener.local_addr()?, stopper()));
-        Ok(serve_http(listener))
+        Ok(async {
+            serve_http(listener).await;
+            Ok(())
+        })
     })?;
-    let config = |signing| Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        certificate: directory.path().join("certificate.pem"),
-        key: directory.path().join("key.pem"),
-        upstream: upstream.address,
-        signing,
-        timeouts: Timeouts::default(),
+    let config = |signing| {
+        let certificate = CertificateConfig {
+            chain: directory.path().join("certificate.pem"),
+            key: directory.path().join("key.pem"),
+        };
+        let listen = Address::Tcp(([127, 0, 0, 1], 0).into());
+        Config { signing, ..Config::single(listen, certificate, &upstream.address) }
     };
     let offloaded = start_proxy(&config(Signing::Offloaded), devices.clone())?;
     let in_place = start_proxy(&config(Signing::InPlace), Devices::none())?;
@@ -59,7 +61,7 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
         for (proxy, elapsed) in [&offloaded, &in_place].into_iter().zip(&mut elapsed) {
             interrupted.check()?;
             let started = Instant::now();
-            connect_many(&client, proxy.address, HANDSHAKES / ROUNDS)?;
+            connect_many(&client, &proxy.address, HANDSHAKES / ROUNDS)?;
             *elapsed += started.elapsed();
             bar.inc((HANDSHAKES / ROUNDS) as u64);
         }
@@ -110,7 +112,7 @@ fn make_certificate(directory: &Path) -> Result<CertificateDer<'static>, Failure
 
 /// A shard on a thread of its own, serving until it is stopped.
 struct Machine<T> {
-    address: SocketAddr,
+    address: Address,
     stopper: Stopper,
     thread: JoinHandle<Result<T, String>>,
 }
@@ -119,10 +121,10 @@ impl<T: Send + 'static> Machine<T> {
     /// `start` runs on the shard and says where it listens.
     fn start<S, F>(core: usize, devices: Devices, start: S) -> Result<Self, Failure>
     where
-        S: FnOnce(mpsc::Sender<(SocketAddr, Stopper)>) -> Result<F, Failure> + Send + 'static,
-        F: Future<Output = T> + 'static,
+        S: FnOnce(mpsc::Sender<(Address, Stopper)>) -> Result<F, Failure> + Send + 'static,
+        F: Future<Output = Result<T, String>> + 'static,
     {
-        let (send, ready): (_, Receiver<(SocketAddr, Stopper)>) = mpsc::channel();
+        let (send, ready): (_, Receiver<(Address, Stopper)>) = mpsc::channel();
         let thread = thread::spawn(move || {
             let start = Mutex::new(Some((start, send)));
             let builder = Builder::new().shards(1).first_core(core).devices(devices);
@@ -131,7 +133,7 @@ impl<T: Send + 'static> Machine<T> {
                 async move {
                     let (start, send) = taken.expect("one shard takes it once");
                     match start(send) {
-                        Ok(serve) => Ok(serve.await),
+                        Ok(serve) => serve.await,
                         Err(failure) => Err(failure.to_string()),
                     }
                 }
@@ -160,14 +162,14 @@ impl<T: Send + 'static> Machine<T> {
 fn start_proxy(config: &Config, devices: Devices) -> Result<Machine<Stats>, Failure> {
     let proxy = Arc::new(Proxy::new(config)?);
     Machine::start(0, devices, move |ready| {
-        let listener = proxy.listen()?;
-        let _ = ready.send((proxy.address(), stopper()));
-        Ok(listener.serve())
+        let address = proxy.addresses().remove(0);
+        let _ = ready.send((address, stopper()));
+        Ok(async move { proxy.serve().await.map_err(|error| error.to_string()) })
     })
 }
 
 /// Answers every request with the same few bytes.
-async fn serve_http(mut listener: TcpListener) {
+async fn serve_http(mut listener: Listener) {
     let accept = spawn(async move {
         while let Ok(stream) = listener.accept().await {
             drop(spawn(async move {
@@ -198,20 +200,20 @@ fn client_config(root: CertificateDer<'static>) -> Result<Arc<ClientConfig>, Fai
 /// Makes `count` requests, each on a connection of its own, and checks every answer.
 fn connect_many(
     config: &Arc<ClientConfig>,
-    address: SocketAddr,
+    address: &Address,
     count: usize,
 ) -> Result<(), Failure> {
-    let config = Arc::clone(config);
+    let (config, address) = (Arc::clone(config), address.clone());
     let outputs = Builder::new().shards(1).first_core(1).run(move |_| {
-        let config = Arc::clone(&config);
+        let (config, address) = (Arc::clone(&config), address.clone());
         async move {
             let workers: Vec<_> = (0..CONCURRENT)
                 .map(|worker| {
-                    let config = Arc::clone(&config);
+                    let (config, address) = (Arc::clone(&config), address.clone());
                     let share = count / CONCURRENT + usize::from(worker < count % CONCURRENT);
                     spawn(async move {
                         for _ in 0..share {
-                            request(&config, address).await?;
+                            request(&config, &address).await?;
                         }
                         Ok::<(), io::Error>(())
                     })
@@ -230,10 +232,10 @@ fn connect_many(
 }
 
 /// One connection: handshake, request, answer.
-async fn request(config: &Arc<ClientConfig>, address: SocketAddr) -> io::Result<()> {
+async fn request(config: &Arc<ClientConfig>, address: &Address) -> io::Result<()> {
     let name = ServerName::try_from("localhost").expect("a good name");
     let mut tls = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
-    let stream = TcpStream::connect(address).await?;
+    let stream = Stream::connect(address).await?;
     tls.writer().write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut received = BytesMut::new();

@@ -14,8 +14,9 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
 use tempfile::TempDir;
+use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, Stopper, stopper};
-use warpcore_tls::{Config, Proxy, Signing, Stats, Timeouts};
+use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
 
 /// A fresh RSA-2048 certificate for `localhost`, in files.
 pub struct Identity {
@@ -55,17 +56,19 @@ impl Identity {
         self.directory.path().join("key.pem")
     }
 
+    pub fn pair(&self) -> CertificateConfig {
+        CertificateConfig { chain: self.certificate(), key: self.key() }
+    }
+
     pub fn config(&self, upstream: SocketAddr, signing: Signing) -> Config {
-        Config {
-            listen: ([127, 0, 0, 1], 0).into(),
-            certificate: self.certificate(),
-            key: self.key(),
-            upstream,
-            signing,
-            timeouts: Timeouts::default(),
-        }
+        let config = Config::single(LOOPBACK.into(), self.pair(), &upstream.into());
+        Config { signing, ..config }
     }
 }
+
+/// A free port.
+pub const LOOPBACK: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 pub fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = std::process::Command::new("openssl").args(arguments).output();
@@ -76,7 +79,9 @@ pub fn openssl(arguments: &[&str]) -> Vec<u8> {
 
 /// A proxy that runs until it is stopped.
 pub struct Running {
+    /// Of the first listener.
     pub address: SocketAddr,
+    pub proxy: Arc<Proxy>,
     stopper: Stopper,
     thread: JoinHandle<Stats>,
 }
@@ -84,16 +89,19 @@ pub struct Running {
 impl Running {
     pub fn start(config: &Config, shards: usize) -> Self {
         let proxy = Arc::new(Proxy::new(config).expect("a good configuration"));
-        let address = proxy.address();
+        let address = match proxy.addresses().remove(0) {
+            Address::Tcp(address) => address,
+            Address::Unix(_) => LOOPBACK,
+        };
         let (send, receive) = mpsc::channel();
+        let serving = Arc::clone(&proxy);
         let thread = thread::spawn(move || {
             let builder = Builder::new().shards(shards);
             let outputs = builder.run(move |_| {
-                let (proxy, send) = (Arc::clone(&proxy), send.clone());
+                let (proxy, send) = (Arc::clone(&serving), send.clone());
                 async move {
-                    let listener = proxy.listen().expect("the address was free");
                     send.send(stopper()).expect("the test listens");
-                    listener.serve().await
+                    proxy.serve().await.expect("serves")
                 }
             });
             let mut sum = Stats::default();
@@ -106,7 +114,7 @@ impl Running {
         for _ in 1..shards {
             receive.recv().expect("every shard has started");
         }
-        Self { address, stopper, thread }
+        Self { address, proxy, stopper, thread }
     }
 
     pub fn stop(self) -> Stats {
@@ -160,7 +168,15 @@ pub fn connect(
     config: &Arc<ClientConfig>,
     address: SocketAddr,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    let name = ServerName::try_from("localhost").expect("a good name");
+    connect_to("localhost", config, address)
+}
+
+pub fn connect_to(
+    name: &'static str,
+    config: &Arc<ClientConfig>,
+    address: SocketAddr,
+) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = ServerName::try_from(name).expect("a good name");
     let connection = ClientConnection::new(Arc::clone(config), name).expect("a good config");
     let stream = TcpStream::connect(address).expect("connects");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("an option");
@@ -173,7 +189,14 @@ pub fn exchange(
     address: SocketAddr,
     message: &[u8],
 ) -> std::io::Result<Vec<u8>> {
-    let mut stream = connect(config, address);
+    talk(connect(config, address), message)
+}
+
+/// As [`exchange`], on a connection.
+pub fn talk(
+    mut stream: StreamOwned<ClientConnection, TcpStream>,
+    message: &[u8],
+) -> std::io::Result<Vec<u8>> {
     stream.write_all(message)?;
     stream.conn.send_close_notify();
     stream.flush()?;

@@ -44,12 +44,29 @@ impl AcceptMulti {
                     self.multishot = false;
                     self.disarm();
                 }
+                Polled::Result(result) => return Poll::Ready(accepted(result)),
+            }
+        }
+    }
+
+    /// Asks the kernel to accept no more; what it has accepted before is left to be polled.
+    pub(crate) fn stop(&self) {
+        if let Some(token) = self.token {
+            self.shard.cancel_op(token);
+        }
+    }
+
+    /// After [`AcceptMulti::stop`]: the next of what is left.
+    pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Option<OwnedFd>> {
+        loop {
+            let Some(token) = self.token else { return Poll::Ready(None) };
+            match self.shard.poll_op(token, cx.waker()) {
+                Polled::Pending { .. } => return Poll::Pending,
+                Polled::Ended => self.disarm(),
                 Polled::Result(result) => {
-                    return Poll::Ready(outcome(result).map(|fd| {
-                        let fd = i32::try_from(fd).expect("descriptors are positive ints");
-                        // SAFETY: the kernel has just made it for us.
-                        unsafe { OwnedFd::from_raw_fd(fd) }
-                    }));
+                    if let Ok(fd) = accepted(result) {
+                        return Poll::Ready(Some(fd));
+                    }
                 }
             }
         }
@@ -83,6 +100,14 @@ impl AcceptMulti {
             self.shard.abandon_op(token, listener);
         }
     }
+}
+
+fn accepted(result: i32) -> io::Result<OwnedFd> {
+    outcome(result).map(|fd| {
+        let fd = i32::try_from(fd).expect("descriptors are positive ints");
+        // SAFETY: the kernel has just made it for us.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    })
 }
 
 impl Drop for AcceptMulti {

@@ -1,0 +1,148 @@
+//! Terminates TLS in front of plain servers.
+
+mod reload;
+mod systemd;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use warpcore_runtime::net::Address;
+use warpcore_runtime::{Builder, spawn, stopping};
+use warpcore_tls::{CertificateConfig, Config, Error, Proxy, Stats};
+
+use crate::Failure;
+use crate::devices::{self, Selection};
+
+/// Terminate TLS in front of plain servers
+///
+/// Every core accepts; RSA, ECDSA and X25519 work goes through the core's offload queue. SIGTERM and
+/// Ctrl-C stop accepting and let open connections finish for a while (`timeouts.drain`, 30 s). SIGHUP
+/// reads the configuration and certificates again, as a change of their files does; if anything is
+/// wrong with them, nothing changes and the log says what.
+///
+/// Examples:
+///   warpcore proxy --listen 0.0.0.0:443 --cert chain.pem --key key.pem --upstream 127.0.0.1:8080
+///   warpcore proxy --config /etc/warpcore/proxy.toml --check
+///
+/// A configuration:
+///   metrics = "127.0.0.1:9100"                  # http://127.0.0.1:9100/metrics
+///   access_log = "/var/log/warpcore/access.json"
+///   ticket_keys = "tickets"                     # lines of `openssl rand -hex 32`, shared by machines
+///
+///   [timeouts]                                  # handshake, connect, idle, drain: ms, s, m, h
+///   idle = "5m"
+///
+///   [pool.web]
+///   upstreams = ["127.0.0.1:8080", "unix:/run/web.sock"]
+///   balance = "least-connections"               # or round-robin
+///   proxy_protocol = "v2"                       # or v1, none
+///   check = "5s"                                # try to connect this often
+///
+///   [[listener]]
+///   address = "0.0.0.0:443"                     # or [::]:443, unix:PATH
+///   proxy_protocol = false                      # true: clients come with a PROXY header
+///   limits = { connections = 20000, connections_per_client = 200, handshakes = 1000 }
+///
+///   [[listener.site]]                           # no names: for who asks for no other site
+///   certificate_directory = "/etc/letsencrypt/live"
+///   alpn = ["h2", "http/1.1"]
+///   pool = "web"
+///
+///   [[listener.site]]
+///   names = ["admin.example.org"]
+///   certificates = [{ chain = "admin.pem", key = "admin.key" }]
+///   client_certificates = { authorities = "ca.pem", revoked = ["ca.crl"] }
+///   tls13_only = true
+///   pool = "web"
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// TOML file that says everything
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "upstream"])]
+    config: Option<PathBuf>,
+    /// Say what is wrong with the configuration, and end
+    #[arg(long, requires = "config")]
+    check: bool,
+    /// Address and port, or unix:PATH, that clients connect to
+    #[arg(long, value_name = "ADDR", required_unless_present = "config")]
+    listen: Option<Address>,
+    /// Certificate chain in PEM
+    #[arg(long, value_name = "PEM", required_unless_present = "config")]
+    cert: Option<PathBuf>,
+    /// Private key of that certificate in PEM
+    #[arg(long, value_name = "PEM", required_unless_present = "config")]
+    key: Option<PathBuf>,
+    /// Address and port, or unix:PATH, that plain text goes to
+    #[arg(long, value_name = "ADDR", required_unless_present = "config")]
+    upstream: Option<Address>,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+impl Arguments {
+    /// The configuration as it is now.
+    fn read(&self) -> Result<Config, Error> {
+        if let Some(path) = &self.config {
+            return Config::read(path);
+        }
+        let said = "required without a configuration";
+        let certificate = CertificateConfig {
+            chain: self.cert.clone().expect(said),
+            key: self.key.clone().expect(said),
+        };
+        let (listen, upstream) = (self.listen.clone().expect(said), self.upstream.as_ref());
+        Ok(Config::single(listen, certificate, upstream.expect(said)))
+    }
+
+    /// Says in which line of the configuration an error is.
+    fn locate(&self, error: Error) -> Error {
+        match &self.config {
+            Some(path) => error.in_file(path),
+            None => error,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = arguments.read()?;
+    if arguments.check {
+        Proxy::check(&config).map_err(|error| arguments.locate(error))?;
+        println!("{}: good", arguments.config.expect("required by --check").display());
+        return Ok(());
+    }
+    let proxy = Proxy::new(&config).map_err(|error| arguments.locate(error))?;
+    let proxy = Arc::new(proxy);
+    let devices = arguments.selection.select()?;
+    let arguments = Arc::new(arguments);
+    let shards = Builder::new().stop_on_signals(true).devices(devices).run({
+        let proxy = Arc::clone(&proxy);
+        move |shard| {
+            let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
+            async move {
+                if shard == 0 {
+                    reload::start(arguments, Arc::clone(&proxy))?;
+                    for address in proxy.addresses() {
+                        eprintln!("listening on {address}");
+                    }
+                    systemd::notify("READY=1");
+                    drop(spawn(async {
+                        stopping().await;
+                        systemd::notify("STOPPING=1");
+                    }));
+                }
+                let served = proxy.serve().await.inspect_err(|_| warpcore_runtime::stop());
+                served.map_err(|error| error.to_string())
+            }
+        }
+    })?;
+    let mut sum = Stats::default();
+    for stats in shards {
+        sum.add(&stats?);
+    }
+    eprintln!(
+        "{} connections, {} handshakes, {} failed, {} cut off",
+        sum.accepted, sum.handshakes, sum.handshakes_failed, sum.cut_off
+    );
+    devices::report(&sum.queue).iter().for_each(|line| eprintln!("{line}"));
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Reads the configuration again when asked to, or when its files have changed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use signal_hook::consts::SIGHUP;
+use warpcore_tls::{Config, Proxy};
+
+use super::{Arguments, systemd};
+
+/// How often signals and files are looked at.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What tells one state of a file from another: inode, length, time of change. Of a path that is a
+/// link, where it leads to.
+type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
+
+/// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a shard to wait for.
+pub(super) fn start(arguments: Arc<Arguments>, proxy: Arc<Proxy>) -> Result<(), String> {
+    let asked = Arc::new(AtomicBool::new(false));
+    let registered = signal_hook::flag::register(SIGHUP, Arc::clone(&asked));
+    registered.map_err(|error| format!("cannot listen for SIGHUP: {error}"))?;
+    let spawned = thread::Builder::new().name("reload".to_owned()).spawn(move || {
+        let config = arguments.read();
+        let mut loaded = look(&arguments, config.as_ref().ok());
+        let mut before = loaded.clone();
+        loop {
+            thread::sleep(EVERY);
+            let config = arguments.read();
+            let now = look(&arguments, config.as_ref().ok());
+            // Whoever replaces a file may not be done with it: until nothing has moved for a while.
+            let has_changed = now != loaded && now == before;
+            before = now;
+            if asked.swap(false, Ordering::Relaxed) || has_changed {
+                loaded.clone_from(&before);
+                systemd::notify("RELOADING=1");
+                match config.and_then(|config| proxy.reload(&config)) {
+                    Ok(()) => tracing::info!("reloaded"),
+                    Err(error) => {
+                        let error = arguments.locate(error);
+                        tracing::error!("not reloaded, all stays as it was: {error}");
+                    }
+                }
+                systemd::notify("READY=1");
+            }
+        }
+    });
+    spawned
+        .map(|_: JoinHandle<()>| ())
+        .map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
+}
+
+fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {
+    let mut paths = config.map(Config::paths).unwrap_or_default();
+    paths.extend(arguments.config.clone());
+    let seen = |path: PathBuf| {
+        let state = path.metadata().ok();
+        let state = state.map(|one| (one.ino(), one.len(), one.mtime(), one.mtime_nsec()));
+        (path, state)
+    };
+    paths.into_iter().map(seen).collect()
+}

@@ -1,0 +1,117 @@
+//! A line of JSON for each connection that has ended.
+
+use std::borrow::Cow;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use warpcore_runtime::fs::File;
+
+use crate::connection::{Failure, Visit, version_name};
+use crate::error::Error;
+use crate::listener::lock;
+
+/// Lines gather in memory and are written many at a time: nobody waits for the disk.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    path: PathBuf,
+    file: Mutex<File>,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Lines for which there was no room.
+    left_out: u64,
+}
+
+/// What may wait to be written.
+const WAITING_MAX: usize = 4 << 20;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    listener: &'a str,
+    client: Option<String>,
+    server_name: Option<&'a str>,
+    version: &'a str,
+    suite: Option<&'a str>,
+    alpn: Option<Cow<'a, str>>,
+    resumed: bool,
+    handshake_ms: Option<f64>,
+    upstream: Option<String>,
+    received: u64,
+    sent: u64,
+    duration_ms: f64,
+    error: Option<String>,
+}
+
+impl AccessLog {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = Mutex::new(open(path)?);
+        Ok(Self { path: path.to_owned(), file, lines: Mutex::default() })
+    }
+
+    /// After the file was moved away: goes on in a new one.
+    pub(crate) fn reopen(&self) -> Result<(), Error> {
+        *lock(&self.file) = open(&self.path)?;
+        Ok(())
+    }
+
+    pub(crate) fn ended(&self, listener: &str, visit: &Visit, failure: Option<&Failure>) {
+        let now = OffsetDateTime::now_utc().format(&Rfc3339);
+        // Three digits behind the point.
+        let milliseconds = |duration: Duration| duration.as_micros() as f64 / 1000.0;
+        let line = Line {
+            time: now.expect("a date of this age"),
+            listener,
+            client: visit.endpoints.map(|endpoints| endpoints.source.to_string()),
+            server_name: visit.server_name.as_deref(),
+            version: version_name(visit.version),
+            suite: visit.suite.and_then(|suite| suite.as_str()),
+            alpn: visit.alpn.as_deref().map(String::from_utf8_lossy),
+            resumed: visit.resumed,
+            handshake_ms: visit.handshake.map(milliseconds),
+            upstream: visit.upstream.as_ref().map(ToString::to_string),
+            received: visit.traffic.received.get(),
+            sent: visit.traffic.sent.get(),
+            duration_ms: milliseconds(visit.accepted_at.elapsed()),
+            error: failure.map(ToString::to_string),
+        };
+        let mut line = serde_json::to_vec(&line).expect("text and numbers");
+        line.push(b'\n');
+        let mut lines = lock(&self.lines);
+        if lines.bytes.len() + line.len() > WAITING_MAX {
+            lines.left_out += 1;
+            return;
+        }
+        lines.bytes.append(&mut line);
+    }
+
+    /// Writes what waits.
+    pub(crate) async fn write(&self) {
+        let Lines { bytes, left_out } = std::mem::take(&mut *lock(&self.lines));
+        if left_out > 0 {
+            tracing::warn!("access log: {left_out} lines left out: they came faster than the disk");
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let file = lock(&self.file).clone();
+        // Opened for appending: wherever the end is.
+        let (result, _) = file.write_all_at(bytes, 0).await;
+        if let Err(error) = result {
+            tracing::error!("access log {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map(File::from).map_err(|source| Error::Read { path: path.to_owned(), source })
+}

@@ -1,0 +1,247 @@
+//! Certificates from files: each with its key, in the order that TLS wants, found by name.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{CipherSuite, SignatureAlgorithm};
+use warpcore_offload::{EcdsaKey, KeyError, PrivateKey};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::config::CertificateConfig;
+use crate::error::Error;
+use crate::signer::{OffloadedEcdsaKey, OffloadedKey};
+
+/// A chain with its key, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Certificate {
+    /// In lower case; `*.` in front of those that stand for many.
+    pub(crate) names: Vec<String>,
+    /// Until when it is valid, in seconds since 1970.
+    pub(crate) expires: i64,
+    pub(crate) chain: PathBuf,
+    certified: Arc<CertifiedKey>,
+}
+
+impl Certificate {
+    /// Reads both files, and checks that they belong together.
+    pub(crate) fn read(pair: &CertificateConfig) -> Result<Self, Error> {
+        let chain = read_certificates(&pair.chain)?;
+        let key = read_key(&pair.key)?;
+        let fail = |cause: String| Error::Certificate { path: pair.chain.clone(), cause };
+        let parsed: Vec<_> = chain
+            .iter()
+            .zip(1..)
+            .map(|(der, number)| match X509Certificate::from_der(der) {
+                Ok((_, parsed)) => Ok(parsed),
+                Err(error) => Err(fail(format!("certificate {number} in it is damaged: {error}"))),
+            })
+            .collect::<Result<_, _>>()?;
+        let public = key.public_key().expect("keys of ours and of ring know it");
+        let own = parsed.iter().position(|one| one.public_key().raw == public.as_ref());
+        let own = own.ok_or_else(|| Error::Mismatch {
+            certificate: pair.chain.clone(),
+            key: pair.key.clone(),
+        })?;
+        let order = in_order(&parsed, own).map_err(fail)?;
+        if !order.is_sorted() {
+            tracing::info!("{}: served in the right order, which is another", pair.chain.display());
+        }
+        let names = names(&parsed[own]);
+        let expires = parsed[own].validity().not_after.timestamp();
+        let ordered = order.into_iter().map(|index| chain[index].clone()).collect();
+        let certified = Arc::new(CertifiedKey::new(ordered, key));
+        Ok(Self { names, expires, chain: pair.chain.clone(), certified })
+    }
+}
+
+/// Each certified by the next, the server's `own` first (RFC 5246, section 7.4.2); one that is
+/// there twice, once.
+fn in_order(chain: &[X509Certificate<'_>], own: usize) -> Result<Vec<usize>, String> {
+    let mut order = vec![own];
+    let mut last = own;
+    while chain[last].issuer().as_raw() != chain[last].subject().as_raw() {
+        let issuer = chain[last].issuer().as_raw();
+        let issuer = chain.iter().position(|one| one.subject().as_raw() == issuer);
+        match issuer {
+            Some(index) if !order.contains(&index) => {
+                order.push(index);
+                last = index;
+            }
+            // An authority that clients know themselves.
+            _ => break,
+        }
+    }
+    let bytes = |one: &X509Certificate<'_>| one.tbs_certificate.as_ref().to_vec();
+    let is_used =
+        |one: &X509Certificate<'_>| order.iter().any(|used| bytes(&chain[*used]) == bytes(one));
+    match chain.iter().position(|one| !is_used(one)) {
+        None => Ok(order),
+        Some(index) => Err(format!(
+            "certificate {} in it ({}) has certified none of the others; take it out",
+            index + 1,
+            chain[index].subject()
+        )),
+    }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let extension = certificate.subject_alternative_name().ok().flatten();
+    let names = extension.iter().flat_map(|extension| &extension.value.general_names);
+    names
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The pairs in a directory, by their names: see
+/// [`SiteConfig::certificate_directory`](crate::SiteConfig::certificate_directory).
+pub(crate) fn pairs_in(directory: &Path) -> Result<Vec<CertificateConfig>, Error> {
+    let fail = |source| Error::Read { path: directory.to_owned(), source };
+    let mut pairs = Vec::new();
+    for entry in directory.read_dir().map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let is_chain = matches!(path.extension(), Some(end) if end == "pem" || end == "crt");
+        let [inner_chain, inner_key] = ["fullchain.pem", "privkey.pem"].map(|name| path.join(name));
+        if is_chain && path.with_extension("key").exists() {
+            pairs.push(CertificateConfig { key: path.with_extension("key"), chain: path });
+        } else if inner_chain.exists() && inner_key.exists() {
+            pairs.push(CertificateConfig { chain: inner_chain, key: inner_key });
+        }
+    }
+    if pairs.is_empty() {
+        let cause = "no NAME.pem beside NAME.key in it, and no NAME/fullchain.pem".to_owned();
+        return Err(Error::Certificate { path: directory.to_owned(), cause });
+    }
+    pairs.sort_by(|one, next| one.chain.cmp(&next.chain));
+    Ok(pairs)
+}
+
+/// The certificates of a site.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    all: Vec<Certificate>,
+    /// By name, those with `*.` too: numbers of `all`.
+    by_name: HashMap<String, Vec<usize>>,
+}
+
+impl Certificates {
+    /// ECDSA goes before RSA: it costs less. Else the order is kept.
+    pub(crate) fn new(mut all: Vec<Certificate>) -> Self {
+        all.sort_by_key(|one| one.certified.key.algorithm() == SignatureAlgorithm::RSA);
+        let mut by_name: HashMap<_, Vec<_>> = HashMap::new();
+        for (index, certificate) in all.iter().enumerate() {
+            for name in &certificate.names {
+                by_name.entry(name.clone()).or_default().push(index);
+            }
+        }
+        Self { all, by_name }
+    }
+
+    pub(crate) fn all(&self) -> &[Certificate] {
+        &self.all
+    }
+
+    /// Numbers of those for a name; all, if none is for it.
+    fn candidates(&self, name: Option<&str>) -> Vec<usize> {
+        let found = name.and_then(|name| lookup(&self.by_name, name));
+        found.cloned().unwrap_or_else(|| (0..self.all.len()).collect())
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let can_verify = |certified: &CertifiedKey| {
+            let is_ecdsa = certified.key.algorithm() == SignatureAlgorithm::ECDSA;
+            certified.key.choose_scheme(hello.signature_schemes()).is_some()
+                && hello.cipher_suites().iter().any(|suite| suits(*suite, is_ecdsa))
+        };
+        let candidates = self.candidates(hello.server_name());
+        let mut candidates = candidates.into_iter().map(|index| &self.all[index].certified);
+        candidates.find(|certified| can_verify(certified)).cloned()
+    }
+}
+
+/// Whether a suite can be used with a certificate: those of TLS 1.3 with any, those of TLS 1.2 say
+/// with which.
+fn suits(suite: CipherSuite, is_ecdsa: bool) -> bool {
+    let Some(name) = suite.as_str() else { return false };
+    name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_ECDSA_") == is_ecdsa
+}
+
+/// What there is for a name: under it, or under the `*.` that stands for it (RFC 6125, section 6.4.3:
+/// one label, the first).
+pub(crate) fn lookup<'a, T>(by_name: &'a HashMap<String, T>, name: &str) -> Option<&'a T> {
+    let name = name.to_ascii_lowercase();
+    let wild = || name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+    by_name.get(&name).or_else(|| by_name.get(&wild()?))
+}
+
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(path)?;
+    let fail = |cause: &str| Error::Certificate { path: path.to_owned(), cause: cause.to_owned() };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| fail("the PEM text is broken or cut short"))?;
+    if chain.is_empty() {
+        return Err(fail("no PEM section CERTIFICATE in it"));
+    }
+    Ok(chain)
+}
+
+fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
+    let pem = Zeroizing::new(read(path)?);
+    let fail = |cause| Error::Key { path: path.to_owned(), cause };
+    let cause = match PrivateKey::from_pem(&pem) {
+        // Software could not sign with it, and RFC 8446 peers would not accept it.
+        Ok(key) if key.modulus_len_bytes() < 2048 / 8 => {
+            return Err(fail(KeyError::Size { modulus_bits: key.modulus_len_bytes() * 8 }));
+        }
+        Ok(key) => return Ok(Arc::new(OffloadedKey::new(key))),
+        Err(cause @ KeyError::NotRsa(_)) => cause,
+        Err(cause) => return Err(fail(cause)),
+    };
+    let Ok(mut der) = PrivateKeyDer::from_pem_slice(&pem) else { return Err(fail(cause)) };
+    let in_place = ring::sign::any_supported_type(&der);
+    der.zeroize();
+    let in_place = in_place.map_err(|_| fail(cause))?;
+    match EcdsaKey::from_pem(&pem) {
+        Ok(key) => Ok(Arc::new(OffloadedEcdsaKey::new(key, in_place))),
+        // Of another curve.
+        Err(_) => Ok(in_place),
+    }
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wild_name_stands_for_one_label() {
+        let names = ["a.example", "*.example", "*.b.example"];
+        let by_name: HashMap<_, _> = names.map(|name| (name.to_owned(), name)).into();
+        for (asked, found) in [
+            ("a.example", Some("a.example")),
+            ("A.Example", Some("a.example")),
+            ("c.example", Some("*.example")),
+            ("d.b.example", Some("*.b.example")),
+            ("d.c.example", None),
+            ("example", None),
+            ("", None),
+        ] {
+            assert_eq!(lookup(&by_name, asked).copied(), found, "{asked}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What the proxy does, for Prometheus: its text format, version 0.0.4, at `/metrics` of a listener of
+//! its own.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use warpcore_offload::Kernel;
+use warpcore_runtime::net::{Listener, Stream};
+use warpcore_runtime::{spawn, timeout};
+
+use crate::listener::{Proxy, lock};
+use crate::stats::{Counter, HANDSHAKE_MS, SUITES};
+use crate::upstream::now_ms;
+
+/// Answers whoever asks. Never ends.
+pub(crate) async fn serve(proxy: Arc<Proxy>, mut listener: Listener) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                let proxy = Arc::clone(&proxy);
+                drop(spawn(async move {
+                    const PATIENCE: Duration = Duration::from_secs(5);
+                    let _ = timeout(PATIENCE, answer(&proxy, &stream)).await;
+                }));
+            }
+            Err(error) => {
+                tracing::warn!("metrics: cannot accept: {error}; pausing");
+                warpcore_runtime::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(proxy: &Proxy, stream: &Stream) {
+    const REQUEST_LEN_MAX: usize = 8192;
+    let mut request = Vec::with_capacity(REQUEST_LEN_MAX);
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let (result, buffer) = stream.recv(request).await;
+        request = buffer;
+        if !matches!(result, Ok(1..)) {
+            return;
+        }
+    }
+    let (status, body) = if request.starts_with(b"GET /metrics ") {
+        ("200 OK", proxy.metrics())
+    } else {
+        ("404 Not Found", "see /metrics\n".to_owned())
+    };
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = stream.send_all(answer.into_bytes()).await;
+}
+
+/// Lines of one name.
+struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+}
+
+impl<'a> Family<'a> {
+    fn new(text: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+        write(text, format_args!("# HELP warpcore_{name} {help}\n# TYPE warpcore_{name} {kind}\n"));
+        Self { text, name }
+    }
+
+    /// `end`: what follows the name.
+    fn line(&mut self, end: &str, labels: &str, value: impl std::fmt::Display) {
+        let Self { text, name } = self;
+        let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
+        write(text, format_args!("warpcore_{name}{end}{open}{labels}{close} {value}\n"));
+    }
+}
+
+fn write(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("a string grows");
+}
+
+/// All that is known now; of the queues, as it was within the last second.
+pub(crate) fn text(proxy: &Proxy) -> String {
+    let mut text = String::new();
+    counters(proxy, &mut text);
+    handshakes(proxy, &mut text);
+    queues(proxy, &mut text);
+    let active = proxy.active();
+    let mut open = Family::new(&mut text, "connections", "gauge", "Open connections.");
+    for listening in &proxy.listening {
+        let labels = format!("listener=\"{}\"", listening.address);
+        open.line("", &labels, listening.usage.connections());
+    }
+    let help = "Handshakes that have not ended.";
+    let mut pending = Family::new(&mut text, "handshakes_pending", "gauge", help);
+    for listening in &proxy.listening {
+        let labels = format!("listener=\"{}\"", listening.address);
+        pending.line("", &labels, listening.usage.handshakes());
+    }
+    let help = "Whether connections are sent to an upstream.";
+    let mut up = Family::new(&mut text, "upstream_up", "gauge", help);
+    for (name, pool) in &active.pools {
+        for upstream in &pool.upstreams {
+            let labels = format!("pool=\"{}\",upstream=\"{}\"", escape(name), upstream.address);
+            up.line("", &labels, u8::from(upstream.is_up(now_ms())));
+        }
+    }
+    let help = "Connections to an upstream.";
+    let mut open = Family::new(&mut text, "upstream_connections", "gauge", help);
+    for (name, pool) in &active.pools {
+        for upstream in &pool.upstreams {
+            let labels = format!("pool=\"{}\",upstream=\"{}\"", escape(name), upstream.address);
+            open.line("", &labels, upstream.connections());
+        }
+    }
+    let help = "Until when a certificate is valid, in seconds since 1970.";
+    let mut expires = Family::new(&mut text, "certificate_expires_seconds", "gauge", help);
+    let sites = active.sites.iter().flat_map(|sites| sites.all());
+    let mut paths: Vec<_> = sites
+        .flat_map(|site| site.certificates())
+        .map(|certificate| (&certificate.chain, certificate.expires))
+        .collect();
+    paths.sort_unstable();
+    paths.dedup();
+    for (path, seconds) in paths {
+        expires.line("", &format!("chain=\"{}\"", escape(&path.to_string_lossy())), seconds);
+    }
+    text
+}
+
+fn counters(proxy: &Proxy, text: &mut String) {
+    let shards = lock(&proxy.counters);
+    let mut last = "";
+    for counter in Counter::ALL {
+        let (name, labels) = counter.name();
+        if name != last {
+            let kind = format!("# TYPE warpcore_{name}_total counter\n");
+            text.push_str(&kind);
+            last = name;
+        }
+        let sum: u64 = shards.iter().map(|counters| counters.get(counter)).sum();
+        Family { text, name }.line("_total", labels, sum);
+    }
+    let help = "Handshakes that ended well, by cipher suite.";
+    let mut family = Family::new(text, "handshakes_by_suite_total", "counter", help);
+    for suite in SUITES {
+        let sum: u64 = shards.iter().map(|counters| counters.with_suite(suite)).sum();
+        let labels = format!("suite=\"{}\"", suite.as_str().expect("known ones"));
+        family.line("", &labels, sum);
+    }
+}
+
+fn handshakes(proxy: &Proxy, text: &mut String) {
+    let mut classes = [0; HANDSHAKE_MS.len() + 1];
+    let mut us = 0;
+    for counters in &*lock(&proxy.counters) {
+        let (of_shard, of_shard_us) = counters.handshakes();
+        classes.iter_mut().zip(of_shard).for_each(|(sum, class)| *sum += class);
+        us += of_shard_us;
+    }
+    let help = "From accept to the end of the handshake.";
+    let mut family = Family::new(text, "handshake_seconds", "histogram", help);
+    let mut sum = 0;
+    for (class, ms) in classes.iter().zip(HANDSHAKE_MS) {
+        sum += class;
+        family.line("_bucket", &format!("le=\"{}\"", ms as f64 / 1000.0), sum);
+    }
+    sum += classes[HANDSHAKE_MS.len()];
+    family.line("_bucket", "le=\"+Inf\"", sum);
+    family.line("_sum", "", us as f64 / 1e6);
+    family.line("_count", "", sum);
+}
+
+fn queues(proxy: &Proxy, text: &mut String) {
+    let mut queue = warpcore_offload::Stats::default();
+    lock(&proxy.counters).iter().for_each(|counters| queue.add(&counters.queue()));
+    let help = "Requests in the offload queues.";
+    Family::new(text, "offload_in_flight", "gauge", help).line("", "", queue.in_flight());
+    let help = "Times that an offload queue had no room.";
+    Family::new(text, "offload_full_total", "counter", help).line("", "", queue.full);
+    let kernels = [Kernel::Ecdsa, Kernel::KeyExchange, Kernel::Sign];
+    let label = |kernel: Kernel| format!("kernel=\"{}\"", kernel.name());
+    let help = "Requests by the size of the batch that they were computed in.";
+    let mut family = Family::new(text, "offload_batch_requests", "histogram", help);
+    for kernel in kernels {
+        let stats = queue.kernel(kernel);
+        let mut sum = 0;
+        for (class, bound) in stats.batch_classes.iter().zip(["1", "3", "7", "15", "+Inf"]) {
+            sum += class;
+            family.line("_bucket", &format!("{},le=\"{bound}\"", label(kernel)), sum);
+        }
+        family.line("_sum", &label(kernel), stats.requests);
+        family.line("_count", &label(kernel), stats.batches);
+    }
+    let help = "Requests that a device should have done, and software did.";
+    let mut family = Family::new(text, "offload_fallbacks_total", "counter", help);
+    for kernel in kernels {
+        let stats = queue.kernel(kernel);
+        family.line("", &label(kernel), stats.redone + stats.spilled);
+    }
+}
+
+/// As a label's value.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

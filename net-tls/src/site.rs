@@ -1,0 +1,246 @@
+//! What is served under which names: certificates, protocols, who may come, and where to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+use rustls::{NamedGroup, RootCertStore, ServerConfig};
+
+use crate::certificates::{self, Certificate, Certificates, lookup};
+use crate::config::{CertificateConfig, ClientCertificates, SiteConfig};
+use crate::error::Error;
+use crate::key_exchange::OFFLOADED_X25519;
+use crate::ticket::{Masters, Ticketer};
+use crate::upstream::{Pool, Pools};
+
+/// What is served under some names.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) tls: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
+    pool: Arc<Pool>,
+    pool_by_alpn: HashMap<Vec<u8>, Arc<Pool>>,
+}
+
+impl Site {
+    fn new(config: &SiteConfig, pools: &Pools, masters: &Arc<Masters>) -> Result<Self, Error> {
+        let certificates = Arc::new(Certificates::new(read_certificates(config)?));
+        let pool = |name: &str| {
+            let known = || pools.keys().cloned().collect::<Vec<_>>().join(", ");
+            pools.get(name).cloned().ok_or_else(|| {
+                Error::config(format!("no pool is called `{name}`; there is {}", known()))
+            })
+        };
+        let mut pool_by_alpn = HashMap::new();
+        for (protocol, name) in &config.pool_by_alpn {
+            let place = format!("pool_by_alpn.{protocol}");
+            if !config.alpn.contains(protocol) {
+                let cause = format!("`{protocol}` is never agreed on: it is not in `alpn`");
+                return Err(Error::config(cause).at(&place));
+            }
+            let pool = pool(name).map_err(|error| error.at(&place))?;
+            pool_by_alpn.insert(protocol.clone().into_bytes(), pool);
+        }
+        let mut tls = tls(config, Arc::clone(&certificates))?;
+        let policy = policy(config, certificates.all())?;
+        tls.ticketer = Arc::new(Ticketer { masters: Arc::clone(masters), policy });
+        Ok(Self {
+            tls: Arc::new(tls),
+            certificates,
+            pool: pool(&config.pool).map_err(|error| error.at("pool"))?,
+            pool_by_alpn,
+        })
+    }
+
+    /// Where a connection goes that has agreed on this application protocol.
+    pub(crate) fn pool(&self, alpn: Option<&[u8]>) -> &Arc<Pool> {
+        alpn.and_then(|alpn| self.pool_by_alpn.get(alpn)).unwrap_or(&self.pool)
+    }
+
+    pub(crate) fn certificates(&self) -> &[Certificate] {
+        self.certificates.all()
+    }
+}
+
+/// The sites of a listener.
+#[derive(Debug)]
+pub(crate) struct Sites {
+    all: Vec<Arc<Site>>,
+    /// By name, those with `*.` too: numbers of `all`.
+    by_name: HashMap<String, usize>,
+    /// For who asks for another name, or for none.
+    default: Option<usize>,
+}
+
+impl Sites {
+    pub(crate) fn new(
+        configs: &[SiteConfig],
+        pools: &Pools,
+        masters: &Arc<Masters>,
+    ) -> Result<Self, Error> {
+        let mut sites = Self { all: Vec::new(), by_name: HashMap::new(), default: None };
+        for (index, config) in configs.iter().enumerate() {
+            let at = |error: Error| error.at(&format!("site.{index}"));
+            sites.all.push(Arc::new(Site::new(config, pools, masters).map_err(at)?));
+            if config.names.is_empty() && sites.default.replace(index).is_some() {
+                return Err(at(Error::config("a second site without names; one is enough")));
+            }
+            for name in &config.names {
+                check_name(name).map_err(|error| at(error.at("names")))?;
+                if sites.by_name.insert(name.to_ascii_lowercase(), index).is_some() {
+                    let cause = format!("`{name}` is the name of another site too");
+                    return Err(at(Error::config(cause).at("names")));
+                }
+            }
+        }
+        if sites.all.is_empty() {
+            return Err(Error::config("a listener has at least one site"));
+        }
+        Ok(sites)
+    }
+
+    /// The site for the name that a client asks for.
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<&Arc<Site>> {
+        let named = name.and_then(|name| lookup(&self.by_name, name)).copied();
+        named.or(self.default).map(|index| &self.all[index])
+    }
+
+    pub(crate) fn all(&self) -> &[Arc<Site>] {
+        &self.all
+    }
+}
+
+/// Labels, and a star at most as the first of them.
+fn check_name(name: &str) -> Result<(), Error> {
+    let labels = name.strip_prefix("*.").unwrap_or(name);
+    let is_label = |label: &str| {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(is_part)
+    };
+    if labels.len() <= 253 && labels.split('.').all(is_label) {
+        return Ok(());
+    }
+    let cause = format!("`{name}` is no DNS name; other letters go as punycode (xn--...)");
+    Err(Error::config(cause))
+}
+
+fn read_certificates(config: &SiteConfig) -> Result<Vec<Certificate>, Error> {
+    let mut all = Vec::new();
+    for (index, pair) in config.certificates.iter().enumerate() {
+        let at = |error: Error| error.at(&format!("certificates.{index}"));
+        all.push(Certificate::read(pair).map_err(at)?);
+    }
+    if let Some(directory) = &config.certificate_directory {
+        let read = |pairs: Vec<CertificateConfig>| {
+            pairs.iter().map(Certificate::read).collect::<Result<Vec<_>, _>>()
+        };
+        let found = certificates::pairs_in(directory).and_then(read);
+        all.extend(found.map_err(|error| error.at("certificate_directory"))?);
+    }
+    if all.is_empty() {
+        let cause = "a site needs `certificates` or `certificate_directory`";
+        return Err(Error::config(cause));
+    }
+    Ok(all)
+}
+
+/// Where a ticket may be used: for the same names, by the same clients. Certificates that are
+/// renewed, and keys, make no difference.
+fn policy(config: &SiteConfig, certificates: &[Certificate]) -> Result<[u8; 32], Error> {
+    let mut names: Vec<_> = certificates.iter().flat_map(|one| &one.names).collect();
+    names.extend(&config.names);
+    names.sort_unstable();
+    names.dedup();
+    let (mode, authorities) = match &config.client_certificates {
+        None => ("anybody", Vec::new()),
+        Some(clients) => {
+            let mode = if clients.optional { "optional" } else { "required" };
+            (mode, certificates::read_certificates(&clients.authorities)?)
+        }
+    };
+    let parts = [mode.as_bytes()].into_iter();
+    let parts = parts.chain(authorities.iter().map(|authority| authority.as_ref()));
+    let parts = parts.chain([&b"names"[..]]).chain(names.into_iter().map(String::as_bytes));
+    Ok(Ticketer::policy(parts))
+}
+
+fn tls(config: &SiteConfig, certificates: Arc<Certificates>) -> Result<ServerConfig, Error> {
+    let versions: &[_] = if config.tls13_only { &[&TLS13] } else { &[&TLS13, &TLS12] };
+    let provider = Arc::new(provider());
+    let verifier = match &config.client_certificates {
+        Some(clients) => {
+            let verifier = client_verifier(clients, &provider);
+            verifier.map_err(|error| error.at("client_certificates"))?
+        }
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("the provider has suites for both versions")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificates);
+    tls.alpn_protocols = config.alpn.iter().map(|name| name.clone().into_bytes()).collect();
+    // Sessions are in tickets, or nowhere: other shards and machines would not know them.
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(tls)
+}
+
+fn client_verifier(
+    config: &ClientCertificates,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let mut authorities = RootCertStore::empty();
+    let fail = |path: &std::path::PathBuf, error: &dyn std::fmt::Display| Error::Certificate {
+        path: path.clone(),
+        cause: error.to_string(),
+    };
+    let path = &config.authorities;
+    for certificate in certificates::read_certificates(path)? {
+        authorities.add(certificate).map_err(|error| fail(path, &error))?;
+    }
+    let mut revoked = Vec::new();
+    for path in &config.revoked {
+        let pem = certificates::read(path)?;
+        let before = revoked.len();
+        for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
+            revoked.push(list.map_err(|_| fail(path, &"the PEM text is broken or cut short"))?);
+        }
+        if revoked.len() == before {
+            return Err(fail(path, &"no PEM section X509 CRL in it"));
+        }
+    }
+    let builder =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), Arc::clone(provider))
+            .with_crls(revoked)
+            .allow_unknown_revocation_status();
+    let builder = if config.optional { builder.allow_unauthenticated() } else { builder };
+    builder.build().map_err(|error| fail(path, &error))
+}
+
+/// ring's, with our X25519 first, as ring has it.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519);
+    provider.kx_groups.insert(0, &OFFLOADED_X25519);
+    provider
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_can_be_asked_for() {
+        for good in ["example.org", "*.example.org", "localhost", "a_b.xn--bcher-kva.example"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "*", "*.", "a..b", ".a", "b*.example", "bücher.example", "a b", "*.*.a"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Where plain text goes: pools of upstreams that can take each other's place.
+
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use warpcore_runtime::net::{Address, Stream};
+use warpcore_runtime::timeout;
+
+use crate::config::{Balance, PoolConfig, ProxyProtocol};
+use crate::connection::Cause;
+use crate::error::Error;
+
+/// By name.
+pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
+
+/// Upstreams that can take each other's place. Counters are relaxed: they order nothing.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) name: String,
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) proxy_protocol: ProxyProtocol,
+    balance: Balance,
+    check: Option<Duration>,
+    /// Counts connections, for who is next.
+    turn: AtomicUsize,
+    /// When the next check is due, in milliseconds of [`now_ms`].
+    check_due_ms: AtomicU64,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) address: Address,
+    /// Connections of ours.
+    open: AtomicUsize,
+    /// Until when nobody is sent there, in milliseconds of [`now_ms`].
+    down_until_ms: AtomicU64,
+    /// Checks in a row that said the contrary of `down_until_ms`.
+    contrary: AtomicU64,
+}
+
+/// How long an upstream rests that could not be connected to.
+const REST_MS: u64 = 2000;
+
+/// Checks in a row until they are believed: one is a lost packet.
+const CHECKS: u64 = 2;
+
+/// Until a check says otherwise.
+const FOR_EVER: u64 = u64::MAX;
+
+/// A connection to an upstream, counted while it lives.
+pub(crate) struct Lease {
+    pool: Arc<Pool>,
+    index: usize,
+}
+
+impl Lease {
+    pub(crate) fn address(&self) -> &Address {
+        &self.pool.upstreams[self.index].address
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.upstreams[self.index].open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(name: &str, config: &PoolConfig) -> Result<Self, Error> {
+        let mut upstreams = Vec::new();
+        for (index, text) in config.upstreams.iter().enumerate() {
+            let found = resolve(text).map_err(|error| error.at(&format!("upstreams.{index}")))?;
+            upstreams.extend(found.into_iter().map(Upstream::new));
+        }
+        if upstreams.is_empty() {
+            return Err(Error::config("a pool has at least one upstream").at("upstreams"));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            upstreams,
+            proxy_protocol: config.proxy_protocol,
+            balance: config.balance,
+            check: config.check,
+            turn: AtomicUsize::new(0),
+            check_due_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// Connects to the next upstream, or to another, each tried once, for at most `patience`.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<(Stream, Lease), Cause> {
+        let mut last: Cause = "none is configured".into();
+        for index in self.order() {
+            let upstream = &self.upstreams[index];
+            upstream.open.fetch_add(1, Ordering::Relaxed);
+            let lease = Lease { pool: Arc::clone(self), index };
+            match upstream.connect(patience).await {
+                Ok(stream) => return Ok((stream, lease)),
+                Err(cause) => {
+                    tracing::debug!("upstream {} of {}: {cause}", upstream.address, self.name);
+                    upstream.rest();
+                    last = format!("{}: {cause}", upstream.address).into();
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// All of them, those first that are up, in the order in which they are to be tried.
+    fn order(&self) -> Vec<usize> {
+        let len = self.upstreams.len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut order: Vec<_> = (0..len).map(|index| (turn.wrapping_add(index)) % len).collect();
+        let now = now_ms();
+        order.sort_by_key(|index| {
+            let upstream = &self.upstreams[*index];
+            let open = match self.balance {
+                Balance::RoundRobin => 0,
+                Balance::LeastConnections => upstream.open.load(Ordering::Relaxed),
+            };
+            (!upstream.is_up(now), open)
+        });
+        order
+    }
+
+    /// Whether it is time to check; says so once.
+    pub(crate) fn is_check_due(&self) -> bool {
+        let Some(check) = self.check else { return false };
+        let now = now_ms();
+        let due = now >= self.check_due_ms.load(Ordering::Relaxed);
+        if due {
+            let check_ms = u64::try_from(check.as_millis()).unwrap_or(u64::MAX);
+            self.check_due_ms.store(now.saturating_add(check_ms), Ordering::Relaxed);
+        }
+        due
+    }
+
+    /// Tries whether each upstream can be connected to.
+    pub(crate) async fn check(&self, patience: Duration) {
+        for upstream in &self.upstreams {
+            let result = upstream.connect(patience).await;
+            let Some(is_up) = upstream.checked(result.is_ok()) else { continue };
+            let (address, name) = (&upstream.address, &self.name);
+            match result {
+                Ok(_) => tracing::info!("upstream {address} of {name} is up"),
+                Err(cause) => tracing::warn!("upstream {address} of {name} is down: {cause}"),
+            }
+            debug_assert_eq!(is_up, upstream.is_up(now_ms()));
+        }
+    }
+}
+
+impl Upstream {
+    fn new(address: Address) -> Self {
+        Self {
+            address,
+            open: AtomicUsize::new(0),
+            down_until_ms: AtomicU64::new(0),
+            contrary: AtomicU64::new(0),
+        }
+    }
+
+    async fn connect(&self, patience: Duration) -> Result<Stream, Cause> {
+        match timeout(patience, Stream::connect(&self.address)).await {
+            Ok(connected) => Ok(connected?),
+            Err(elapsed) => Err(elapsed.into()),
+        }
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_up(&self, now_ms: u64) -> bool {
+        self.down_until_ms.load(Ordering::Relaxed) <= now_ms
+    }
+
+    /// It could not be connected to: others have their turn for a while.
+    fn rest(&self) {
+        self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
+    }
+
+    /// What a check has found. Some if it is believed from now on, and was not before.
+    fn checked(&self, is_up: bool) -> Option<bool> {
+        let was_up = self.down_until_ms.load(Ordering::Relaxed) != FOR_EVER;
+        if was_up == is_up {
+            self.contrary.store(0, Ordering::Relaxed);
+            return None;
+        }
+        if self.contrary.fetch_add(1, Ordering::Relaxed) + 1 < CHECKS {
+            return None;
+        }
+        self.contrary.store(0, Ordering::Relaxed);
+        self.down_until_ms.store(if is_up { 0 } else { FOR_EVER }, Ordering::Relaxed);
+        Some(is_up)
+    }
+}
+
+/// Milliseconds since somebody asked first.
+pub(crate) fn now_ms() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Every address of `HOST:PORT`, or a path.
+fn resolve(text: &str) -> Result<Vec<Address>, Error> {
+    if let Ok(address) = text.parse::<Address>() {
+        return Ok(vec![address]);
+    }
+    match text.to_socket_addrs() {
+        Ok(addresses) => Ok(addresses.map(Address::Tcp).collect()),
+        Err(error) => {
+            Err(Error::config(format!("`{text}` is neither HOST:PORT nor unix:PATH: {error}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(balance: Balance) -> Pool {
+        let upstreams = ["127.0.0.1:1", "127.0.0.1:2", "unix:/3"].map(str::to_owned).to_vec();
+        let config = PoolConfig { upstreams, balance, ..PoolConfig::default() };
+        Pool::new("web", &config).expect("good")
+    }
+
+    #[test]
+    fn each_has_its_turn_and_who_is_down_comes_last() {
+        let pool = pool(Balance::RoundRobin);
+        assert_eq!(pool.order(), [0, 1, 2]);
+        assert_eq!(pool.order(), [1, 2, 0]);
+        pool.upstreams[2].rest();
+        assert_eq!(pool.order(), [0, 1, 2]);
+        assert_eq!(pool.order(), [0, 1, 2]);
+        assert_eq!(pool.order(), [1, 0, 2]);
+    }
+
+    #[test]
+    fn the_one_with_the_fewest_connections_is_next() {
+        let pool = pool(Balance::LeastConnections);
+        pool.upstreams[0].open.store(2, Ordering::Relaxed);
+        pool.upstreams[1].open.store(1, Ordering::Relaxed);
+        assert_eq!(pool.order(), [2, 1, 0]);
+        pool.upstreams[2].open.store(1, Ordering::Relaxed);
+        // Of two alike, each in its turn.
+        assert_eq!(pool.order(), [1, 2, 0]);
+        assert_eq!(pool.order(), [2, 1, 0]);
+    }
+
+    #[test]
+    fn one_check_is_not_believed() {
+        let upstream = Upstream::new(Address::Unix("/1".into()));
+        let believed = [false, true, false, false, true, false, true, true].map(|is_up| {
+            let _ = upstream.checked(is_up);
+            upstream.is_up(now_ms())
+        });
+        assert_eq!(believed, [true, true, true, false, false, false, false, true]);
+    }
+}

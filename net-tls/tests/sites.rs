@@ -1,0 +1,389 @@
+//! Which certificate a client is shown, who may come in, whose tickets count, and what a reload changes.
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{LOOPBACK, Running, connect_to, echo, openssl, talk, upstream};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use warpcore_need::{Need, need};
+use warpcore_tls::{
+    CertificateConfig, ClientCertificates, Config, Error, Proxy, Signing, SiteConfig,
+};
+
+const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
+
+/// An authority, and a place for the files of what it certifies.
+struct Authority {
+    place: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        Self { place, issuer: authority("root") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        fs::write(self.path(name), contents).expect("written");
+        self.path(name)
+    }
+
+    /// A chain and a key for `names`, in `FILE.pem` and `FILE.key`.
+    fn certify(&self, file: &str, names: &[&str], key: &KeyPair) -> CertificateConfig {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("good names");
+        params.serial_number = Some(SerialNumber::from(file.as_bytes().to_vec()));
+        let certificate = params.signed_by(key, &self.issuer).expect("signs");
+        CertificateConfig {
+            chain: self.write(&format!("{file}.pem"), certificate.pem()),
+            key: self.write(&format!("{file}.key"), key.serialize_pem()),
+        }
+    }
+
+    fn ecdsa(&self, file: &str, names: &[&str]) -> CertificateConfig {
+        self.certify(file, names, &KeyPair::generate().expect("a key"))
+    }
+
+    fn rsa(&self, file: &str, names: &[&str]) -> CertificateConfig {
+        let bits = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+        let pem = openssl(&[&["genpkey", "-quiet"][..], &bits].concat());
+        let pem = String::from_utf8(pem).expect("PEM is ASCII");
+        self.certify(file, names, &KeyPair::from_pem(&pem).expect("a good key"))
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("a good root");
+        client(roots, None)
+    }
+
+    fn client_with(&self, certificate: &CertificateConfig) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("a good root");
+        client(roots, Some(certificate))
+    }
+}
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let key = KeyPair::generate().expect("a key");
+    CertifiedIssuer::self_signed(authority_params(name), key).expect("signs itself")
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn client(roots: RootCertStore, certificate: Option<&CertificateConfig>) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("supported")
+        .with_root_certificates(roots);
+    match certificate {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let chain = CertificateDer::pem_file_iter(&pair.chain).expect("readable");
+            let chain = chain.collect::<Result<_, _>>().expect("good");
+            let key = PrivateKeyDer::from_pem_file(&pair.key).expect("good");
+            builder.with_client_auth_cert(chain, key).expect("a good pair")
+        }
+    }
+}
+
+fn site(names: &[&str], certificates: &[CertificateConfig]) -> SiteConfig {
+    SiteConfig {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        certificates: certificates.to_vec(),
+        pool: "upstream".to_owned(),
+        ..SiteConfig::default()
+    }
+}
+
+fn config(sites: Vec<SiteConfig>) -> Config {
+    let nowhere = CertificateConfig { chain: PathBuf::new(), key: PathBuf::new() };
+    let mut config = Config::single(LOOPBACK.into(), nowhere, &upstream(echo).into());
+    config.listeners[0].sites = sites;
+    config
+}
+
+/// Shakes hands as `name`, and says which certificate was shown: by its file.
+fn shown(
+    name: &'static str,
+    client: &Arc<ClientConfig>,
+    address: SocketAddr,
+) -> std::io::Result<String> {
+    let mut stream = connect_to(name, client, address);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    let certificate = &stream.conn.peer_certificates().expect("shown")[0];
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).expect("ours");
+    let file = String::from_utf8(parsed.raw_serial().to_vec()).expect("ASCII");
+    assert_eq!(talk(stream, b"hello")?, b"hello");
+    Ok(file)
+}
+
+#[test]
+fn names_choose_the_site_and_the_certificate() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let directory = authority.path("directory");
+    fs::create_dir_all(directory.join("acme")).expect("a new directory");
+    authority.ecdsa("directory/plain", &["plain.example"]);
+    let acme = authority.ecdsa("acme", &["acme.example", "*.acme.example"]);
+    fs::rename(acme.chain, directory.join("acme/fullchain.pem")).expect("moved");
+    fs::rename(acme.key, directory.join("acme/privkey.pem")).expect("moved");
+    let sites = vec![
+        site(&["a.example"], &[authority.ecdsa("a", &["a.example"])]),
+        site(&["*.b.example"], &[authority.ecdsa("b", &["*.b.example"])]),
+        SiteConfig { certificate_directory: Some(directory), ..site(&[], &[]) },
+    ];
+    for signing in [Signing::Offloaded, Signing::InPlace] {
+        let proxy = Running::start(&Config { signing, ..config(sites.clone()) }, 1);
+        let client = Arc::new(authority.client());
+        for (name, file) in [
+            ("a.example", "a"),
+            ("A.Example", "a"),
+            ("x.b.example", "b"),
+            ("plain.example", "directory/plain"),
+            ("acme.example", "acme"),
+            ("y.acme.example", "acme"),
+        ] {
+            assert_eq!(shown(name, &client, proxy.address).expect("served"), file, "{name}");
+        }
+        proxy.stop();
+    }
+    // No default: a name that nobody has is told so.
+    let proxy = Running::start(&config(sites[..2].to_vec()), 1);
+    let client = Arc::new(authority.client());
+    let error = shown("c.example", &client, proxy.address).expect_err("nobody's");
+    assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+    assert_eq!(proxy.stop().handshakes_failed, 1);
+}
+
+#[test]
+fn the_clients_algorithms_choose_between_ecdsa_and_rsa() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let pairs = [authority.rsa("rsa", &["a.example"]), authority.ecdsa("ecdsa", &["a.example"])];
+    let proxy = Running::start(&config(vec![site(&[], &pairs)]), 1);
+    let address = proxy.address.to_string();
+    for (arguments, expected) in [
+        (&["-tls1_3"][..], "ecdsa"),
+        (&["-tls1_3", "-sigalgs", "rsa_pss_rsae_sha256"], "rsa"),
+        (&["-tls1_2"], "ecdsa"),
+        (&["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"], "rsa"),
+        (&["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"], "ecdsa"),
+    ] {
+        let s_client = ["s_client", "-connect", &address, "-servername", "a.example"];
+        let mut command = std::process::Command::new("openssl");
+        command.args([&s_client[..], arguments].concat()).stdin(std::process::Stdio::null());
+        let said = command.output().expect("checked by need").stdout;
+        let pem = CertificateDer::from_pem_slice(&said).expect("a certificate is shown");
+        let (_, shown) = x509_parser::parse_x509_certificate(&pem).expect("ours");
+        assert_eq!(shown.raw_serial(), expected.as_bytes(), "{arguments:?}");
+    }
+    proxy.stop();
+}
+
+#[test]
+fn a_chain_is_put_in_order_or_refused() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let key = KeyPair::generate().expect("a key");
+    let params = authority_params("between");
+    let between = CertifiedIssuer::signed_by(params, key, &authority.issuer).expect("signs");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["a.example".to_owned()]).expect("a good name");
+    let own = params.signed_by(&key, &between).expect("signs");
+    let key = authority.write("own.key", key.serialize_pem());
+    let [own, between, root] = [own.pem(), between.pem(), authority.issuer.pem()];
+    for (name, order) in [
+        ("reversed", [&root[..], &between, &own].concat()),
+        ("mixed", [&between[..], &own].concat()),
+        ("twice", [&own[..], &between, &between].concat()),
+    ] {
+        let chain = authority.write(name, order);
+        let pair = CertificateConfig { chain, key: key.clone() };
+        let proxy = Running::start(&config(vec![site(&[], &[pair])]), 1);
+        let client = Arc::new(authority.client());
+        talk(connect_to("a.example", &client, proxy.address), b"x").expect(name);
+        proxy.stop();
+    }
+    let stranger = crate::authority("stranger").pem();
+    let chain = authority.write("stranger", [&own[..], &stranger].concat());
+    let pair = CertificateConfig { chain, key };
+    let error = Proxy::check(&config(vec![site(&[], &[pair])])).expect_err("refused").to_string();
+    let said = "certificate 2 in it (CN=stranger) has certified none of the others; take it out";
+    assert!(error.ends_with(said), "{error}");
+}
+
+#[test]
+fn clients_show_certificates_that_are_not_revoked() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let [good, bad] = ["good", "bad"].map(|name| authority.ecdsa(name, &["client.example"]));
+    let now = time::OffsetDateTime::now_utc();
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(b"bad".to_vec()),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: now - time::Duration::days(1),
+        next_update: now + time::Duration::days(1),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&authority.issuer).expect("signs").pem().expect("encodes");
+    let clients = ClientCertificates {
+        authorities: authority.write("authorities.pem", authority.issuer.pem()),
+        revoked: vec![authority.write("revoked.pem", list)],
+        optional: false,
+    };
+    let pairs = [authority.ecdsa("server", &["a.example"])];
+    let required = SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) };
+    let mut optional = required.clone();
+    optional.client_certificates.as_mut().expect("set").optional = true;
+    let clients = [
+        Arc::new(authority.client()),
+        Arc::new(authority.client_with(&good)),
+        Arc::new(authority.client_with(&bad)),
+    ];
+    for (site, expected) in [(required, [false, true, false]), (optional, [true, true, false])] {
+        let proxy = Running::start(&config(vec![site]), 1);
+        let served = clients.each_ref().map(|client| shown("a.example", client, proxy.address));
+        assert_eq!(served.each_ref().map(Result::is_ok), expected, "{served:?}");
+        proxy.stop();
+    }
+}
+
+/// A client keeps tickets by name. Two machines of one name, with the same keys: what one has given the
+/// other takes, unless other clients count there (CVE-2025-23419 of nginx).
+#[test]
+fn a_ticket_counts_where_the_same_clients_do() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
+    let clients = ClientCertificates {
+        authorities: authority.write("authorities.pem", authority.issuer.pem()),
+        revoked: Vec::new(),
+        optional: true,
+    };
+    let open = site(&["a.example"], &[authority.ecdsa("one", &["a.example"])]);
+    // Renewed, with another key.
+    let renewed = site(&["a.example"], &[authority.ecdsa("other", &["a.example"])]);
+    let guarded = SiteConfig { client_certificates: Some(clients), ..renewed.clone() };
+    let start = |site: SiteConfig, ticket_keys: Option<&Path>| {
+        let ticket_keys = ticket_keys.map(Path::to_owned);
+        Running::start(&Config { ticket_keys, ..config(vec![site]) }, 1)
+    };
+    for tls12 in [false, true] {
+        let mut client = authority.client();
+        if tls12 {
+            let version: &[_] = &[&rustls::version::TLS12];
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let mut roots = RootCertStore::empty();
+            roots.add(authority.issuer.der().clone()).expect("a good root");
+            client = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(version)
+                .expect("supported")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+        }
+        let client = Arc::new(client);
+        let resumed = |proxy: Running| {
+            shown("a.example", &client, proxy.address).expect("served");
+            proxy.stop().resumed
+        };
+        assert_eq!(resumed(start(open.clone(), Some(&keys))), 0, "the first");
+        assert_eq!(resumed(start(renewed.clone(), Some(&keys))), 1, "the same policy");
+        assert_eq!(resumed(start(guarded.clone(), Some(&keys))), 0, "other clients count");
+        assert_eq!(resumed(start(open.clone(), None)), 0, "other keys");
+    }
+}
+
+/// Under load, each client sees either the one certificate or the other, and none fails. What is wrong
+/// changes nothing.
+#[test]
+fn a_reload_is_whole_or_nothing_and_nobody_fails() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
+    let configs = ["one", "other"].map(|file| {
+        let site = site(&[], &[authority.rsa(file, &["a.example"])]);
+        Config { ticket_keys: Some(keys.clone()), ..config(vec![site]) }
+    });
+    let proxy = Running::start(&configs[0], 2);
+    let mut client = authority.client();
+    client.resumption = rustls::client::Resumption::disabled();
+    let client = Arc::new(client);
+    let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    shown("a.example", &client, proxy.address).expect("served");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 1..=10 {
+            let before = served.load(Ordering::Relaxed);
+            while served.load(Ordering::Relaxed) < before + 10 {
+                std::thread::yield_now();
+            }
+            proxy.proxy.reload(&configs[round % 2]).expect("good");
+            let file = shown("a.example", &client, proxy.address).expect("served");
+            assert_eq!(file, ["one", "other"][round % 2]);
+        }
+        let mut mismatched = configs[1].clone();
+        mismatched.listeners[0].sites[0].certificates[0].key = authority.path("one.key");
+        let error = proxy.proxy.reload(&mismatched).expect_err("refused");
+        assert!(error.to_string().contains("their public keys differ"), "{error}");
+        let mut elsewhere = configs[1].clone();
+        elsewhere.listeners.push(elsewhere.listeners[0].clone());
+        let error = proxy.proxy.reload(&elsewhere).expect_err("refused");
+        assert!(matches!(error, Error::At { .. }) && error.to_string().contains("restart"));
+        assert_eq!(shown("a.example", &client, proxy.address).expect("served"), "one");
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stats = proxy.stop();
+    assert_eq!(stats.handshakes_failed, 0);
+}

@@ -1,0 +1,297 @@
+//! Where connections go, what upstreams are told, how many may come, and what is told of it all.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::{Identity, LOOPBACK, Running, client_config, connect, echo, exchange, talk, upstream};
+use rustls::version::{TLS12, TLS13};
+use warpcore_need::{Need, need};
+use warpcore_runtime::net::Address;
+use warpcore_tls::{Balance, Config, Limits, ProxyProtocol, Signing};
+
+const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
+
+/// An upstream that answers with its name.
+fn named(name: &'static str) -> SocketAddr {
+    upstream(move |mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+        let _ = stream.write_all(name.as_bytes());
+    })
+}
+
+fn config(identity: &Identity, upstreams: &[String]) -> Config {
+    let mut config = identity.config(LOOPBACK, Signing::Offloaded);
+    let pool = config.pools.get_mut("upstream").expect("of a single one");
+    pool.upstreams = upstreams.to_vec();
+    config
+}
+
+/// A port that nobody listens on.
+fn nobody() -> String {
+    TcpListener::bind(LOOPBACK)
+        .and_then(|listener| listener.local_addr())
+        .expect("bound")
+        .to_string()
+}
+
+#[test]
+fn every_upstream_has_its_turn_and_a_dead_one_none() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let upstreams = [named("one").to_string(), nobody(), named("two").to_string()];
+    let proxy = Running::start(&config(&identity, &upstreams), 1);
+    let client = client_config(&identity, &TLS13);
+    let answers: Vec<_> = (0..12)
+        .map(|_| String::from_utf8(exchange(&client, proxy.address, b"who").expect("answered")))
+        .collect::<Result<_, _>>()
+        .expect("names");
+    for name in ["one", "two"] {
+        assert!(answers.iter().filter(|answer| *answer == name).count() >= 4, "{answers:?}");
+    }
+    let dead =
+        format!("warpcore_upstream_up{{pool=\"upstream\",upstream=\"{}\"}} 0\n", upstreams[1]);
+    assert!(proxy.proxy.metrics().contains(&dead), "{}", proxy.proxy.metrics());
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.upstream_failed), (12, 0));
+}
+
+#[test]
+fn checks_find_who_is_down_and_who_is_up_again() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let listener = TcpListener::bind(LOOPBACK).expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let mut config = config(&identity, &[address.to_string()]);
+    let pool = config.pools.get_mut("upstream").expect("there");
+    pool.check = Some(Duration::from_millis(10));
+    let proxy = Running::start(&config, 1);
+    let until = |up: u8| {
+        let line = format!("upstream=\"{address}\"}} {up}\n");
+        let started = Instant::now();
+        while !proxy.proxy.metrics().contains(&line) {
+            assert!(started.elapsed() < Duration::from_secs(20), "{}", proxy.proxy.metrics());
+            std::thread::yield_now();
+        }
+    };
+    until(1);
+    drop(listener);
+    until(0);
+    let _again = TcpListener::bind(address).expect("free");
+    until(1);
+    proxy.stop();
+}
+
+#[test]
+fn the_least_busy_upstream_is_next_and_protocols_have_their_own() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = config(&identity, &[named("one").to_string(), named("two").to_string()]);
+    config.pools.get_mut("upstream").expect("there").balance = Balance::LeastConnections;
+    let mut other = config.pools["upstream"].clone();
+    other.upstreams = vec![named("h2").to_string()];
+    config.pools.insert("other".to_owned(), other);
+    let site = &mut config.listeners[0].sites[0];
+    site.alpn = ["h2", "http/1.1"].map(str::to_owned).to_vec();
+    site.pool_by_alpn.insert("h2".to_owned(), "other".to_owned());
+    let proxy = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    // One of them is busy.
+    let mut busy = connect(&client, proxy.address);
+    busy.write_all(b"wait").expect("sends");
+    busy.flush().expect("sends");
+    let line = "upstream_connections{pool=\"upstream\"";
+    while !proxy.proxy.metrics().lines().any(|one| one.contains(line) && one.ends_with(" 1")) {
+        std::thread::yield_now();
+    }
+    let first = exchange(&client, proxy.address, b"who").expect("answered");
+    assert_eq!(exchange(&client, proxy.address, b"who").expect("answered"), first);
+    assert_ne!(talk(busy, b"now").expect("answered"), first);
+
+    let mut h2 = (*client).clone();
+    h2.alpn_protocols = vec![b"h2".to_vec()];
+    let answer = exchange(&std::sync::Arc::new(h2), proxy.address, b"who").expect("answered");
+    assert_eq!(answer, b"h2");
+    proxy.stop();
+}
+
+#[test]
+fn upstreams_are_told_who_the_client_is() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    for (version, tls, begins, suite) in [
+        (ProxyProtocol::V1, &TLS13, &b"PROXY TCP4 127.0.0.1 127.0.0.1 "[..], &b"\r\n"[..]),
+        (ProxyProtocol::V2, &TLS13, b"\r\n\r\n\0\r\nQUIT\n\x21\x11", b"TLS13_AES_256_GCM_SHA384"),
+        (ProxyProtocol::V2, &TLS12, b"\r\n\r\n\0\r\nQUIT\n\x21\x11", b"TLS_ECDHE_RSA_WITH_AES"),
+    ] {
+        let mut config = config(&identity, &[upstream(echo).to_string()]);
+        config.pools.get_mut("upstream").expect("there").proxy_protocol = version;
+        let proxy = Running::start(&config, 1);
+        let client = client_config(&identity, tls);
+        let answer = exchange(&client, proxy.address, b"GET").expect("answered");
+        assert!(answer.starts_with(begins) && answer.ends_with(b"GET"), "{answer:?}");
+        assert!(answer.windows(suite.len()).any(|part| part == suite), "{answer:?}");
+        proxy.stop();
+    }
+}
+
+#[test]
+fn a_balancer_in_front_says_who_the_client_is() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = config(&identity, &[upstream(echo).to_string()]);
+    config.listeners[0].proxy_protocol = true;
+    config.pools.get_mut("upstream").expect("there").proxy_protocol = ProxyProtocol::V1;
+    let proxy = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    let line = b"PROXY TCP6 2001:db8::1 2001:db8::2 1234 443\r\n";
+    let mut stream = connect(&client, proxy.address);
+    // In two pieces, the second with the ClientHello behind it.
+    stream.sock.write_all(&line[..20]).expect("sends");
+    let mut rest = line[20..].to_vec();
+    stream.conn.write_tls(&mut rest).expect("to memory");
+    stream.sock.write_all(&rest).expect("sends");
+    assert_eq!(talk(stream, b"x").expect("answered"), [&line[..], b"x"].concat());
+    // Without one nobody comes in.
+    exchange(&client, proxy.address, b"x").expect_err("refused");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (1, 1));
+}
+
+#[test]
+fn unix_sockets_on_both_sides() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let [front, back] = ["front", "back"].map(|name| identity.directory.path().join(name));
+    let listener = std::os::unix::net::UnixListener::bind(&back).expect("binds");
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepts");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("reads");
+        stream.write_all(&all).expect("writes");
+    });
+    let mut config = config(&identity, &[format!("unix:{}", back.display())]);
+    config.listeners[0].address = Address::Unix(front.clone());
+    let proxy = Running::start(&config, 2);
+    let client = client_config(&identity, &TLS13);
+    let name = rustls::pki_types::ServerName::try_from("localhost").expect("a good name");
+    let tls = rustls::ClientConnection::new(client, name).expect("a good config");
+    let stream = std::os::unix::net::UnixStream::connect(&front).expect("connects");
+    let mut stream = rustls::StreamOwned::new(tls, stream);
+    stream.write_all(b"through files").expect("sends");
+    stream.conn.send_close_notify();
+    stream.flush().expect("sends");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("answered");
+    assert_eq!(answer, b"through files");
+    assert_eq!(proxy.stop().handshakes, 1);
+}
+
+#[test]
+fn too_many_are_refused_and_counted() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let few = Limits { connections: 3, connections_per_client: 2, handshakes: 3 };
+    let pending = Limits { connections: 3, connections_per_client: 3, handshakes: 2 };
+    let all = Limits { connections: 2, connections_per_client: 2, handshakes: 2 };
+    for (limits, reason) in [(few, "client"), (pending, "handshakes"), (all, "connections")] {
+        let mut config = config(&identity, &[upstream(echo).to_string()]);
+        config.listeners[0].limits = limits;
+        let proxy = Running::start(&config, 2);
+        // Who says nothing has a place all the same.
+        let silent: Vec<_> =
+            (0..2).map(|_| TcpStream::connect(proxy.address).expect("connects")).collect();
+        while !proxy.proxy.metrics().contains("_accepted_total 2\n") {
+            std::thread::yield_now();
+        }
+        let client = client_config(&identity, &TLS13);
+        exchange(&client, proxy.address, b"x").expect_err("refused");
+        let line = format!("warpcore_connections_refused_total{{reason=\"{reason}\"}} 1\n");
+        while !proxy.proxy.metrics().contains(&line) {
+            std::thread::yield_now();
+        }
+        drop(silent);
+        // Once they are gone there is room.
+        while exchange(&client, proxy.address, b"x").is_err() {}
+        let stats = proxy.stop();
+        assert_eq!(stats.handshakes, 1);
+    }
+}
+
+#[test]
+fn what_happens_is_told() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let log = identity.directory.path().join("access.json");
+    let mut config = config(&identity, &[upstream(echo).to_string()]);
+    let metrics = nobody();
+    config.metrics = Some(metrics.parse().expect("an address"));
+    config.access_log = Some(log.clone());
+    let proxy = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    exchange(&client, proxy.address, b"hello").expect("answered");
+    TcpStream::connect(proxy.address)
+        .expect("connects")
+        .write_all(b"GET /\r\n\r\n")
+        .expect("sends");
+    let (send, seen) = mpsc::channel();
+    let scrape = move || {
+        let mut stream = TcpStream::connect(&metrics).expect("connects");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sends");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("reads");
+        answer
+    };
+    std::thread::spawn(move || {
+        loop {
+            let answer = scrape();
+            if answer.contains("handshakes_failed_total{cause=\"protocol\"} 1\n") {
+                let _ = send.send(answer);
+                return;
+            }
+        }
+    });
+    let answer = seen.recv_timeout(Duration::from_secs(20)).expect("is counted");
+    for line in [
+        "HTTP/1.1 200 OK\r\n",
+        "# TYPE warpcore_handshakes_total counter\n",
+        "warpcore_handshakes_total{version=\"1.3\",resumed=\"no\"} 1\n",
+        "warpcore_handshakes_by_suite_total{suite=\"TLS13_AES_256_GCM_SHA384\"} 1\n",
+        "warpcore_handshake_seconds_count 1\n",
+        "warpcore_relayed_bytes_total{from=\"client\"} 5\n",
+        "warpcore_offload_full_total 0\n",
+        "warpcore_certificate_expires_seconds{chain=\"",
+    ] {
+        assert!(answer.contains(line), "{line} is not in {answer}");
+    }
+    proxy.stop();
+    let log = std::fs::read_to_string(log).expect("written");
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    let good = lines.iter().find(|line| line["error"].is_null()).expect("one of them");
+    assert_eq!((&good["received"], &good["sent"]), (&5.into(), &5.into()), "{good}");
+    assert_eq!(good["server_name"], "localhost", "{good}");
+    assert_eq!(good["version"], "TLSv1.3", "{good}");
+    let bad = lines.iter().find(|line| !line["error"].is_null()).expect("the other");
+    assert!(bad["error"].as_str().expect("text").starts_with("handshake: "), "{bad}");
+}
