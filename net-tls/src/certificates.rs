@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -16,7 +15,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::CertificateConfig;
 use crate::error::Error;
-use crate::signer::{OffloadedEcdsaKey, OffloadedKey};
+use crate::provider::base;
+use crate::signer::{OffloadedKey, QueueKey};
 
 /// A chain with its key, checked.
 #[derive(Debug, Clone)]
@@ -200,23 +200,27 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
     let pem = Zeroizing::new(read(path)?);
     let fail = |cause| Error::Key { path: path.to_owned(), cause };
-    let cause = match PrivateKey::from_pem(&pem) {
+    let key = match PrivateKey::from_pem(&pem) {
         // Software could not sign with it, and RFC 8446 peers would not accept it.
         Ok(key) if key.modulus_len_bytes() < 2048 / 8 => {
             return Err(fail(KeyError::Size { modulus_bits: key.modulus_len_bytes() * 8 }));
         }
-        Ok(key) => return Ok(Arc::new(OffloadedKey::new(key))),
-        Err(cause @ KeyError::NotRsa(_)) => cause,
+        Ok(key) => Ok(QueueKey::Rsa(Arc::new(key))),
+        // Of another curve than P-256 the library may have it.
+        Err(KeyError::NotRsa(_)) => {
+            EcdsaKey::from_pem(&pem).map(|key| QueueKey::Ecdsa(Arc::new(key)))
+        }
         Err(cause) => return Err(fail(cause)),
     };
-    let Ok(mut der) = PrivateKeyDer::from_pem_slice(&pem) else { return Err(fail(cause)) };
-    let in_place = ring::sign::any_supported_type(&der);
+    let der = PrivateKeyDer::from_pem_slice(&pem);
+    let mut der = der.map_err(|_| fail(KeyError::Encoding("no private key in PEM")))?;
+    let in_place = base::sign::any_supported_type(&der);
     der.zeroize();
-    let in_place = in_place.map_err(|_| fail(cause))?;
-    match EcdsaKey::from_pem(&pem) {
-        Ok(key) => Ok(Arc::new(OffloadedEcdsaKey::new(key, in_place))),
-        // Of another curve.
-        Err(_) => Ok(in_place),
+    match (key, in_place) {
+        (Ok(key), Ok(in_place)) => Ok(Arc::new(OffloadedKey::new(key, in_place))),
+        (Err(_), Ok(in_place)) => Ok(in_place),
+        (Err(cause), Err(_)) => Err(fail(cause)),
+        (Ok(_), Err(_)) => Err(fail(KeyError::Inconsistent("the TLS library refuses it"))),
     }
 }
 

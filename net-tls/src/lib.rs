@@ -39,6 +39,7 @@ mod key_exchange;
 mod limits;
 mod listener;
 mod metrics;
+mod provider;
 mod proxy_protocol;
 mod relay;
 mod signer;

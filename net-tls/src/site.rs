@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
-use rustls::{NamedGroup, RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig};
 
 use crate::certificates::{self, Certificate, Certificates, lookup};
 use crate::config::{CertificateConfig, ClientCertificates, SiteConfig};
 use crate::error::Error;
-use crate::key_exchange::OFFLOADED_X25519;
+use crate::provider::provider;
 use crate::ticket::{Masters, Ticketer};
 use crate::upstream::{Pool, Pools};
 
@@ -171,7 +171,7 @@ fn policy(config: &SiteConfig, certificates: &[Certificate]) -> Result<[u8; 32],
 
 fn tls(config: &SiteConfig, certificates: Arc<Certificates>) -> Result<ServerConfig, Error> {
     let versions: &[_] = if config.tls13_only { &[&TLS13] } else { &[&TLS13, &TLS12] };
-    let provider = Arc::new(provider());
+    let provider = provider();
     let verifier = match &config.client_certificates {
         Some(clients) => {
             let verifier = client_verifier(clients, &provider);
@@ -220,14 +220,6 @@ fn client_verifier(
             .allow_unknown_revocation_status();
     let builder = if config.optional { builder.allow_unauthenticated() } else { builder };
     builder.build().map_err(|error| fail(path, &error))
-}
-
-/// ring's, with our X25519 first, as ring has it.
-fn provider() -> CryptoProvider {
-    let mut provider = ring::default_provider();
-    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519);
-    provider.kx_groups.insert(0, &OFFLOADED_X25519);
-    provider
 }
 
 #[cfg(test)]

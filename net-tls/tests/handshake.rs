@@ -159,3 +159,28 @@ fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
     assert!(stats.queue.dropped_in_flight > 0, "none was suspended: {stats:?}");
     assert_eq!(stats.queue.in_flight(), 0);
 }
+
+/// Of a client whose hybrid is AWS-LC's.
+#[test]
+fn browsers_first_choice_is_ours_too() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    for signing in [Signing::Offloaded, Signing::InPlace] {
+        let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768];
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(identity.root.clone()).expect("a good root");
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("supported")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let answer = exchange(&Arc::new(config), proxy.address, b"hybrid").expect("answered");
+        assert_eq!(answer, b"hybrid");
+        let exchanged = proxy.stop().queue.kernel(Kernel::KeyExchange).requests;
+        assert_eq!(exchanged, u64::from(signing == Signing::Offloaded));
+    }
+}
