@@ -61,12 +61,18 @@ pub(crate) struct Ratio<'a> {
 /// What is measured, and what is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
+    /// Of memory: less is better.
+    Bytes,
     /// Standard deviations between two means: less is better.
     Deviations,
+    /// Megabytes (10^6) of plain bytes for each second of a processor: more is better.
+    MbPerCpuSecond,
     /// Megabytes (10^6) of plain bytes a second: more is better.
     Mbps,
     /// Nanoseconds: less is better.
     Ns,
+    /// Operations for each second of a processor: more is better.
+    PerCpuSecond,
     /// Operations or files a second: more is better.
     PerSecond,
     /// Of something else.
@@ -81,14 +87,25 @@ pub(crate) enum Unit {
 
 impl Unit {
     fn more_is_better(self) -> bool {
-        matches!(self, Self::Mbps | Self::PerSecond | Self::Percent | Self::Times)
+        matches!(
+            self,
+            Self::MbPerCpuSecond
+                | Self::Mbps
+                | Self::PerCpuSecond
+                | Self::PerSecond
+                | Self::Percent
+                | Self::Times
+        )
     }
 
     fn name(self) -> &'static str {
         match self {
+            Self::Bytes => "B",
             Self::Deviations => "|t|",
+            Self::MbPerCpuSecond => "MB/CPU-s",
             Self::Mbps => "MB/s",
             Self::Ns => "ns",
+            Self::PerCpuSecond => "1/CPU-s",
             Self::PerSecond => "1/s",
             Self::Percent => "%",
             Self::SecondsPerGb => "s/GB",

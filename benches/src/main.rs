@@ -4,12 +4,13 @@
 //!   harness.rs   rounds, medians, tables, JSON        rivals/   who else does it
 //!   hosts.rs     ours on the executors of others
 //!   plot.rs      charts                               corpus.rs, keys.rs   what is worked on
-//!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs, fs/: one file for each question
+//!   codec.rs, kx.rs, queue.rs, rsa.rs, timing.rs, fs/, handshake/: one for each question
 //! ```
 
 mod codec;
 mod corpus;
 mod fs;
+mod handshake;
 mod harness;
 #[cfg(feature = "rivals")]
 mod hosts;
@@ -57,6 +58,8 @@ enum Name {
     Codec,
     /// The filesystem, beside ext4, btrfs, gocryptfs and bindfs as root, else beside its directory's
     Fs,
+    /// TLS handshakes, requests and bulk through the proxy, beside nginx, haproxy, hitch and Envoy
+    Handshake,
     /// X25519: a fresh key, and what it shares with a peer's; signatures of P-256
     Kx,
     /// What the queue itself costs: of a device, and of software beside other ways to hand work over
@@ -68,6 +71,15 @@ enum Name {
 }
 
 fn main() -> ExitCode {
+    // A process of the handshake bench.
+    match handshake::serve_if_asked() {
+        None => {}
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("warpcore-bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
     let arguments = Arguments::parse();
     let effort = if arguments.full { Effort::Full } else { Effort::Quick };
     let name = arguments.name.to_possible_value().expect("none is skipped");
@@ -75,6 +87,7 @@ fn main() -> ExitCode {
     let ran = match arguments.name {
         Name::Codec => codec::run(&mut bench),
         Name::Fs => fs::run(&mut bench, arguments.directory.as_deref()),
+        Name::Handshake => handshake::run(&mut bench),
         Name::Kx => kx::run(&mut bench),
         Name::Queue => queue::run(&mut bench),
         Name::Rsa => rsa::run(&mut bench),
