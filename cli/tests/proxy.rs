@@ -2,12 +2,18 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use common::{refused, tool, warpcore};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tempfile::TempDir;
 use warpcore_need::{Need, need};
 
@@ -16,7 +22,8 @@ const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
 fn identity() -> TempDir {
     let place = tempfile::tempdir().expect("a temporary directory");
     let arguments = "req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 \
-                     -subj /CN=localhost -addext subjectAltName=DNS:localhost";
+                     -subj /CN=localhost -addext subjectAltName=DNS:localhost \
+                     -addext basicConstraints=critical,CA:FALSE";
     tool("openssl", &arguments.split_whitespace().collect::<Vec<_>>(), place.path());
     place
 }
@@ -163,4 +170,100 @@ fn certificates_are_read_again() {
     assert_eq!(shown(), new);
     tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
     assert!(child.wait().expect("ours").success());
+}
+
+/// Under load nobody is refused or cut off, and the new process serves when the old one has ended.
+#[test]
+fn a_new_process_takes_over() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let upstream = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let upstream_address = upstream.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in upstream.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut bytes = [0; 5];
+                let mut stream = stream;
+                if stream.read_exact(&mut bytes).is_ok() {
+                    let _ = stream.write_all(&bytes);
+                }
+            });
+        }
+    });
+    let config = write_config(place.path(), "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    // A port that stays the same: it is asked for again.
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let text = text.replace("127.0.0.1:9", &upstream_address.to_string());
+    let text = text.replace("127.0.0.1:0", &address.to_string());
+    std::fs::write(&config, text).expect("written");
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut said = |what: &str| {
+        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
+        line.unwrap_or_else(|| panic!("never said `{what}`"))
+    };
+    said("listening on ");
+    let client = client(place.path());
+    let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    let next = thread::scope(|scope| {
+        let (client, stop, served) = (&client, &stop, &served);
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        echoed(client, address).expect("served");
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let wait = || {
+            let until = served.load(Ordering::Relaxed) + 50;
+            while served.load(Ordering::Relaxed) < until {
+                assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+                thread::yield_now();
+            }
+        };
+        wait();
+        tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+        let next = said("handed over to process ");
+        assert!(child.wait().expect("ours").success());
+        wait();
+        stop.store(true, Ordering::Relaxed);
+        next.rsplit(' ').next().expect("a number").to_owned()
+    });
+    tool("kill", &["-TERM", &next], Path::new("/"));
+    said("connections, ");
+}
+
+fn client(place: &Path) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_file(place.join("cert.pem")).expect("readable");
+    roots.add(root).expect("a good root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("supported")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+fn echoed(client: &Arc<ClientConfig>, address: SocketAddr) -> io::Result<()> {
+    let name = ServerName::try_from("localhost").expect("a good name");
+    let tls = ClientConnection::new(Arc::clone(client), name).expect("a good config");
+    let mut stream = StreamOwned::new(tls, TcpStream::connect(address)?);
+    stream.write_all(b"hello")?;
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes)?;
+    assert_eq!(&bytes, b"hello");
+    stream.conn.send_close_notify();
+    stream.flush()
 }

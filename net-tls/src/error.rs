@@ -29,6 +29,8 @@ pub enum Error {
         /// What is wrong, and the cure.
         cause: String,
     },
+    /// No descriptor is left.
+    Descriptor(io::Error),
     /// A line of the configuration's file is wrong.
     File {
         /// The file.
@@ -117,6 +119,12 @@ impl fmt::Display for Error {
                 write!(f, "certificate {}: {cause}", path.display())
             }
             Self::Config { cause } => f.write_str(cause),
+            Self::Descriptor(source) => {
+                write!(
+                    f,
+                    "no descriptor is left ({source}); see `ulimit -n`, LimitNOFILE= of a unit"
+                )
+            }
             Self::File { path, line, cause } => write!(f, "{}:{line}: {cause}", path.display()),
             Self::Key { path, cause } => write!(f, "key {}: {cause}", path.display()),
             Self::Listen { address, source } => {
@@ -150,7 +158,9 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::At { source, .. } => Some(source),
-            Self::Listen { source, .. } | Self::Read { source, .. } => Some(source),
+            Self::Descriptor(source) | Self::Listen { source, .. } | Self::Read { source, .. } => {
+                Some(source)
+            }
             Self::Key { cause, .. } => Some(cause),
             Self::Certificate { .. }
             | Self::Config { .. }

@@ -32,8 +32,8 @@ pub struct Proxy {
     /// Of every shard that serves.
     pub(crate) counters: Mutex<Vec<Arc<Counters>>>,
     access_log: Option<AccessLog>,
-    /// Where metrics are asked for, until the first shard serves.
-    metrics: Mutex<Option<OwnedFd>>,
+    /// Where metrics are asked for.
+    metrics: Option<OwnedFd>,
 }
 
 /// What a reload replaces.
@@ -62,13 +62,26 @@ impl Proxy {
     /// Checks the configuration: files, their fit, and that the addresses are free; listens on them.
     /// Port 0 becomes a free port.
     pub fn new(config: &Config) -> Result<Self, Error> {
+        Self::with_sockets(config, Vec::new())
+    }
+
+    /// As [`Proxy::new`], with sockets that listen already, of a service manager or of a process that
+    /// hands them over: each is used where its address is asked for.
+    pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, Error> {
+        let mut given: Vec<_> = sockets
+            .into_iter()
+            .filter_map(|socket| Some((net::local_addr(&socket).ok()?, socket)))
+            .collect();
         let masters = masters(config)?;
         let active = Active::new(config, &masters)?;
         let access_log = config.access_log.as_deref().map(AccessLog::open).transpose();
         let access_log = access_log.map_err(|error| error.at("access_log"))?;
         let mut listening = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
-            let listen = listen(&listener.address);
+            let listen = match take(&mut given, &listener.address) {
+                sockets if sockets.is_empty() => listen(&listener.address),
+                sockets => Ok((listener.address.clone(), sockets)),
+            };
             let (address, sockets) =
                 listen.map_err(|error| error.at(&format!("listener.{number}.address")))?;
             listening.push(Arc::new(Listening {
@@ -81,7 +94,8 @@ impl Proxy {
         }
         let metrics = config.metrics.as_ref().map(|address| {
             let fail = |source| Error::Listen { address: address.clone(), source };
-            net::bind(address, false).map_err(fail)
+            let given = take(&mut given, address).pop();
+            given.map_or_else(|| net::bind(address, false).map_err(fail), Ok)
         });
         let metrics = metrics.transpose().map_err(|error| error.at("metrics"))?;
         Ok(Self {
@@ -91,8 +105,23 @@ impl Proxy {
             signing: config.signing,
             counters: Mutex::default(),
             access_log,
-            metrics: Mutex::new(metrics),
+            metrics,
         })
+    }
+
+    /// The sockets that it listens on, for another process to go on with: see
+    /// [`Proxy::with_sockets`]. None, once it has been asked to stop.
+    pub fn sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let mut sockets = Vec::new();
+        for listening in &self.listening {
+            for socket in &*lock(&listening.sockets) {
+                sockets.push(socket.try_clone()?);
+            }
+        }
+        if let Some(metrics) = self.metrics.as_ref().filter(|_| !sockets.is_empty()) {
+            sockets.push(metrics.try_clone()?);
+        }
+        Ok(sockets)
     }
 
     /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
@@ -156,7 +185,8 @@ impl Proxy {
                 accepting.push(spawn(proxy.accept(listening, Listener::from(socket), shard)));
             }
         }
-        if let Some(metrics) = lock(&self.metrics).take() {
+        if let Some(metrics) = self.metrics.as_ref().filter(|_| warpcore_runtime::shard() == 0) {
+            let metrics = metrics.try_clone().map_err(Error::Descriptor)?;
             drop(spawn(metrics::serve(Arc::clone(self), Listener::from(metrics))));
         }
         self.keep(&shard).await;
@@ -244,6 +274,11 @@ fn masters(config: &Config) -> Result<Arc<Masters>, Error> {
     Ok(Arc::new(masters))
 }
 
+/// Those of the given sockets that have this address.
+fn take(given: &mut Vec<(Address, OwnedFd)>, address: &Address) -> Vec<OwnedFd> {
+    given.extract_if(.., |(of, _)| of == address).map(|(_, socket)| socket).collect()
+}
+
 /// Sockets for every shard.
 fn listen(wanted: &Address) -> Result<(Address, Vec<OwnedFd>), Error> {
     let bind = || {
@@ -292,8 +327,7 @@ impl Listening {
             index % shards() == shard() || count < shards() && *index == shard() % count
         };
         let cloned = (0..count).filter(of_shard).map(|index| sockets[index].try_clone());
-        let fail = |source| Error::Listen { address: self.address.clone(), source };
-        cloned.collect::<Result<_, _>>().map_err(fail)
+        cloned.collect::<Result<_, _>>().map_err(Error::Descriptor)
     }
 }
 

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use warpcore_offload::Kernel;
 use warpcore_runtime::net::{Listener, Stream};
-use warpcore_runtime::{spawn, timeout};
+use warpcore_runtime::{spawn, timeout, until_stopped};
 
 use crate::listener::{Proxy, lock};
 use crate::stats::{Counter, HANDSHAKE_MS, SUITES};
 use crate::upstream::now_ms;
 
-/// Answers whoever asks. Never ends.
+/// Answers whoever asks, until the machine is asked to stop: who has the socket then may be another
+/// process.
 pub(crate) async fn serve(proxy: Arc<Proxy>, mut listener: Listener) {
-    loop {
-        match listener.accept().await {
+    while let Some(accepted) = until_stopped(listener.accept()).await {
+        match accepted {
             Ok(stream) => {
                 let proxy = Arc::clone(&proxy);
                 drop(spawn(async move {

@@ -20,6 +20,9 @@ use warpcore_runtime::sleep_until;
 
 use crate::connection::{Cause, RECEIVE_LEN_BYTES, Traffic};
 
+/// Room for one read of an upstream that fills what it is given. As much as rustls takes at a time.
+const BULK_LEN_BYTES: usize = 64 * 1024;
+
 /// What the two directions share.
 struct Relay<'a> {
     /// Never borrowed across an await.
@@ -111,12 +114,13 @@ impl Relay<'_> {
     }
 
     async fn to_client(&self) -> Result<(), Cause> {
-        let mut plain = Vec::with_capacity(RECEIVE_LEN_BYTES);
+        let mut room = RECEIVE_LEN_BYTES;
         loop {
-            plain.clear();
-            let (result, bytes) = self.upstream.recv(plain).await;
-            plain = bytes;
-            let ended = result? == 0;
+            let (result, plain) = self.upstream.recv(Vec::with_capacity(room)).await;
+            let len = result?;
+            // Who sends much sends more: fewer turns for each byte.
+            room = if len == room { BULK_LEN_BYTES } else { RECEIVE_LEN_BYTES };
+            let ended = len == 0;
             self.active();
             if ended {
                 self.tls.borrow_mut().send_close_notify();

@@ -22,11 +22,27 @@ pub(super) struct ClientKind {
     pub(super) resumes: bool,
 }
 
+/// Makes what each client is told.
+#[derive(Clone)]
+pub(super) struct Clients {
+    config: ClientConfig,
+    resume: bool,
+}
+
+impl Clients {
+    /// Of one who shares its tickets with nobody: how many handshakes are short must not depend on who
+    /// is served when.
+    pub(super) fn one(&self) -> Arc<ClientConfig> {
+        let mut config = self.config.clone();
+        if self.resume {
+            config.resumption = Resumption::in_memory_sessions(4);
+        }
+        Arc::new(config)
+    }
+}
+
 /// X25519 and AES-128-GCM, which every server has.
-pub(super) fn config(
-    root: &CertificateDer<'static>,
-    kind: ClientKind,
-) -> Result<Arc<ClientConfig>, String> {
+pub(super) fn clients(root: &CertificateDer<'static>, kind: ClientKind) -> Result<Clients, String> {
     let mut provider = ring::default_provider();
     provider.kx_groups.retain(|group| group.name() == NamedGroup::X25519);
     provider.cipher_suites.retain(|suite| {
@@ -43,10 +59,8 @@ pub(super) fn config(
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    if !kind.resumes {
-        config.resumption = Resumption::disabled();
-    }
-    Ok(Arc::new(config))
+    config.resumption = Resumption::disabled();
+    Ok(Clients { config, resume: kind.resumes })
 }
 
 /// Bytes of a request: how many to send back, little-endian.

@@ -8,11 +8,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
 use warpcore_runtime::net::{Address, Listener, Stream};
 use warpcore_runtime::{Builder, JoinHandle, sleep_until, spawn};
 
-use super::client::{Client, REQUEST_LEN};
+use super::client::{Client, Clients, REQUEST_LEN};
 use crate::corpus::Random;
 use crate::harness::Unit;
 
@@ -61,7 +60,7 @@ impl Ask {
 /// Clients of one server.
 #[derive(Clone, Copy)]
 pub(super) struct Load<'a> {
-    pub(super) client: &'a Arc<ClientConfig>,
+    pub(super) clients: &'a Clients,
     pub(super) address: SocketAddr,
     pub(super) ask: Ask,
     pub(super) span: Duration,
@@ -79,12 +78,12 @@ impl Load<'_> {
     /// As many as the server serves.
     pub(super) fn run(&self) -> Result<Done, String> {
         let Self { ask, .. } = *self;
-        let (client, address, span) = (Arc::clone(self.client), self.address, self.span);
+        let (clients, address, span) = (self.clients.clone(), self.address, self.span);
         on_shard(move || async move {
             let started = Instant::now();
             let workers: Vec<JoinHandle<io::Result<u64>>> = (0..ask.clients())
                 .map(|_| {
-                    let client = Arc::clone(&client);
+                    let client = clients.one();
                     spawn(async move {
                         let mut count = 0;
                         let mut open = None;
@@ -118,7 +117,7 @@ impl Load<'_> {
 
     /// Clients that come when they come, so many a second on average: how long each had to wait.
     pub(super) fn arrivals(&self, per_second: f64) -> Result<Vec<Duration>, String> {
-        let (client, address) = (Arc::clone(self.client), self.address);
+        let (client, address) = (self.clients.one(), self.address);
         let span = self.span;
         on_shard(move || async move {
             let took = Rc::new(RefCell::new(Vec::new()));
@@ -160,7 +159,7 @@ impl Load<'_> {
         count: usize,
         look: impl FnOnce() -> T,
     ) -> Result<T, String> {
-        let (client, address) = (Arc::clone(self.client), self.address);
+        let (client, address) = (self.clients.one(), self.address);
         let (opened, is_open) = mpsc::channel();
         let (close, is_over) = mpsc::channel::<()>();
         thread::scope(|scope| {

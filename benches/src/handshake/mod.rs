@@ -88,9 +88,9 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
             eprintln!("handshake: round {round} of {rounds}, {}", case.name);
             let (_, servers, identity) =
                 all.iter().find(|(bits, ..)| *bits == case.bits).expect("one of two");
-            let client = client::config(&identity.root, case.client)?;
+            let clients = client::clients(&identity.root, case.client)?;
             for server in servers {
-                let load = Load { client: &client, address: server.address, ask: case.ask, span };
+                let load = Load { clients: &clients, address: server.address, ask: case.ask, span };
                 let before = server.cpu()?;
                 let done = load.run().map_err(|error| format!("{}: {error}", server.name()))?;
                 let cpu = (server.cpu()? - before).as_secs_f64();
@@ -140,7 +140,7 @@ fn latencies(
     span: Duration,
 ) -> Result<(), String> {
     let client = ClientKind { version: &TLS13, resumes: false };
-    let client = client::config(&identity.root, client)?;
+    let clients = client::clients(&identity.root, client)?;
     let rate = format!("{FULL_13} rate");
     let most = ["nginx", "warpcore in place"].iter().find_map(|name| samples.median(&rate, name));
     let most = most.ok_or("no rate to go by")?;
@@ -148,7 +148,7 @@ fn latencies(
         eprintln!("handshake: latency at {percent} %");
         for server in servers {
             let load =
-                Load { client: &client, address: server.address, ask: Ask::Connections, span };
+                Load { clients: &clients, address: server.address, ask: Ask::Connections, span };
             let mut took = load
                 .arrivals(most * f64::from(percent) / 100.0)
                 .map_err(|error| format!("{}: {error}", server.name()))?;
@@ -167,12 +167,12 @@ fn latencies(
 fn memory(samples: &mut Samples, servers: &[Server], identity: &Identity) -> Result<(), String> {
     const CONNECTIONS: usize = 8000;
     let client = ClientKind { version: &TLS13, resumes: false };
-    let client = client::config(&identity.root, client)?;
+    let clients = client::clients(&identity.root, client)?;
     for server in servers {
         eprintln!("handshake: {CONNECTIONS} idle connections of {}", server.name());
         let before = server.memory()?;
         let span = Duration::ZERO;
-        let load = Load { client: &client, address: server.address, ask: Ask::Connections, span };
+        let load = Load { clients: &clients, address: server.address, ask: Ask::Connections, span };
         let during = load.idle(CONNECTIONS, || server.memory());
         let during = during.map_err(|error| format!("{}: {error}", server.name()))??;
         let each = during.saturating_sub(before) as f64 / CONNECTIONS as f64;

@@ -1,13 +1,15 @@
 //! Terminates TLS in front of plain servers.
 
+mod hand_over;
 mod reload;
 mod systemd;
+mod user;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use warpcore_runtime::net::Address;
-use warpcore_runtime::{Builder, spawn, stopping};
+use warpcore_runtime::{Builder, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Error, Proxy, Stats};
 
 use crate::Failure;
@@ -18,7 +20,8 @@ use crate::devices::{self, Selection};
 /// Every core accepts; RSA, ECDSA and X25519 work goes through the core's offload queue. SIGTERM and
 /// Ctrl-C stop accepting and let open connections finish for a while (`timeouts.drain`, 30 s). SIGHUP
 /// reads the configuration and certificates again, as a change of their files does; if anything is
-/// wrong with them, nothing changes and the log says what.
+/// wrong with them, nothing changes and the log says what. SIGUSR2 starts the program anew, as it is on
+/// disk now, which takes over the listeners without refusing anybody; this one then drains.
 ///
 /// Examples:
 ///   warpcore proxy --listen 0.0.0.0:443 --cert chain.pem --key key.pem --upstream 127.0.0.1:8080
@@ -27,6 +30,7 @@ use crate::devices::{self, Selection};
 /// A configuration:
 ///   metrics = "127.0.0.1:9100"                  # http://127.0.0.1:9100/metrics
 ///   access_log = "/var/log/warpcore/access.json"
+///   user = "warpcore"                           # once it listens
 ///   ticket_keys = "tickets"                     # lines of `openssl rand -hex 32`, shared by machines
 ///
 ///   [timeouts]                                  # handshake, connect, idle, drain: ms, s, m, h
@@ -110,8 +114,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         println!("{}: good", arguments.config.expect("required by --check").display());
         return Ok(());
     }
-    let proxy = Proxy::new(&config).map_err(|error| arguments.locate(error))?;
+    let mut sockets = systemd::sockets();
+    sockets.extend(hand_over::sockets());
+    let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
+    if let Some(user) = &config.user {
+        user::become_user(user)?;
+    }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);
     let shards = Builder::new().stop_on_signals(true).devices(devices).run({
@@ -120,11 +129,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
             async move {
                 if shard == 0 {
-                    reload::start(arguments, Arc::clone(&proxy))?;
+                    reload::start(arguments, Arc::clone(&proxy), stopper())?;
                     for address in proxy.addresses() {
                         eprintln!("listening on {address}");
                     }
-                    systemd::notify("READY=1");
+                    systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+                    hand_over::ready();
                     drop(spawn(async {
                         stopping().await;
                         systemd::notify("STOPPING=1");

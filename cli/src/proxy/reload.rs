@@ -1,4 +1,5 @@
-//! Reads the configuration again when asked to, or when its files have changed.
+//! Reads the configuration again when asked to, or when its files have changed; hands over to a new
+//! process when asked to.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGHUP, SIGUSR2};
+use warpcore_runtime::Stopper;
 use warpcore_tls::{Config, Proxy};
 
-use super::{Arguments, systemd};
+use super::{Arguments, hand_over, systemd};
 
 /// How often signals and files are looked at.
 const EVERY: Duration = Duration::from_millis(500);
@@ -21,17 +23,35 @@ const EVERY: Duration = Duration::from_millis(500);
 /// link, where it leads to.
 type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
-/// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a shard to wait for.
-pub(super) fn start(arguments: Arc<Arguments>, proxy: Arc<Proxy>) -> Result<(), String> {
-    let asked = Arc::new(AtomicBool::new(false));
-    let registered = signal_hook::flag::register(SIGHUP, Arc::clone(&asked));
-    registered.map_err(|error| format!("cannot listen for SIGHUP: {error}"))?;
+/// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
+/// shard to wait for.
+pub(super) fn start(
+    arguments: Arc<Arguments>,
+    proxy: Arc<Proxy>,
+    stopper: Stopper,
+) -> Result<(), String> {
+    let listen = |signal: i32| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let registered = signal_hook::flag::register(signal, Arc::clone(&flag));
+        registered.map(|_| flag).map_err(|error| format!("cannot listen for signals: {error}"))
+    };
+    let (asked, replaced) = (listen(SIGHUP)?, listen(SIGUSR2)?);
     let spawned = thread::Builder::new().name("reload".to_owned()).spawn(move || {
         let config = arguments.read();
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
         loop {
             thread::sleep(EVERY);
+            if replaced.swap(false, Ordering::Relaxed) {
+                match hand_over::start(&proxy) {
+                    Ok(next) => {
+                        tracing::info!("handed over to process {}", next.id());
+                        stopper.stop();
+                        return;
+                    }
+                    Err(error) => tracing::error!("not handed over, this one goes on: {error}"),
+                }
+            }
             let config = arguments.read();
             let now = look(&arguments, config.as_ref().ok());
             // Whoever replaces a file may not be done with it: until nothing has moved for a while.

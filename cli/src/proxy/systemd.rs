@@ -1,5 +1,6 @@
-//! What a service manager is told: sd_notify(3).
+//! What a service manager is told, sd_notify(3), and the sockets that it gives, sd_listen_fds(3).
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -16,4 +17,18 @@ pub(super) fn notify(state: &str) {
     if let Err(error) = address.and_then(|address| send(&address)) {
         tracing::warn!("the service manager cannot be told {state}: {error}");
     }
+}
+
+/// Sockets that were opened for this process.
+pub(super) fn sockets() -> Vec<OwnedFd> {
+    const FIRST: i32 = 3;
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+    if number("LISTEN_PID").and_then(|pid| u32::try_from(pid).ok()) != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).max(0);
+    // SAFETY: the service manager has opened these descriptors for this process (sd_listen_fds(3)), and
+    // nobody else takes them: this is called once.
+    let take = |fd: i32| unsafe { OwnedFd::from_raw_fd(fd) };
+    (FIRST..FIRST.saturating_add(count)).map(take).collect()
 }

@@ -33,6 +33,9 @@ pub struct Config {
     pub metrics: Option<Address>,
     /// File that gets a line of JSON for each connection that has ended.
     pub access_log: Option<PathBuf>,
+    /// Whom the program becomes once it listens, if it is root. Files have to be readable by that user
+    /// to be reloaded.
+    pub user: Option<String>,
     /// Where signatures are made.
     #[serde(skip)]
     pub signing: Signing,

@@ -1,0 +1,65 @@
+//! From one process to the next: it is started with the listening sockets, says when it serves, and
+//! only then the old one stops accepting.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::process::{Child, Command};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use warpcore_tls::Proxy;
+
+/// Numbers of the sockets, separated by commas.
+const SOCKETS: &str = "WARPCORE_SOCKETS";
+
+/// Number of the descriptor that is written to when the next one serves.
+const READY: &str = "WARPCORE_READY";
+
+/// Starts this program anew with the proxy's sockets, and waits until it serves.
+pub(super) fn start(proxy: &Proxy) -> io::Result<Child> {
+    let sockets = proxy.sockets()?;
+    let (mut ready, tell) = io::pipe()?;
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().ok_or_else(|| io::Error::other("its name is not known"))?;
+    let mut command = Command::new(program);
+    let numbers: Vec<_> = sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect();
+    command.args(arguments).env(SOCKETS, numbers.join(","));
+    command.env(READY, tell.as_raw_fd().to_string());
+    // No other child is started meanwhile that would have them too: this is the only place.
+    for socket in &sockets {
+        fcntl_setfd(socket, FdFlags::empty())?;
+    }
+    fcntl_setfd(&tell, FdFlags::empty())?;
+    let mut child = command.spawn()?;
+    drop((sockets, tell));
+    if ready.read(&mut [0])? == 0 {
+        let ended = child.wait()?;
+        return Err(io::Error::other(format!("it ended before it served: {ended}; see its log")));
+    }
+    Ok(child)
+}
+
+/// The sockets that were handed over to this process.
+pub(super) fn sockets() -> Vec<OwnedFd> {
+    let numbers = std::env::var(SOCKETS).unwrap_or_default();
+    numbers.split(',').filter_map(take).collect()
+}
+
+/// Tells the process that has started this one.
+pub(super) fn ready() {
+    if let Some(tell) = std::env::var(READY).ok().as_deref().and_then(take)
+        && let Err(error) = File::from(tell).write_all(&[1])
+    {
+        tracing::warn!("the process before this one cannot be told that it serves: {error}");
+    }
+}
+
+/// A descriptor of this number that [`start`] has left open; children do not get it.
+fn take(number: &str) -> Option<OwnedFd> {
+    let number: RawFd = number.parse().ok().filter(|number| *number > 2)?;
+    // SAFETY: the process that has started this one has opened it for us, named it in our environment,
+    // and nobody else takes it: each variable is read once.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC).ok()?;
+    Some(fd)
+}

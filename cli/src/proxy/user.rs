@@ -1,0 +1,32 @@
+//! Less rights, once what needed them is done.
+
+use std::ffi::CString;
+use std::io;
+
+use crate::Failure;
+
+/// Becomes `name`, with its groups, for good. While this process has one thread: others would stay who
+/// they are.
+pub(super) fn become_user(name: &str) -> Result<(), Failure> {
+    let fail =
+        |what: &str, error: io::Error| -> Failure { format!("{what} {name}: {error}").into() };
+    let user = CString::new(name).map_err(|_| format!("no user is called {name:?}"))?;
+    // SAFETY: `user` is a C string; nobody else asks for users, and what is returned is read before
+    // anybody could.
+    let found = unsafe { libc::getpwnam(user.as_ptr()).as_ref() };
+    let found = found.ok_or_else(|| format!("no user is called `{name}`"))?;
+    let (uid, gid) = (found.pw_uid, found.pw_gid);
+    // SAFETY: takes a C string and numbers only.
+    if unsafe { libc::initgroups(user.as_ptr(), gid) } != 0 {
+        return Err(fail("cannot take the groups of", io::Error::last_os_error()));
+    }
+    // SAFETY: takes numbers only.
+    if unsafe { libc::setgid(gid) } != 0 {
+        return Err(fail("cannot take the group of", io::Error::last_os_error()));
+    }
+    // SAFETY: as above.
+    if unsafe { libc::setuid(uid) } != 0 {
+        return Err(fail("cannot become", io::Error::last_os_error()));
+    }
+    Ok(())
+}
