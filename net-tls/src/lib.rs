@@ -34,6 +34,8 @@ mod certificates;
 mod config;
 mod connection;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod key_exchange;
 mod limits;

@@ -20,7 +20,7 @@ use crate::metrics;
 use crate::site::Sites;
 use crate::stats::{Counter, Counters, Refusal, Stats};
 use crate::ticket::Masters;
-use crate::upstream::{Pool, Pools};
+use crate::upstream::{self, Pool, Pools};
 
 /// A configured proxy, shared by the shards that serve it.
 #[derive(Debug)]
@@ -299,11 +299,7 @@ async fn check(pool: Arc<Pool>, patience: Duration) {
 
 impl Active {
     fn new(config: &Config, masters: &Arc<Masters>) -> Result<Self, Error> {
-        let mut pools = Pools::new();
-        for (name, pool) in &config.pools {
-            let made = Pool::new(name, pool).map_err(|error| error.at(&format!("pool.{name}")))?;
-            pools.insert(name.clone(), Arc::new(made));
-        }
+        let pools = upstream::pools(&config.pools)?;
         let mut sites = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
             let made = Sites::new(&listener.sites, &pools, masters);

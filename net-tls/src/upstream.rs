@@ -16,6 +16,15 @@ use crate::error::Error;
 /// By name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
 
+/// Those of a configuration.
+pub(crate) fn pools(configs: &BTreeMap<String, PoolConfig>) -> Result<Pools, Error> {
+    let make = |(name, config): (&String, &PoolConfig)| {
+        let pool = Pool::new(name, config).map_err(|error| error.at(&format!("pool.{name}")))?;
+        Ok((name.clone(), Arc::new(pool)))
+    };
+    configs.iter().map(make).collect()
+}
+
 /// Upstreams that can take each other's place. Counters are relaxed: they order nothing.
 #[derive(Debug)]
 pub(crate) struct Pool {

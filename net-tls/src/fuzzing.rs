@@ -1,0 +1,67 @@
+//! Doors for the fuzz targets.
+
+use std::sync::Arc;
+
+use rustls::server::Acceptor;
+
+use crate::config::{Config, Signing};
+use crate::error::Error;
+use crate::handshake::{Call, Step};
+use crate::listener::Proxy;
+use crate::proxy_protocol;
+use crate::site::Sites;
+use crate::ticket::Masters;
+use crate::upstream;
+
+/// What a PROXY header takes is at most what is there, and it says the same whatever follows.
+pub fn proxy_header(bytes: &[u8]) {
+    if let Ok(Some(header)) = proxy_protocol::parse(bytes) {
+        let again = proxy_protocol::parse(&bytes[..header.len]);
+        assert_eq!(again, Ok(Some(header)));
+    }
+}
+
+/// A file is refused with its line, or checked as far as files that it names are not there.
+pub fn config(text: &str) {
+    if let Ok(config) = toml::from_str::<Config>(text) {
+        let _ = Proxy::check(&config);
+    }
+}
+
+/// A listener's sites, to talk to.
+#[derive(Debug)]
+pub struct Handshake(Sites);
+
+impl Handshake {
+    /// The first listener's of a configuration.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let pools = upstream::pools(&config.pools)?;
+        Ok(Self(Sites::new(&config.listeners[0].sites, &pools, &Arc::new(Masters::random()))?))
+    }
+
+    /// Everything that a client sends until it is refused, without waiting for answers.
+    pub fn feed(&self, bytes: &[u8]) {
+        let mut left = bytes;
+        let mut acceptor = Acceptor::default();
+        let accepted = loop {
+            if acceptor.read_tls(&mut left).is_err() {
+                return;
+            }
+            match acceptor.accept() {
+                Ok(Some(accepted)) => break accepted,
+                Ok(None) if left.is_empty() => return,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        };
+        let Some(site) = self.0.find(accepted.client_hello().server_name()) else { return };
+        let mut call = Call::Accept(Box::new(accepted), Arc::clone(&site.tls));
+        loop {
+            let Step::Processed(Ok(mut tls)) = call.start(Signing::InPlace) else { return };
+            if left.is_empty() || tls.read_tls(&mut left).is_err() {
+                return;
+            }
+            call = Call::Process(tls);
+        }
+    }
+}
