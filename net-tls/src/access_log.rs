@@ -113,5 +113,6 @@ impl AccessLog {
 
 fn open(path: &Path) -> Result<File, Error> {
     let file = OpenOptions::new().append(true).create(true).open(path);
-    file.map(File::from).map_err(|source| Error::Read { path: path.to_owned(), source })
+    let fail = |error| Error::config(format!("cannot write to {}: {error}", path.display()));
+    file.map(File::from).map_err(fail)
 }

@@ -19,7 +19,7 @@ use crate::limits::Usage;
 use crate::metrics;
 use crate::site::Sites;
 use crate::stats::{Counter, Counters, Refusal, Stats};
-use crate::ticket::Masters;
+use crate::ticket::{self, Masters};
 use crate::upstream::{self, Pool, Pools};
 
 /// A configured proxy, shared by the shards that serve it.
@@ -133,7 +133,8 @@ impl Proxy {
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
     /// limits, timeouts, ticket keys. When it fails, nothing has changed.
     ///
-    /// Listeners stay what they are: others need a restart.
+    /// Listeners, and where metrics and the access log are, stay what they are: others need a restart. The
+    /// log goes on in a new file if the old one was moved away.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
         let same = config.listeners.len() == self.listening.len()
             && config.listeners.iter().zip(&self.listening).all(|(new, old)| {
@@ -151,11 +152,14 @@ impl Proxy {
             return Err(Error::config(cause).at("listener"));
         }
         let active = Active::new(config, &self.masters)?;
-        if let Some(path) = &config.ticket_keys {
-            self.masters.reload(path).map_err(|error| error.at("ticket_keys"))?;
-        }
+        let keys = config.ticket_keys.as_deref().map(ticket::read).transpose();
+        let keys = keys.map_err(|error| error.at("ticket_keys"))?;
         if let Some(log) = &self.access_log {
             log.reopen().map_err(|error| error.at("access_log"))?;
+        }
+        // Nothing fails from here on.
+        if let Some(keys) = keys {
+            self.masters.replace(keys);
         }
         *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
         Ok(())
@@ -268,7 +272,9 @@ impl Proxy {
 
 fn masters(config: &Config) -> Result<Arc<Masters>, Error> {
     let masters = match &config.ticket_keys {
-        Some(path) => Masters::read(path).map_err(|error| error.at("ticket_keys"))?,
+        Some(path) => {
+            Masters::of_file(ticket::read(path).map_err(|error| error.at("ticket_keys"))?)
+        }
         None => Masters::random(),
     };
     Ok(Arc::new(masters))

@@ -11,7 +11,7 @@ use warpcore_runtime::{spawn, timeout, until_stopped};
 
 use crate::listener::{Proxy, lock};
 use crate::stats::{Counter, HANDSHAKE_MS, SUITES};
-use crate::upstream::now_ms;
+use crate::upstream::{Upstream, now_ms};
 
 /// Answers whoever asks, until the machine is asked to stop: who has the socket then may be another
 /// process.
@@ -89,20 +89,20 @@ pub(crate) fn text(proxy: &Proxy) -> String {
     let active = proxy.active();
     let mut open = Family::new(&mut text, "connections", "gauge", "Open connections.");
     for listening in &proxy.listening {
-        let labels = format!("listener=\"{}\"", listening.address);
+        let labels = format!("listener=\"{}\"", escape(&listening.address.to_string()));
         open.line("", &labels, listening.usage.connections());
     }
     let help = "Handshakes that have not ended.";
     let mut pending = Family::new(&mut text, "handshakes_pending", "gauge", help);
     for listening in &proxy.listening {
-        let labels = format!("listener=\"{}\"", listening.address);
+        let labels = format!("listener=\"{}\"", escape(&listening.address.to_string()));
         pending.line("", &labels, listening.usage.handshakes());
     }
     let help = "Whether connections are sent to an upstream.";
     let mut up = Family::new(&mut text, "upstream_up", "gauge", help);
     for (name, pool) in &active.pools {
         for upstream in &pool.upstreams {
-            let labels = format!("pool=\"{}\",upstream=\"{}\"", escape(name), upstream.address);
+            let labels = of_upstream(name, upstream);
             up.line("", &labels, u8::from(upstream.is_up(now_ms())));
         }
     }
@@ -110,7 +110,7 @@ pub(crate) fn text(proxy: &Proxy) -> String {
     let mut open = Family::new(&mut text, "upstream_connections", "gauge", help);
     for (name, pool) in &active.pools {
         for upstream in &pool.upstreams {
-            let labels = format!("pool=\"{}\",upstream=\"{}\"", escape(name), upstream.address);
+            let labels = of_upstream(name, upstream);
             open.line("", &labels, upstream.connections());
         }
     }
@@ -199,6 +199,11 @@ fn queues(proxy: &Proxy, text: &mut String) {
         let stats = queue.kernel(kernel);
         family.line("", &label(kernel), stats.redone + stats.spilled);
     }
+}
+
+fn of_upstream(pool: &str, upstream: &Upstream) -> String {
+    let address = escape(&upstream.address.to_string());
+    format!("pool=\"{}\",upstream=\"{address}\"", escape(pool))
 }
 
 /// As a label's value.

@@ -41,8 +41,9 @@ struct State {
     drawn: Option<Instant>,
 }
 
+/// A secret that keys are derived from.
 #[derive(Debug)]
-struct Master {
+pub(crate) struct Master {
     id: [u8; ID_LEN],
     key: Prk,
 }
@@ -78,18 +79,14 @@ impl Masters {
         Self(RwLock::new(State { masters: vec![Master::random()], drawn }))
     }
 
-    /// Masters from a file: one in a line, of 64 hexadecimal digits, the one that seals first. Lines
-    /// that begin with `#` are passed over.
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let state = State { masters: parse(path)?, drawn: None };
-        Ok(Self(RwLock::new(state)))
+    /// Those of a file.
+    pub(crate) fn of_file(masters: Vec<Master>) -> Self {
+        Self(RwLock::new(State { masters, drawn: None }))
     }
 
-    /// Reads the file again.
-    pub(crate) fn reload(&self, path: &Path) -> Result<(), Error> {
-        let masters = parse(path)?;
+    /// Those of a file, instead.
+    pub(crate) fn replace(&self, masters: Vec<Master>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = State { masters, drawn: None };
-        Ok(())
     }
 
     /// Replaces a master of our own that is too old.
@@ -103,7 +100,9 @@ impl Masters {
     }
 }
 
-fn parse(path: &Path) -> Result<Vec<Master>, Error> {
+/// Masters from a file: one in a line, of 64 hexadecimal digits, the one that seals first. Lines that
+/// begin with `#` are passed over.
+pub(crate) fn read(path: &Path) -> Result<Vec<Master>, Error> {
     let bytes = Zeroizing::new(certificates::read(path)?);
     let fail = |line: usize, cause: &str| Error::File {
         path: path.to_owned(),
@@ -254,18 +253,18 @@ mod tests {
         let path = place.path().join("keys");
         let [old, new] = ["a5".repeat(32), "5A".repeat(32)];
         std::fs::write(&path, format!("# old\n{old}\n")).expect("written");
-        let one = Arc::new(Masters::read(&path).expect("good"));
+        let one = Arc::new(Masters::of_file(read(&path).expect("good")));
         let ticket = ticketer(&one, "site").encrypt(b"session").expect("seals");
         std::fs::write(&path, format!("{new}\n\n {old} \n")).expect("written");
-        let other = Arc::new(Masters::read(&path).expect("good"));
+        let other = Arc::new(Masters::of_file(read(&path).expect("good")));
         assert!(ticketer(&other, "site").decrypt(&ticket).is_some());
         let newer = ticketer(&other, "site").encrypt(b"session").expect("seals");
         assert!(ticketer(&one, "site").decrypt(&newer).is_none());
-        one.reload(&path).expect("good");
+        one.replace(read(&path).expect("good"));
         assert!(ticketer(&one, "site").decrypt(&newer).is_some());
         for (bad, line) in [("", 1), ("#\n\nabc", 3), (&format!("{old}\n{old}0")[..], 2)] {
             std::fs::write(&path, bad).expect("written");
-            let error = one.reload(&path).expect_err(bad).to_string();
+            let error = read(&path).expect_err(bad).to_string();
             assert!(error.starts_with(&format!("{}:{line}: ", path.display())), "{error}");
         }
     }

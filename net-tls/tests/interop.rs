@@ -110,3 +110,97 @@ fn bad_input_is_refused_with_its_reason() {
     let said = "listener.0.site.0.pool: no pool is called `elsewhere`; there is upstream";
     assert_eq!(error, said);
 }
+
+/// What agrees on HTTP/2 goes to the port that speaks it, unchanged.
+#[test]
+fn curl_reaches_nginx_by_both_versions_of_http() {
+    let tools = [Need::Tool("curl", "curl"), Need::Tool("nginx", "nginx-light")];
+    if !(need(&NEEDS) && need(&tools)) {
+        return;
+    }
+    let identity = Identity::new();
+    let place = identity.directory.path();
+    let free = || TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
+    let (http1, http2) = (free().expect("bound"), free().expect("bound"));
+    let text = format!(
+        "daemon off; worker_processes 1; pid {0}/pid; error_log stderr error;\n\
+         events {{ }}\n\
+         http {{ access_log off; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy;\n\
+         fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n\
+         server {{ listen {http1}; listen {http2} http2; return 200 \"$server_protocol\"; }} }}\n",
+        place.display()
+    );
+    std::fs::write(place.join("nginx.conf"), text).expect("written");
+    let mut nginx = Command::new("nginx");
+    nginx.arg("-e").arg("stderr").arg("-c").arg(place.join("nginx.conf"));
+    let mut nginx = nginx.spawn().expect("checked by need");
+    while std::net::TcpStream::connect(http1).is_err() {
+        assert!(nginx.try_wait().expect("ours").is_none(), "nginx does not start");
+        std::thread::yield_now();
+    }
+
+    let mut config = identity.config(http1, Signing::Offloaded);
+    let mut other = config.pools["upstream"].clone();
+    other.upstreams = vec![http2.to_string()];
+    config.pools.insert("http2".to_owned(), other);
+    let site = &mut config.listeners[0].sites[0];
+    site.alpn = ["h2", "http/1.1"].map(str::to_owned).to_vec();
+    site.pool_by_alpn.insert("h2".to_owned(), "http2".to_owned());
+    let proxy = Running::start(&config, 1);
+    let url = format!("https://localhost:{}/", proxy.address.port());
+    for (version, expected) in [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2.0")] {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--fail", "--ipv4", "--noproxy", "*", version])
+            .arg("--cacert")
+            .arg(identity.certificate())
+            .arg(&url)
+            .output()
+            .expect("checked by need");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{error}");
+    }
+    assert_eq!(proxy.stop().handshakes, 2);
+    let id = nginx.id().to_string();
+    Command::new("kill").args(["-QUIT", &id]).status().expect("procps");
+    nginx.wait().expect("ours");
+}
+
+/// No old version, no weak suite, no renegotiation.
+#[test]
+fn scanners_find_nothing_weak() {
+    if !(need(&NEEDS) && need(&[Need::Tool("sslscan", "sslscan")])) {
+        return;
+    }
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), Signing::Offloaded), 1);
+    let output = Command::new("sslscan")
+        .args(["--no-colour", "--sni-name=localhost", &proxy.address.to_string()])
+        .output()
+        .expect("checked by need");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<_> = said.lines().map(words).collect();
+    for (version, state) in [
+        ("SSLv2", "disabled"),
+        ("SSLv3", "disabled"),
+        ("TLSv1.0", "disabled"),
+        ("TLSv1.1", "disabled"),
+        ("TLSv1.2", "enabled"),
+        ("TLSv1.3", "enabled"),
+    ] {
+        assert!(lines.contains(&vec![version.to_owned(), state.to_owned()]), "{version}: {said}");
+    }
+    let suites: Vec<_> = lines
+        .iter()
+        .filter(|line| matches!(line.first().map(String::as_str), Some("Preferred" | "Accepted")))
+        .map(|line| line[4].clone())
+        .collect();
+    assert_eq!(suites.len(), 6, "{said}");
+    for suite in suites {
+        let is_strong = suite.contains("GCM") || suite.contains("CHACHA20");
+        let is_forward_secret = suite.starts_with("TLS_") || suite.starts_with("ECDHE-");
+        assert!(is_strong && is_forward_secret, "{suite}");
+    }
+    assert!(said.contains("Session renegotiation not supported"), "{said}");
+    proxy.stop();
+}

@@ -153,8 +153,8 @@ fn latencies(
                 .arrivals(most * f64::from(percent) / 100.0)
                 .map_err(|error| format!("{}: {error}", server.name()))?;
             took.sort_unstable();
-            for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
-                let at = ((took.len() as f64 * part) as usize).min(took.len().saturating_sub(1));
+            for (name, part) in [("p50", 50), ("p99", 99)] {
+                let at = (took.len() * part / 100).min(took.len().saturating_sub(1));
                 let us = took.get(at).map_or(f64::NAN, |took| took.as_secs_f64() * 1e6);
                 samples.add(&format!("{name} at {percent} %"), Unit::Us, server, us);
             }

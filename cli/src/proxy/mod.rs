@@ -26,40 +26,9 @@ use crate::devices::{self, Selection};
 /// Examples:
 ///   warpcore proxy --listen 0.0.0.0:443 --cert chain.pem --key key.pem --upstream 127.0.0.1:8080
 ///   warpcore proxy --config /etc/warpcore/proxy.toml --check
-///
-/// A configuration:
-///   metrics = "127.0.0.1:9100"                  # http://127.0.0.1:9100/metrics
-///   access_log = "/var/log/warpcore/access.json"
-///   user = "warpcore"                           # once it listens
-///   ticket_keys = "tickets"                     # lines of `openssl rand -hex 32`, shared by machines
-///
-///   [timeouts]                                  # handshake, connect, idle, drain: ms, s, m, h
-///   idle = "5m"
-///
-///   [pool.web]
-///   upstreams = ["127.0.0.1:8080", "unix:/run/web.sock"]
-///   balance = "least-connections"               # or round-robin
-///   proxy_protocol = "v2"                       # or v1, none
-///   check = "5s"                                # try to connect this often
-///
-///   [[listener]]
-///   address = "0.0.0.0:443"                     # or [::]:443, unix:PATH
-///   proxy_protocol = false                      # true: clients come with a PROXY header
-///   limits = { connections = 20000, connections_per_client = 200, handshakes = 1000 }
-///
-///   [[listener.site]]                           # no names: for who asks for no other site
-///   certificate_directory = "/etc/letsencrypt/live"
-///   alpn = ["h2", "http/1.1"]
-///   pool = "web"
-///
-///   [[listener.site]]
-///   names = ["admin.example.org"]
-///   certificates = [{ chain = "admin.pem", key = "admin.key" }]
-///   client_certificates = { authorities = "ca.pem", revoked = ["ca.crl"] }
-///   tls13_only = true
-///   pool = "web"
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
+#[command(after_long_help = concat!("A configuration:\n\n", include_str!("../../../contrib/proxy.toml")))]
 pub(crate) struct Arguments {
     /// TOML file that says everything
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "upstream"])]
@@ -155,4 +124,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     );
     devices::report(&sum.queue).iter().for_each(|line| eprintln!("{line}"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_that_is_shown_is_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../contrib/proxy.toml");
+        let config = Config::read(path.as_ref()).expect("good");
+        assert_eq!((config.listeners[0].sites.len(), config.pools.len()), (2, 2));
+    }
 }
