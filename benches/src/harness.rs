@@ -115,6 +115,37 @@ impl Unit {
     }
 }
 
+/// Values of many cases and systems that are measured in turns, in the order of cases.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    rows: Vec<(String, Unit, &'static str, Vec<f64>)>,
+}
+
+impl Gathered {
+    pub(crate) fn add(&mut self, case: &str, unit: Unit, system: &'static str, value: f64) {
+        let known = self.rows.iter_mut().find(|row| row.0 == case && row.2 == system);
+        match known {
+            Some((.., values)) => values.push(value),
+            None => {
+                let after = self.rows.iter().rposition(|row| row.0 == case);
+                let place = after.map_or(self.rows.len(), |after| after + 1);
+                self.rows.insert(place, (case.to_owned(), unit, system, vec![value]));
+            }
+        }
+    }
+
+    pub(crate) fn median(&self, case: &str, system: &str) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.0 == case && row.2 == system)?;
+        Some(Samples::of(row.3.clone()).median)
+    }
+
+    pub(crate) fn file(self, bench: &mut Bench) {
+        for (case, unit, system, values) in self.rows {
+            bench.record(&case, unit, system, values);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Samples {
     median: f64,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::corpus::{Corpora, Source, TreeSize};
 use super::systems::{System, succeed};
 use crate::corpus::Random;
-use crate::harness::{Bench, Unit};
+use crate::harness::{Bench, Gathered, Unit};
 
 /// How much of everything.
 #[derive(Clone, Copy)]
@@ -61,7 +61,7 @@ pub(super) fn measure(
     sizes: &Sizes,
     systems: &mut [System],
 ) -> Result<(), String> {
-    let mut samples = Samples::default();
+    let mut samples = Gathered::default();
     for round in 0..sizes.rounds {
         for group in [mixed, small, big, appends] {
             eprintln!("fs: round {} of {}", round + 1, sizes.rounds);
@@ -72,35 +72,12 @@ pub(super) fn measure(
             }
         }
     }
-    for (case, unit, system, values) in samples.rows {
-        bench.record(case, unit, system, values);
-    }
+    samples.file(bench);
     Ok(())
 }
 
-/// What was found so far, in the order of cases.
-#[derive(Default)]
-struct Samples {
-    rows: Vec<(&'static str, Unit, &'static str, Vec<f64>)>,
-}
-
-impl Samples {
-    fn add(&mut self, case: &'static str, unit: Unit, system: &System, value: f64) {
-        let name = system.kind.name();
-        let known = self.rows.iter_mut().find(|row| row.0 == case && row.2 == name);
-        match known {
-            Some((.., values)) => values.push(value),
-            None => {
-                let after = self.rows.iter().rposition(|row| row.0 == case);
-                let place = after.map_or(self.rows.len(), |after| after + 1);
-                self.rows.insert(place, (case, unit, name, vec![value]));
-            }
-        }
-    }
-}
-
 fn mixed(
-    samples: &mut Samples,
+    samples: &mut Gathered,
     corpora: &Corpora,
     _: &Sizes,
     systems: &mut [System],
@@ -113,13 +90,13 @@ fn mixed(
         let (used, cpu, started) = (system.used(), cpu_seconds(), Instant::now());
         write_tree(system.root(), tree)?;
         system.sync();
-        samples.add("mixed write", Unit::Mbps, system, mbps(bytes, started.elapsed()));
+        samples.add("mixed write", Unit::Mbps, system.kind.name(), mbps(bytes, started.elapsed()));
         let cpu = (cpu_seconds() - cpu) / (bytes as f64 / 1e9);
-        samples.add("mixed write cpu", Unit::SecondsPerGb, system, cpu);
+        samples.add("mixed write cpu", Unit::SecondsPerGb, system.kind.name(), cpu);
         // What was freed by the way is given back by now.
         system.make_cold()?;
         let used = system.used().saturating_sub(used).max(1);
-        samples.add("mixed ratio", Unit::Times, system, bytes as f64 / used as f64);
+        samples.add("mixed ratio", Unit::Times, system.kind.name(), bytes as f64 / used as f64);
     }
     for system in &mut *systems {
         system.make_cold()?;
@@ -130,19 +107,24 @@ fn mixed(
             same(&path, u64::try_from(stat.st_size) == Ok(source.bytes.len() as u64))?;
         }
         let rate = tree.len() as f64 / started.elapsed().as_secs_f64();
-        samples.add("mixed stat cold", Unit::PerSecond, system, rate);
+        samples.add("mixed stat cold", Unit::PerSecond, system.kind.name(), rate);
     }
     for system in &mut *systems {
         system.make_cold()?;
         let started = Instant::now();
         read_tree(system.root(), tree)?;
-        samples.add("mixed read cold", Unit::Mbps, system, mbps(bytes, started.elapsed()));
+        samples.add(
+            "mixed read cold",
+            Unit::Mbps,
+            system.kind.name(),
+            mbps(bytes, started.elapsed()),
+        );
     }
     Ok(())
 }
 
 fn small(
-    samples: &mut Samples,
+    samples: &mut Gathered,
     corpora: &Corpora,
     _: &Sizes,
     systems: &mut [System],
@@ -162,20 +144,20 @@ fn small(
         succeed(Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(system.root()))?;
         system.sync();
         let rate = tree.len() as f64 / started.elapsed().as_secs_f64();
-        samples.add("small untar", Unit::PerSecond, system, rate);
+        samples.add("small untar", Unit::PerSecond, system.kind.name(), rate);
     }
     for system in &mut *systems {
         system.make_cold()?;
         let started = Instant::now();
         read_tree(system.root(), tree)?;
         let rate = tree.len() as f64 / started.elapsed().as_secs_f64();
-        samples.add("small read cold", Unit::PerSecond, system, rate);
+        samples.add("small read cold", Unit::PerSecond, system.kind.name(), rate);
     }
     Ok(())
 }
 
 fn big(
-    samples: &mut Samples,
+    samples: &mut Gathered,
     corpora: &Corpora,
     sizes: &Sizes,
     systems: &mut [System],
@@ -192,11 +174,21 @@ fn big(
             named(&path, file.write_all(part))?;
         }
         named(&path, file.sync_all())?;
-        samples.add("seq write fsync", Unit::Mbps, system, mbps(contents.len(), started.elapsed()));
+        samples.add(
+            "seq write fsync",
+            Unit::Mbps,
+            system.kind.name(),
+            mbps(contents.len(), started.elapsed()),
+        );
         drop(file);
         system.make_cold()?;
         let used = system.used().saturating_sub(used).max(1);
-        samples.add("big ratio", Unit::Times, system, contents.len() as f64 / used as f64);
+        samples.add(
+            "big ratio",
+            Unit::Times,
+            system.kind.name(),
+            contents.len() as f64 / used as f64,
+        );
     }
     for system in &mut *systems {
         system.make_cold()?;
@@ -214,7 +206,7 @@ fn big(
             }
         }
         same(&path, at == contents.len())?;
-        samples.add("seq read cold", Unit::Mbps, system, mbps(at, started.elapsed()));
+        samples.add("seq read cold", Unit::Mbps, system.kind.name(), mbps(at, started.elapsed()));
     }
     for system in &mut *systems {
         system.make_cold()?;
@@ -229,7 +221,7 @@ fn big(
             named(&path, file.read_exact_at(&mut page, at as u64))?;
             same(&path, page == contents[at..at + PAGE])
         })?;
-        samples.add("rand read 4k cold", Unit::PerSecond, system, rate);
+        samples.add("rand read 4k cold", Unit::PerSecond, system.kind.name(), rate);
     }
     for (case, each) in [("overwrite 4k fsync", true), ("overwrite 4k batch", false)] {
         for system in &mut *systems {
@@ -250,14 +242,14 @@ fn big(
             }
             named(&path, file.sync_all())?;
             let rate = f64::from(done) / started.elapsed().as_secs_f64();
-            samples.add(case, Unit::PerSecond, system, rate);
+            samples.add(case, Unit::PerSecond, system.kind.name(), rate);
         }
     }
     Ok(())
 }
 
 fn appends(
-    samples: &mut Samples,
+    samples: &mut Gathered,
     corpora: &Corpora,
     sizes: &Sizes,
     systems: &mut [System],
@@ -268,14 +260,14 @@ fn appends(
         let mut lines = corpora.big.chunks_exact(200).cycle();
         let rate =
             rate(sizes.span, || named(&path, file.write_all(lines.next().expect("endless"))))?;
-        samples.add("append 200", Unit::PerSecond, system, rate);
+        samples.add("append 200", Unit::PerSecond, system.kind.name(), rate);
     }
     for system in &mut *systems {
         let database = system.root().join("database");
         let started = Instant::now();
         transactions(&database, sizes.transactions)?;
         let rate = sizes.transactions as f64 / started.elapsed().as_secs_f64();
-        samples.add("sqlite wal full", Unit::PerSecond, system, rate);
+        samples.add("sqlite wal full", Unit::PerSecond, system.kind.name(), rate);
     }
     Ok(())
 }

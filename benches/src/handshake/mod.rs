@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit};
 use rustls::version::{TLS12, TLS13};
 
-use crate::harness::{Bench, Effort, Unit};
+use crate::harness::{Bench, Effort, Gathered, Unit};
 use client::ClientKind;
 use load::{Ask, Load};
 use servers::{Identity, Kind, Server};
@@ -82,7 +82,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         all.push((bits, start(bench, &identity, upstream, place.path())?, identity));
     }
     // By case, what each server came to.
-    let mut samples = Samples::default();
+    let mut samples = Gathered::default();
     for round in 1..=rounds {
         for case in cases() {
             eprintln!("handshake: round {round} of {rounds}, {}", case.name);
@@ -95,8 +95,13 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
                 let done = load.run().map_err(|error| format!("{}: {error}", server.name()))?;
                 let cpu = (server.cpu()? - before).as_secs_f64();
                 let per_second = done.count / done.elapsed.as_secs_f64();
-                samples.add(case.name, case.ask.per_cpu(), server, done.count / cpu);
-                samples.add(&format!("{} rate", case.name), case.ask.rate(), server, per_second);
+                samples.add(case.name, case.ask.per_cpu(), server.name(), done.count / cpu);
+                samples.add(
+                    &format!("{} rate", case.name),
+                    case.ask.rate(),
+                    server.name(),
+                    per_second,
+                );
             }
         }
     }
@@ -134,7 +139,7 @@ fn start(
 /// From the moment a client wants to connect until it has shaken hands, when so many come as nginx, or
 /// else the twin, could just serve.
 fn latencies(
-    samples: &mut Samples,
+    samples: &mut Gathered,
     servers: &[Server],
     identity: &Identity,
     span: Duration,
@@ -156,7 +161,7 @@ fn latencies(
             for (name, part) in [("p50", 50), ("p99", 99)] {
                 let at = (took.len() * part / 100).min(took.len().saturating_sub(1));
                 let us = took.get(at).map_or(f64::NAN, |took| took.as_secs_f64() * 1e6);
-                samples.add(&format!("{name} at {percent} %"), Unit::Us, server, us);
+                samples.add(&format!("{name} at {percent} %"), Unit::Us, server.name(), us);
             }
         }
     }
@@ -164,7 +169,7 @@ fn latencies(
 }
 
 /// Of connections that are open and idle.
-fn memory(samples: &mut Samples, servers: &[Server], identity: &Identity) -> Result<(), String> {
+fn memory(samples: &mut Gathered, servers: &[Server], identity: &Identity) -> Result<(), String> {
     const CONNECTIONS: usize = 8000;
     let client = ClientKind { version: &TLS13, resumes: false };
     let clients = client::clients(&identity.root, client)?;
@@ -176,41 +181,7 @@ fn memory(samples: &mut Samples, servers: &[Server], identity: &Identity) -> Res
         let during = load.idle(CONNECTIONS, || server.memory());
         let during = during.map_err(|error| format!("{}: {error}", server.name()))??;
         let each = during.saturating_sub(before) as f64 / CONNECTIONS as f64;
-        samples.add("idle connection", Unit::Bytes, server, each);
+        samples.add("idle connection", Unit::Bytes, server.name(), each);
     }
     Ok(())
-}
-
-/// Values by case and server, in the order in which they came.
-#[derive(Default)]
-struct Samples {
-    rows: Vec<(String, Unit, &'static str, Vec<f64>)>,
-}
-
-impl Samples {
-    fn add(&mut self, case: &str, unit: Unit, server: &Server, value: f64) {
-        let name = server.name();
-        let known = self.rows.iter_mut().find(|row| row.0 == case && row.2 == name);
-        match known {
-            Some((.., values)) => values.push(value),
-            None => {
-                let after = self.rows.iter().rposition(|row| row.0 == case);
-                let place = after.map_or(self.rows.len(), |after| after + 1);
-                self.rows.insert(place, (case.to_owned(), unit, name, vec![value]));
-            }
-        }
-    }
-
-    fn median(&self, case: &str, name: &str) -> Option<f64> {
-        let row = self.rows.iter().find(|row| row.0 == case && row.2 == name)?;
-        let mut values = row.3.clone();
-        values.sort_by(f64::total_cmp);
-        Some(values[values.len() / 2])
-    }
-
-    fn file(self, bench: &mut Bench) {
-        for (case, unit, name, values) in self.rows {
-            bench.record(&case, unit, name, values);
-        }
-    }
 }
