@@ -267,3 +267,46 @@ fn echoed(client: &Arc<ClientConfig>, address: SocketAddr) -> io::Result<()> {
     stream.conn.send_close_notify();
     stream.flush()
 }
+
+/// Who comes when no descriptor is left waits until there is one.
+#[test]
+fn without_descriptors_clients_wait() {
+    if !(need(&NEEDS) && need(&[Need::Tool("prlimit", "util-linux")])) {
+        return;
+    }
+    let place = identity();
+    let upstream = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let upstream_address = upstream.local_addr().expect("bound").to_string();
+    thread::spawn(move || {
+        for mut stream in upstream.incoming().map_while(Result::ok) {
+            let mut bytes = [0; 5];
+            if stream.read_exact(&mut bytes).is_ok() {
+                let _ = stream.write_all(&bytes);
+            }
+        }
+    });
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=80:80").arg(env!("CARGO_BIN_EXE_warpcore"));
+    command.args(["proxy", "--listen", "127.0.0.1:0", "--upstream", &upstream_address]);
+    command.arg("--cert").arg(place.path().join("cert.pem"));
+    command.arg("--key").arg(place.path().join("key.pem"));
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut said = |what: &str| {
+        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
+        line.unwrap_or_else(|| panic!("never said `{what}`"))
+    };
+    let line = said("listening on ");
+    let address = line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("an address");
+    let silent: Vec<_> =
+        (0..100).map(|_| TcpStream::connect(address).expect("a backlog takes it")).collect();
+    said("cannot accept on ");
+    let waiting = thread::spawn({
+        let client = client(place.path());
+        move || echoed(&client, address)
+    });
+    drop(silent);
+    waiting.join().expect("no panic").expect("served at last");
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    assert!(child.wait().expect("ours").success());
+}

@@ -38,6 +38,7 @@ both_ways! {
     two_hundred_at_a_time => two_hundred;
     a_client_that_vanishes_leaks_nothing => vanishing;
     a_client_that_talks_nonsense_is_refused => nonsense;
+    a_client_that_stops_at_any_byte_leaks_nothing => stopping;
 }
 
 fn shakes_hands_and_relays(signing: Signing) {
@@ -117,6 +118,57 @@ fn vanishing(signing: Signing) {
     assert_eq!(stats.queue.in_flight(), 0);
 }
 
+/// At each byte of what it says first, and of its answer to the server: in both versions, by an end in
+/// order and by a reset.
+fn stopping(signing: Signing) {
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    let mut connections = 0;
+    for version in [&TLS12, &TLS13] {
+        let config = client_config(&identity, version);
+        for answers in [false, true] {
+            let mut len = 0;
+            loop {
+                let mut stream = connect(&config, proxy.address);
+                connections += 1;
+                let mut said = Vec::new();
+                stream.conn.write_tls(&mut said).expect("to memory");
+                if answers {
+                    stream.sock.write_all(&said).expect("sends");
+                    said.clear();
+                    while !stream.conn.wants_write() {
+                        stream.conn.read_tls(&mut stream.sock).expect("answered");
+                        stream.conn.process_new_packets().expect("good");
+                    }
+                    while stream.conn.wants_write() {
+                        stream.conn.write_tls(&mut said).expect("to memory");
+                    }
+                }
+                if len >= said.len() {
+                    break;
+                }
+                stream.sock.write_all(&said[..len]).expect("sends");
+                if len % 2 == 0 {
+                    stream.sock.shutdown(std::net::Shutdown::Write).expect("open");
+                }
+                len += 1;
+            }
+            assert!(len > 30, "{len} bytes");
+        }
+    }
+    for line in ["connections{", "handshakes_pending{", "upstream_connections{"] {
+        let is_zero =
+            |text: &str| text.lines().any(|one| one.contains(line) && one.ends_with(" 0"));
+        while !is_zero(&proxy.proxy.metrics()) {
+            std::thread::yield_now();
+        }
+    }
+    let stats = proxy.stop();
+    assert_eq!(stats.accepted, connections);
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (0, connections));
+    assert_eq!(stats.queue.in_flight(), 0);
+}
+
 fn nonsense(signing: Signing) {
     let identity = Identity::new();
     let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
@@ -182,5 +234,36 @@ fn browsers_first_choice_is_ours_too() {
         assert_eq!(answer, b"hybrid");
         let exchanged = proxy.stop().queue.kernel(Kernel::KeyExchange).requests;
         assert_eq!(exchanged, u64::from(signing == Signing::Offloaded));
+    }
+}
+
+/// Hundreds wait for their signatures as the proxy is told to end, and there is no time to drain.
+#[test]
+fn a_proxy_that_ends_at_once_with_hundreds_suspended_ends() {
+    const CLIENTS: usize = 500;
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = identity.config(upstream(echo), Signing::Offloaded);
+    config.timeouts.drain = std::time::Duration::from_millis(1);
+    let proxy = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    let streams: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut stream = connect(&client, proxy.address);
+            let mut hello = Vec::new();
+            stream.conn.write_tls(&mut hello).expect("to memory");
+            stream.sock.write_all(&hello).expect("sends");
+            stream
+        })
+        .collect();
+    while !proxy.proxy.metrics().contains("warpcore_connections_accepted_total 500\n") {
+        std::thread::yield_now();
+    }
+    let stats = proxy.stop();
+    assert!(stats.cut_off > 0, "all were served: {stats:?}");
+    for mut stream in streams {
+        let _ = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
     }
 }
