@@ -66,6 +66,8 @@ enum Name {
     Queue,
     /// RSA signatures, complete: blinded and verified
     Rsa,
+    /// Whether the proxy's memory grows while clients come and go: half a minute, --full a quarter hour
+    Soak,
     /// Whether the time of a kernel tells of its secrets
     Timing,
 }
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Name::Kx => kx::run(&mut bench),
         Name::Queue => queue::run(&mut bench),
         Name::Rsa => rsa::run(&mut bench),
+        Name::Soak => handshake::soak::run(&mut bench),
         Name::Timing => timing::run(&mut bench),
     };
     let ran = ran.and_then(|()| match &arguments.plot {

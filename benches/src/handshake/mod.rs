@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   client.rs    one connection, and what it asks for    load.rs       many of them, for a while
-//!   servers.rs   who is measured: started, charged, ended
+//!   servers.rs   who is measured: started, charged, ended    soak.rs    for a long time
 //! ```
 //!
 //! A server has the first core for itself, clients and the upstream the second. Each server is charged
@@ -12,6 +12,7 @@
 mod client;
 mod load;
 mod servers;
+pub(crate) mod soak;
 
 use std::net::SocketAddr;
 use std::path::Path;
