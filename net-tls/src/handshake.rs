@@ -193,3 +193,205 @@ pub(crate) fn suspend(request: impl FnOnce() -> Asked) -> Option<Answer> {
     RUNNING.set(yielder);
     Some(resumed.unwrap_or(Answer::Closed))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rustls::pki_types::ServerName;
+    use rustls::server::Acceptor;
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use warpcore_need::{Need, need};
+    use warpcore_offload::{EcdsaSign, KeyExchange, Queue, Sign};
+
+    use super::*;
+    use crate::config::{CertificateConfig, SiteConfig};
+    use crate::site::Sites;
+    use crate::stack;
+    use crate::ticket::Masters;
+    use crate::upstream::{self, Pools};
+
+    /// Xorshift: any numbers, the same each time.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % bound as u64).expect("below a usize")
+        }
+    }
+
+    /// One site with an RSA key and one with an ECDSA key, and clients of every kind that trust both.
+    fn sites_and_clients() -> (Sites, Vec<Arc<ClientConfig>>) {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let mut roots = RootCertStore::empty();
+        let rsa = rsa_key();
+        let ecdsa = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        let mut sites = Vec::new();
+        for (name, pem) in [("rsa.example", rsa), ("ecdsa.example", ecdsa)] {
+            let key = rcgen::KeyPair::from_pem(&pem).expect("a good key");
+            let params = rcgen::CertificateParams::new([name.to_owned()]).expect("a good name");
+            let certificate = params.self_signed(&key).expect("signs itself");
+            roots.add(certificate.der().clone()).expect("a good root");
+            let [chain, key] = ["pem", "key"].map(|end| place.path().join(format!("{name}.{end}")));
+            std::fs::write(&chain, certificate.pem()).expect("written");
+            std::fs::write(&key, pem).expect("written");
+            sites.push(SiteConfig {
+                names: vec![name.to_owned()],
+                certificates: vec![CertificateConfig { chain, key }],
+                pool: "pool".to_owned(),
+                ..SiteConfig::default()
+            });
+        }
+        let sites = Sites::new(&sites, &pools(), &Arc::new(Masters::random())).expect("good");
+        let providers = [
+            rustls::crypto::ring::default_provider(),
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ];
+        let mut clients = Vec::new();
+        for provider in providers {
+            for version in [&TLS12, &TLS13] {
+                let client = ClientConfig::builder_with_provider(Arc::new(provider.clone()))
+                    .with_protocol_versions(&[version])
+                    .expect("supported")
+                    .with_root_certificates(roots.clone())
+                    .with_no_client_auth();
+                clients.push(Arc::new(client));
+            }
+        }
+        (sites, clients)
+    }
+
+    fn pools() -> Pools {
+        let upstreams = vec!["127.0.0.1:1".to_owned()];
+        let pool = crate::config::PoolConfig { upstreams, ..Default::default() };
+        upstream::pools(&BTreeMap::from([("pool".to_owned(), pool)])).expect("good")
+    }
+
+    /// A fresh key in PEM.
+    fn rsa_key() -> String {
+        let bits = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+        let mut openssl = std::process::Command::new("openssl");
+        let made =
+            openssl.args(["genpkey", "-quiet"]).args(bits).output().expect("openssl is there");
+        String::from_utf8(made.stdout).expect("PEM is ASCII")
+    }
+
+    /// Where the server's side of a handshake stands.
+    enum Side {
+        Hello(Box<Acceptor>),
+        Waiting(Asked, Suspended),
+        Tls(Box<ServerConnection>),
+    }
+
+    struct Talk {
+        client: ClientConnection,
+        side: Side,
+    }
+
+    impl Talk {
+        /// One step: what was asked for is answered, or what the client has said is processed. None: both
+        /// have shaken hands.
+        fn step(self, sites: &Sites, queue: &Queue) -> Option<Self> {
+            let Self { mut client, side } = self;
+            let mut said = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut said).expect("to memory");
+            }
+            let mut said = &said[..];
+            let step = match side {
+                Side::Waiting(asked, suspended) => suspended.complete(match asked {
+                    Asked::Exchange(peer) => {
+                        Answer::Exchanged(queue.run(queue.submit(KeyExchange::new(peer))))
+                    }
+                    Asked::Sign(SignRequest::Ecdsa { key, message }) => {
+                        Answer::Signed(queue.run(queue.submit(EcdsaSign::new(key, message))).result)
+                    }
+                    Asked::Sign(SignRequest::Rsa { key, scheme, message }) => Answer::Signed(
+                        queue.run(queue.submit(Sign::new(key, scheme, message))).result,
+                    ),
+                }),
+                Side::Hello(mut acceptor) => {
+                    acceptor.read_tls(&mut said).expect("from memory");
+                    match acceptor.accept().map_err(|(error, _)| error).expect("a good hello") {
+                        None => return Some(Self { client, side: Side::Hello(acceptor) }),
+                        Some(accepted) => {
+                            let name = accepted.client_hello().server_name().map(str::to_owned);
+                            let site = sites.find(name.as_deref()).expect("one of two");
+                            let tls = Arc::clone(&site.tls);
+                            Call::Accept(Box::new(accepted), tls).start(Signing::Offloaded)
+                        }
+                    }
+                }
+                Side::Tls(mut tls) => {
+                    while !said.is_empty() {
+                        tls.read_tls(&mut said).expect("from memory");
+                    }
+                    Call::Process(tls).start(Signing::Offloaded)
+                }
+            };
+            let mut tls = match step {
+                Step::Pending(asked, suspended) => {
+                    return Some(Self { client, side: Side::Waiting(asked, suspended) });
+                }
+                Step::Processed(processed) => processed.expect("a good client"),
+            };
+            let mut answer = Vec::new();
+            while tls.wants_write() {
+                tls.write_tls(&mut answer).expect("to memory");
+            }
+            let mut answer = &answer[..];
+            while !answer.is_empty() {
+                client.read_tls(&mut answer).expect("from memory");
+                client.process_new_packets().expect("a good server, and signature");
+            }
+            let is_over = !tls.is_handshaking() && !client.is_handshaking();
+            (!is_over || client.wants_write()).then_some(Self { client, side: Side::Tls(tls) })
+        }
+    }
+
+    /// Many at a time, in both versions, with both kinds of keys and with the hybrid; what they ask for is
+    /// answered in any order, and some are dropped while they wait.
+    #[test]
+    fn handshakes_end_well_in_any_order() {
+        const AT_A_TIME: usize = 64;
+        if !need(&[Need::Tool("openssl", "openssl")]) {
+            return;
+        }
+        let count = 10_000;
+        let (sites, clients) = sites_and_clients();
+        let queue = Queue::new(8);
+        let mut random = Random(0x5eed);
+        let (mut begun, mut ended, mut dropped) = (0, 0, 0);
+        let mut talks = Vec::new();
+        while ended + dropped < count {
+            if talks.len() < AT_A_TIME && begun < count && random.below(3) == 0 {
+                let name = ["rsa.example", "ecdsa.example"][random.below(2)];
+                let name = ServerName::try_from(name).expect("a good name");
+                let config = Arc::clone(&clients[random.below(clients.len())]);
+                let client = ClientConnection::new(config, name).expect("a good configuration");
+                talks.push(Talk { client, side: Side::Hello(Box::default()) });
+                begun += 1;
+                continue;
+            }
+            if talks.is_empty() {
+                continue;
+            }
+            let talk: Talk = talks.swap_remove(random.below(talks.len()));
+            if matches!(talk.side, Side::Waiting(..)) && random.below(50) == 0 {
+                dropped += 1;
+                continue;
+            }
+            match talk.step(&sites, &queue) {
+                Some(talk) => talks.push(talk),
+                None => ended += 1,
+            }
+        }
+        assert!(ended > count / 2 && dropped > 0, "{ended} ended, {dropped} dropped");
+        assert!((1..=AT_A_TIME).contains(&stack::free()), "{} stacks are back", stack::free());
+        assert_eq!(queue.stats().in_flight(), 0);
+    }
+}
