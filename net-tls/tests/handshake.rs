@@ -160,7 +160,7 @@ fn stopping(signing: Signing) {
         let is_zero =
             |text: &str| text.lines().any(|one| one.contains(line) && one.ends_with(" 0"));
         while !is_zero(&proxy.proxy.metrics()) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
     let stats = proxy.stop();
@@ -259,7 +259,7 @@ fn a_proxy_that_ends_at_once_with_hundreds_suspended_ends() {
         })
         .collect();
     while !proxy.proxy.metrics().contains("warpcore_connections_accepted_total 500\n") {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let stats = proxy.stop();
     assert!(stats.cut_off > 0, "all were served: {stats:?}");
