@@ -1,6 +1,7 @@
 //! Certificates from files: each with its key, in the order that TLS wants, found by name.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,7 +199,7 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
 }
 
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
-    let pem = Zeroizing::new(read(path)?);
+    let pem = read_secret(path)?;
     let fail = |cause| Error::Key { path: path.to_owned(), cause };
     let key = match PrivateKey::from_pem(&pem) {
         // Software could not sign with it, and RFC 8446 peers would not accept it.
@@ -222,6 +223,15 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
         (Err(cause), Err(_)) => Err(fail(cause)),
         (Ok(_), Err(_)) => Err(fail(KeyError::Inconsistent("the TLS library refuses it"))),
     }
+}
+
+/// What nobody else should be able to read; says so if everybody is.
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let bytes = read(path).map(Zeroizing::new)?;
+    if path.metadata().is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
+        tracing::warn!("{} can be used by every user of this machine: chmod o=", path.display());
+    }
+    Ok(bytes)
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -103,7 +103,7 @@ impl Masters {
 /// Masters from a file: one in a line, of 64 hexadecimal digits, the one that seals first. Lines that
 /// begin with `#` are passed over.
 pub(crate) fn read(path: &Path) -> Result<Vec<Master>, Error> {
-    let bytes = Zeroizing::new(certificates::read(path)?);
+    let bytes = certificates::read_secret(path)?;
     let fail = |line: usize, cause: &str| Error::File {
         path: path.to_owned(),
         line,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGUSR2};
 use warpcore_runtime::Stopper;
@@ -16,8 +16,11 @@ use warpcore_tls::{Config, Proxy};
 
 use super::{Arguments, hand_over, systemd};
 
-/// How often signals and files are looked at.
-const EVERY: Duration = Duration::from_millis(500);
+/// How often signals are looked at.
+const SIGNALS_EVERY: Duration = Duration::from_millis(250);
+
+/// How often files are, of which there may be thousands.
+const FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// What tells one state of a file from another: inode, length, time of change. Of a path that is a
 /// link, where it leads to.
@@ -40,8 +43,9 @@ pub(super) fn start(
         let config = arguments.read();
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
+        let mut looked_at = Instant::now();
         loop {
-            thread::sleep(EVERY);
+            thread::sleep(SIGNALS_EVERY);
             if replaced.swap(false, Ordering::Relaxed) {
                 match hand_over::start(&proxy) {
                     Ok(next) => {
@@ -52,12 +56,17 @@ pub(super) fn start(
                     Err(error) => tracing::error!("not handed over, this one goes on: {error}"),
                 }
             }
+            let is_asked = asked.swap(false, Ordering::Relaxed);
+            if !is_asked && looked_at.elapsed() < FILES_EVERY {
+                continue;
+            }
+            looked_at = Instant::now();
             let config = arguments.read();
             let now = look(&arguments, config.as_ref().ok());
             // Whoever replaces a file may not be done with it: until nothing has moved for a while.
             let has_changed = now != loaded && now == before;
             before = now;
-            if asked.swap(false, Ordering::Relaxed) || has_changed {
+            if is_asked || has_changed {
                 loaded.clone_from(&before);
                 systemd::notify("RELOADING=1");
                 match config.and_then(|config| proxy.reload(&config)) {
