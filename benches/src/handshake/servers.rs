@@ -95,7 +95,8 @@ impl Server {
     ) -> Result<Self, String> {
         let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
         let address = free.map_err(|error| error.to_string())?;
-        let file = place.join(format!("{}-{}.conf", kind.name().replace(' ', "-"), identity.bits));
+        let file = place.join(format!("{}-{}.yaml", kind.name().replace(' ', "-"), identity.bits));
+        // Envoy goes by the ending; the others do not care.
         let log = file.with_extension("log");
         let mut command = command(kind, identity, address, upstream, &file)?;
         // The first core: a child has its parent's affinity, and the clients' shards set their own.
@@ -113,7 +114,8 @@ impl Server {
             let ended = server.child.try_wait().map_err(|error| error.to_string())?;
             if ended.is_some() || started.elapsed() > Duration::from_secs(10) {
                 let said = fs::read_to_string(&log).unwrap_or_default();
-                return Err(format!("it does not listen: {}", said.trim()));
+                let last = said.trim().lines().next_back().unwrap_or_default();
+                return Err(format!("it does not listen: {last}"));
             }
             std::thread::yield_now();
         }
