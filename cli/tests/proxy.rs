@@ -310,3 +310,31 @@ fn without_descriptors_clients_wait() {
     tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
     assert!(child.wait().expect("ours").success());
 }
+
+/// Keys are read and ports taken as root; then it is somebody else, on every thread.
+#[test]
+fn root_becomes_somebody_else() {
+    if !(need(&NEEDS) && need(&[Need::Root])) {
+        return;
+    }
+    let place = identity();
+    let config = write_config(place.path(), "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    std::fs::write(&config, format!("user = \"nobody\"\n{text}")).expect("written");
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    stderr.read_line(&mut line).expect("readable");
+    assert!(line.starts_with("listening on "), "{line}");
+    let nobody = tool("id", &["-u", "nobody"], Path::new("/"));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs");
+    for task in tasks.map_while(Result::ok) {
+        let status = std::fs::read_to_string(task.path().join("status")).expect("it runs");
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("proc(5)");
+        assert!(ids.split_whitespace().all(|id| id == nobody.trim()), "{ids}");
+    }
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    assert!(child.wait().expect("ours").success());
+}
