@@ -1,7 +1,8 @@
 //! The proxy's part: full handshakes through the proxy, offloaded and in place in turns.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -105,7 +106,9 @@ fn make_certificate(directory: &Path) -> Result<CertificateDer<'static>, Failure
     let pair = rcgen::KeyPair::from_pem(&key)?;
     let parameters = rcgen::CertificateParams::new(["localhost".to_owned()])?;
     let certificate = parameters.self_signed(&pair)?;
-    fs::write(directory.join("key.pem"), key.as_bytes())?;
+    let mut file = OpenOptions::new();
+    let mut file = file.write(true).create_new(true).mode(0o600).open(directory.join("key.pem"))?;
+    file.write_all(key.as_bytes())?;
     fs::write(directory.join("certificate.pem"), certificate.pem())?;
     Ok(certificate.der().clone())
 }
