@@ -114,9 +114,15 @@ impl Relay<'_> {
     }
 
     async fn to_client(&self) -> Result<(), Cause> {
+        let mut plain = Vec::with_capacity(RECEIVE_LEN_BYTES);
         let mut room = RECEIVE_LEN_BYTES;
         loop {
-            let (result, plain) = self.upstream.recv(Vec::with_capacity(room)).await;
+            if plain.capacity() != room {
+                plain = Vec::with_capacity(room);
+            }
+            plain.clear();
+            let (result, bytes) = self.upstream.recv(plain).await;
+            plain = bytes;
             let len = result?;
             // Who sends much sends more: fewer turns for each byte.
             room = if len == room { BULK_LEN_BYTES } else { RECEIVE_LEN_BYTES };

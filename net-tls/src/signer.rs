@@ -29,16 +29,24 @@ pub(crate) enum QueueKey {
 }
 
 impl QueueKey {
-    /// Asks for a signature. None: not by this scheme.
-    fn request(&self, scheme: SignatureScheme, message: &[u8]) -> Option<SignRequest> {
+    /// Whether the queue signs by this scheme.
+    fn takes(&self, scheme: SignatureScheme) -> bool {
+        match self {
+            Self::Ecdsa(_) => scheme == SignatureScheme::ECDSA_NISTP256_SHA256,
+            Self::Rsa(_) => rsa_scheme(scheme).is_some(),
+        }
+    }
+
+    /// The signature to ask for, by a scheme that the queue takes.
+    fn request(&self, scheme: SignatureScheme, message: &[u8]) -> SignRequest {
         let message = message.to_vec();
-        Some(match self {
+        match self {
             Self::Ecdsa(key) => SignRequest::Ecdsa { key: Arc::clone(key), message },
             Self::Rsa(key) => {
-                let scheme = rsa_scheme(scheme)?;
+                let scheme = rsa_scheme(scheme).expect("`choose_scheme` has asked `takes`");
                 SignRequest::Rsa { key: Arc::clone(key), scheme, message }
             }
-        })
+        }
     }
 }
 
@@ -70,6 +78,9 @@ impl OffloadedKey {
 impl SigningKey for OffloadedKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         let in_place = self.in_place.choose_scheme(offered)?;
+        if !self.queue.takes(in_place.scheme()) {
+            return Some(in_place);
+        }
         Some(Box::new(OffloadedSigner { queue: self.queue.clone(), in_place }))
     }
 
@@ -96,10 +107,8 @@ struct OffloadedSigner {
 
 impl Signer for OffloadedSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
-        let Some(request) = self.queue.request(self.scheme(), message) else {
-            return self.in_place.sign(message);
-        };
-        let result: Result<Signature, Error> = match suspend(|| Asked::Sign(request)) {
+        let request = || Asked::Sign(self.queue.request(self.scheme(), message));
+        let result: Result<Signature, Error> = match suspend(request) {
             None => return self.in_place.sign(message),
             Some(Answer::Signed(result)) => result,
             Some(_) => Err(Error::Closed),

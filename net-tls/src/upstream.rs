@@ -154,13 +154,14 @@ impl Pool {
     pub(crate) async fn check(&self, patience: Duration) {
         for upstream in &self.upstreams {
             let result = upstream.connect(patience).await;
-            let Some(is_up) = upstream.checked(result.is_ok()) else { continue };
+            if !upstream.checked(result.is_ok()) {
+                continue;
+            }
             let (address, name) = (&upstream.address, &self.name);
             match result {
                 Ok(_) => tracing::info!("upstream {address} of {name} is up"),
                 Err(cause) => tracing::warn!("upstream {address} of {name} is down: {cause}"),
             }
-            debug_assert_eq!(is_up, upstream.is_up(now_ms()));
         }
     }
 }
@@ -195,19 +196,19 @@ impl Upstream {
         self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
     }
 
-    /// What a check has found. Some if it is believed from now on, and was not before.
-    fn checked(&self, is_up: bool) -> Option<bool> {
+    /// What a check has found. True if it is believed from now on, and was not before.
+    fn checked(&self, is_up: bool) -> bool {
         let was_up = self.down_until_ms.load(Ordering::Relaxed) != FOR_EVER;
         if was_up == is_up {
             self.contrary.store(0, Ordering::Relaxed);
-            return None;
+            return false;
         }
         if self.contrary.fetch_add(1, Ordering::Relaxed) + 1 < CHECKS {
-            return None;
+            return false;
         }
         self.contrary.store(0, Ordering::Relaxed);
         self.down_until_ms.store(if is_up { 0 } else { FOR_EVER }, Ordering::Relaxed);
-        Some(is_up)
+        true
     }
 }
 

@@ -3,12 +3,13 @@
 mod common;
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
 use common::{Identity, Running, client_config, connect, echo, exchange, upstream};
 use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use warpcore_need::{Need, need};
 use warpcore_offload::Kernel;
 use warpcore_tls::Signing;
@@ -97,6 +98,18 @@ fn two_hundred(signing: Signing) {
     assert!(alone || largest > 1, "never more than one signature waited");
 }
 
+/// A client that has sent its ClientHello, and has not looked for an answer.
+fn say_hello(
+    config: &Arc<ClientConfig>,
+    address: SocketAddr,
+) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut stream = connect(config, address);
+    let mut hello = Vec::new();
+    stream.conn.write_tls(&mut hello).expect("to memory");
+    stream.sock.write_all(&hello).expect("sends");
+    stream
+}
+
 /// Sends a ClientHello and hangs up before it is answered, over and over: when the proxy has ended,
 /// every signature that was in flight is over, and every stack and slot is back.
 fn vanishing(signing: Signing) {
@@ -104,12 +117,8 @@ fn vanishing(signing: Signing) {
     let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
     let config = client_config(&identity, &TLS13);
     for _ in 0..100 {
-        let mut stream = connect(&config, proxy.address);
-        let mut hello = Vec::new();
-        stream.conn.write_tls(&mut hello).expect("to memory");
-        stream.sock.write_all(&hello).expect("sends");
         // A reset, so that the proxy cannot answer either.
-        drop(stream);
+        drop(say_hello(&config, proxy.address));
     }
     assert_eq!(exchange(&config, proxy.address, b"still there").expect("answered"), b"still there");
     let stats = proxy.stop();
@@ -194,15 +203,7 @@ fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
     config.timeouts.handshake = std::time::Duration::from_millis(1);
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
-    let streams: Vec<_> = (0..50)
-        .map(|_| {
-            let mut stream = connect(&client, proxy.address);
-            let mut hello = Vec::new();
-            stream.conn.write_tls(&mut hello).expect("to memory");
-            stream.sock.write_all(&hello).expect("sends");
-            stream
-        })
-        .collect();
+    let streams: Vec<_> = (0..50).map(|_| say_hello(&client, proxy.address)).collect();
     // Each is cut off by the timeout, most of them suspended.
     for mut stream in streams {
         let _ = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
@@ -225,7 +226,7 @@ fn browsers_first_choice_is_ours_too() {
         provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768];
         let mut roots = rustls::RootCertStore::empty();
         roots.add(identity.root.clone()).expect("a good root");
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&TLS13])
             .expect("supported")
             .with_root_certificates(roots)
@@ -249,15 +250,7 @@ fn a_proxy_that_ends_at_once_with_hundreds_suspended_ends() {
     config.timeouts.drain = std::time::Duration::from_millis(1);
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
-    let streams: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let mut stream = connect(&client, proxy.address);
-            let mut hello = Vec::new();
-            stream.conn.write_tls(&mut hello).expect("to memory");
-            stream.sock.write_all(&hello).expect("sends");
-            stream
-        })
-        .collect();
+    let streams: Vec<_> = (0..CLIENTS).map(|_| say_hello(&client, proxy.address)).collect();
     while !proxy.proxy.metrics().contains("warpcore_connections_accepted_total 500\n") {
         thread::yield_now();
     }

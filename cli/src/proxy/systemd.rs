@@ -5,6 +5,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use rustix::io::{FdFlags, fcntl_setfd};
+
 /// Tells the state, if somebody has asked for it.
 pub(super) fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -27,8 +29,12 @@ pub(super) fn sockets() -> Vec<OwnedFd> {
         return Vec::new();
     }
     let count = number("LISTEN_FDS").unwrap_or(0).max(0);
-    // SAFETY: the service manager has opened these descriptors for this process (sd_listen_fds(3)), and
-    // nobody else takes them: this is called once.
-    let take = |fd: i32| unsafe { OwnedFd::from_raw_fd(fd) };
-    (FIRST..FIRST.saturating_add(count)).map(take).collect()
+    let take = |fd: i32| {
+        // SAFETY: the service manager has opened these descriptors for this process
+        // (sd_listen_fds(3)), and nobody else takes them: this is called once.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Else the process that takes over had it once more, and would not know.
+        fcntl_setfd(&fd, FdFlags::CLOEXEC).ok().map(|()| fd)
+    };
+    (FIRST..FIRST.saturating_add(count)).filter_map(take).collect()
 }
