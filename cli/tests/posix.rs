@@ -280,7 +280,7 @@ fn long_names_and_many() {
 }
 
 /// A handle of an inode that is gone is stale: the kernel looks the name up again, as with NFS, and the
-/// caller never hears of it.
+/// caller never hears of it. Who has the file open keeps what it opened.
 #[test]
 fn what_is_replaced_behind_the_mount_is_found_again() {
     on_every(&[], |place| {
@@ -289,6 +289,7 @@ fn what_is_replaced_behind_the_mount_is_found_again() {
         fs::write(&other, "new").expect("writes");
         let seen = place.target.join("name");
         assert_eq!(fs::read(&seen).expect("reads"), b"old");
+        wait_until_unused(place);
         fs::rename(&other, &name).expect("renames");
         assert_eq!(fs::read(&seen).expect("reads"), b"new");
     });
@@ -311,7 +312,7 @@ fn what_is_in_memory_only_is_bounded() {
         assert_eq!(number(&shown, "size"), 500_000);
         assert!(number(&shown, "stored") < 50_000, "{shown}");
         drop(files);
-        assert_eq!(number(&stats(place, "."), "files_in_use"), 0);
+        wait_until_unused(place);
     });
 }
 
@@ -338,6 +339,7 @@ fn what_is_known_of_where_contents_lie_is_bounded() {
             }
         }
         drop(files);
+        wait_until_unused(place);
         assert_eq!(index(), 0);
     });
 }
@@ -355,17 +357,21 @@ fn what_is_overwritten_is_given_back() {
                 file.write_all_at(&bytes[at..at + (64 << 10)], at as u64).expect("overwrites");
             }
             drop(file);
-            // RELEASE follows close(2), and who asks for these waits for it.
-            let allocated = loop {
-                if number(&stats(place, "."), "files_in_use") == 0 {
-                    break fs::metadata(place.source.join("file")).expect("there").blocks() * 512;
-                }
-                std::thread::yield_now();
-            };
+            wait_until_unused(place);
+            let source = place.source.join("file");
+            let allocated = fs::metadata(source).expect("there").blocks() * 512;
             assert!(allocated < 2 * len as u64, "{allocated} bytes, round {round}");
         }
         assert!(fs::read(place.target.join("file")).expect("reads") == bytes);
     });
+}
+
+/// RELEASE follows close(2), which does not wait for it, and the next request may overtake it on
+/// another core's queue.
+fn wait_until_unused(place: &Place) {
+    while number(&stats(place, "."), "files_in_use") > 0 {
+        std::thread::yield_now();
+    }
 }
 
 /// Not by getfattr(1): a child that is started closes its copies of our descriptors, and what was
