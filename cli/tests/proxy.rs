@@ -4,6 +4,8 @@ mod common;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -179,26 +181,13 @@ fn a_new_process_takes_over() {
         return;
     }
     let place = identity();
-    let upstream = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    let upstream_address = upstream.local_addr().expect("bound");
-    thread::spawn(move || {
-        for stream in upstream.incoming().map_while(Result::ok) {
-            thread::spawn(move || {
-                let mut bytes = [0; 5];
-                let mut stream = stream;
-                if stream.read_exact(&mut bytes).is_ok() {
-                    let _ = stream.write_all(&bytes);
-                }
-            });
-        }
-    });
     let config = write_config(place.path(), "web");
     let text = std::fs::read_to_string(&config).expect("there");
     // A port that stays the same: it is asked for again.
     let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
     let address = free.local_addr().expect("bound");
     drop(free);
-    let text = text.replace("127.0.0.1:9", &upstream_address.to_string());
+    let text = text.replace("127.0.0.1:9", &echoes().to_string());
     let text = text.replace("127.0.0.1:0", &address.to_string());
     std::fs::write(&config, text).expect("written");
     let mut command = warpcore();
@@ -243,6 +232,71 @@ fn a_new_process_takes_over() {
     said("connections, ");
 }
 
+/// As systemd does it: the socket listens before there is a process, whose every state is told.
+#[test]
+fn a_service_manager_gives_the_socket_and_is_told() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let config = write_config(place.path(), "web");
+    let socket = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let address = socket.local_addr().expect("bound");
+    let text = std::fs::read_to_string(&config).expect("there");
+    let text = text.replace("127.0.0.1:9", &echoes().to_string());
+    let text = text.replace("127.0.0.1:0", &address.to_string());
+    std::fs::write(&config, text).expect("written");
+    let told = UnixDatagram::bind(place.path().join("notify")).expect("binds");
+    let state = || {
+        let mut bytes = [0; 100];
+        let len = told.recv(&mut bytes).expect("told");
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let early = thread::spawn({
+        let client = client(place.path());
+        move || echoed(&client, address)
+    });
+    // What is for one process names it: the shell's number is the program's.
+    let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_warpcore"), "proxy", "--config"]);
+    command.arg(&config).env("NOTIFY_SOCKET", place.path().join("notify"));
+    let mut child = command.stdin(OwnedFd::from(socket)).spawn().expect("starts");
+    // Else the socket lives on in it.
+    drop(command);
+    let ready = format!("READY=1\nMAINPID={}", child.id());
+    assert_eq!(state(), ready);
+    early.join().expect("no panic").expect("served");
+    tool("kill", &["-HUP", &child.id().to_string()], Path::new("/"));
+    assert_eq!([state(), state()], ["RELOADING=1", "READY=1"]);
+    tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+    let ready = state();
+    let next = ready.strip_prefix("READY=1\nMAINPID=").expect("told by the next one").to_owned();
+    assert_ne!(next, child.id().to_string());
+    assert_eq!(state(), "STOPPING=1");
+    assert!(child.wait().expect("ours").success());
+    echoed(&client(place.path()), address).expect("served");
+    tool("kill", &["-TERM", &next], Path::new("/"));
+    assert_eq!(state(), "STOPPING=1");
+}
+
+/// An upstream that sends five bytes back.
+fn echoes() -> SocketAddr {
+    let upstream = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let address = upstream.local_addr().expect("bound");
+    thread::spawn(move || {
+        for mut stream in upstream.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut bytes = [0; 5];
+                if stream.read_exact(&mut bytes).is_ok() {
+                    let _ = stream.write_all(&bytes);
+                }
+            });
+        }
+    });
+    address
+}
+
 fn client(place: &Path) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_file(place.join("cert.pem")).expect("readable");
@@ -275,16 +329,7 @@ fn without_descriptors_clients_wait() {
         return;
     }
     let place = identity();
-    let upstream = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    let upstream_address = upstream.local_addr().expect("bound").to_string();
-    thread::spawn(move || {
-        for mut stream in upstream.incoming().map_while(Result::ok) {
-            let mut bytes = [0; 5];
-            if stream.read_exact(&mut bytes).is_ok() {
-                let _ = stream.write_all(&bytes);
-            }
-        }
-    });
+    let upstream_address = echoes().to_string();
     let mut command = Command::new("prlimit");
     command.arg("--nofile=80:80").arg(env!("CARGO_BIN_EXE_warpcore"));
     command.args(["proxy", "--listen", "127.0.0.1:0", "--upstream", &upstream_address]);

@@ -130,8 +130,10 @@ pub(crate) fn pairs_in(directory: &Path) -> Result<Vec<CertificateConfig>, Error
 #[derive(Debug)]
 pub(crate) struct Certificates {
     all: Vec<Certificate>,
-    /// By name, those with `*.` too: numbers of `all`.
-    by_name: HashMap<String, Vec<usize>>,
+    /// By name, those with `*.` too.
+    by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// For other names, and for none.
+    default: Vec<Arc<CertifiedKey>>,
 }
 
 impl Certificates {
@@ -139,22 +141,17 @@ impl Certificates {
     pub(crate) fn new(mut all: Vec<Certificate>) -> Self {
         all.sort_by_key(|one| one.certified.key.algorithm() == SignatureAlgorithm::RSA);
         let mut by_name: HashMap<_, Vec<_>> = HashMap::new();
-        for (index, certificate) in all.iter().enumerate() {
+        for certificate in &all {
             for name in &certificate.names {
-                by_name.entry(name.clone()).or_default().push(index);
+                by_name.entry(name.clone()).or_default().push(Arc::clone(&certificate.certified));
             }
         }
-        Self { all, by_name }
+        let default = all.iter().map(|one| Arc::clone(&one.certified)).collect();
+        Self { all, by_name, default }
     }
 
     pub(crate) fn all(&self) -> &[Certificate] {
         &self.all
-    }
-
-    /// Numbers of those for a name; all, if none is for it.
-    fn candidates(&self, name: Option<&str>) -> Vec<usize> {
-        let found = name.and_then(|name| lookup(&self.by_name, name));
-        found.cloned().unwrap_or_else(|| (0..self.all.len()).collect())
     }
 }
 
@@ -165,9 +162,10 @@ impl ResolvesServerCert for Certificates {
             certified.key.choose_scheme(hello.signature_schemes()).is_some()
                 && hello.cipher_suites().iter().any(|suite| suits(*suite, is_ecdsa))
         };
-        let candidates = self.candidates(hello.server_name());
-        let mut candidates = candidates.into_iter().map(|index| &self.all[index].certified);
-        candidates.find(|certified| can_verify(certified)).cloned()
+        let named = hello.server_name().and_then(|name| lookup(&self.by_name, name));
+        let candidates = named.unwrap_or(&self.default);
+        // Of a client that can verify none rustls says what it lacks, but only with one at hand.
+        candidates.iter().find(|one| can_verify(one)).or_else(|| candidates.first()).cloned()
     }
 }
 

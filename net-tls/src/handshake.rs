@@ -293,6 +293,12 @@ mod tests {
     }
 
     impl Talk {
+        fn new(client: &Arc<ClientConfig>, name: &'static str) -> Self {
+            let name = ServerName::try_from(name).expect("a good name");
+            let client = ClientConnection::new(Arc::clone(client), name).expect("good");
+            Self { client, side: Side::Hello(Box::default()) }
+        }
+
         /// One step: what was asked for is answered, or what the client has said is processed. None: both
         /// have shaken hands.
         fn step(self, sites: &Sites, queue: &Queue) -> Option<Self> {
@@ -370,10 +376,7 @@ mod tests {
         while ended + dropped < count {
             if talks.len() < AT_A_TIME && begun < count && random.below(3) == 0 {
                 let name = ["rsa.example", "ecdsa.example"][random.below(2)];
-                let name = ServerName::try_from(name).expect("a good name");
-                let config = Arc::clone(&clients[random.below(clients.len())]);
-                let client = ClientConnection::new(config, name).expect("a good configuration");
-                talks.push(Talk { client, side: Side::Hello(Box::default()) });
+                talks.push(Talk::new(&clients[random.below(clients.len())], name));
                 begun += 1;
                 continue;
             }
@@ -393,5 +396,51 @@ mod tests {
         assert!(ended > count / 2 && dropped > 0, "{ended} ended, {dropped} dropped");
         assert!((1..=AT_A_TIME).contains(&stack::free()), "{} stacks are back", stack::free());
         assert_eq!(queue.stats().in_flight(), 0);
+    }
+
+    /// As a task's end drops those that it holds, also one that panics: each call ends in an error of
+    /// rustls's, and its stack is back.
+    #[test]
+    fn hundreds_that_wait_are_dropped() {
+        const COUNT: usize = 500;
+        if !need(&[Need::Tool("openssl", "openssl")]) {
+            return;
+        }
+        let (sites, clients) = sites_and_clients();
+        let queue = Queue::new(8);
+        let waiting = || -> Vec<Talk> {
+            let names = ["rsa.example", "ecdsa.example"].into_iter().cycle();
+            let all = clients.iter().cycle().zip(names).take(COUNT).enumerate();
+            let waits = |(n, (client, name)): (usize, _)| {
+                let mut talk = Talk::new(client, name);
+                loop {
+                    match &talk.side {
+                        // Every other of those that do both waits for the second.
+                        Side::Waiting(Asked::Exchange(_), _) if n % 8 < 4 => {}
+                        Side::Waiting(..) => return talk,
+                        _ => {}
+                    }
+                    talk = talk.step(&sites, &queue).expect("it has not shaken hands");
+                }
+            };
+            all.map(waits).collect()
+        };
+        drop(waiting());
+        assert_eq!(stack::free(), COUNT);
+        let talks = waiting();
+        assert_eq!(stack::free(), 0);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _talks = talks;
+            std::panic::resume_unwind(Box::new("a task's"));
+        }));
+        let payload = panicked.expect_err("it has");
+        assert_eq!(payload.downcast_ref(), Some(&"a task's"));
+        assert_eq!(stack::free(), COUNT);
+        // And whoever comes then shakes hands.
+        let mut talk = Some(Talk::new(&clients[0], "rsa.example"));
+        while let Some(one) = talk {
+            talk = one.step(&sites, &queue);
+        }
+        assert_eq!((stack::free(), queue.stats().in_flight()), (COUNT, 0));
     }
 }

@@ -6,12 +6,13 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
 use common::{Identity, Running, client_config, connect, echo, exchange, upstream};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use warpcore_need::{Need, need};
-use warpcore_offload::Kernel;
+use warpcore_offload::{Devices, Fault, Faults, Kernel, Model, ModelKind};
 use warpcore_tls::Signing;
 
 const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
@@ -200,7 +201,7 @@ fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
     }
     let identity = Identity::new();
     let mut config = identity.config(upstream(echo), Signing::Offloaded);
-    config.timeouts.handshake = std::time::Duration::from_millis(1);
+    config.timeouts.handshake = Duration::from_millis(1);
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
     let streams: Vec<_> = (0..50).map(|_| say_hello(&client, proxy.address)).collect();
@@ -211,6 +212,38 @@ fn a_proxy_that_ends_with_signatures_in_flight_ends_cleanly() {
     let stats = proxy.stop();
     assert!(stats.queue.dropped_in_flight > 0, "none was suspended: {stats:?}");
     assert_eq!(stats.queue.in_flight(), 0);
+}
+
+/// An RSA engine is reset, and answers one request never and one wrongly, and is taken out of service,
+/// each with signatures in flight: no client hears of it.
+#[test]
+fn a_device_that_dies_is_not_noticed() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let well = || std::iter::repeat_n(None, 5);
+    let one = |fault| well().chain([Some(fault)]);
+    let faults = [Fault::Reset, Fault::Hang, Fault::Wrong, Fault::QueueError, Fault::Isolate];
+    let faults = Faults::script(faults.into_iter().flat_map(one));
+    let model = Model::new(ModelKind::Hpre).faults(faults).start();
+    let devices = Devices::models([&model]).deadline(Duration::from_millis(100));
+    let identity = Identity::new();
+    let config = identity.config(upstream(echo), Signing::Offloaded);
+    let proxy = Running::start_on(&config, 1, devices);
+    let (address, client) = (proxy.address, client_config(&identity, &TLS13));
+    thread::scope(|scope| {
+        let ask = || {
+            for _ in 0..20 {
+                assert_eq!(exchange(&client, address, b"signed").expect("answered"), b"signed");
+            }
+        };
+        (0..4).for_each(|_| drop(scope.spawn(ask)));
+    });
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (80, 0));
+    let signed = stats.queue.kernel(Kernel::Sign);
+    assert!(signed.on_device > 0 && signed.redone > 1 && signed.spilled > 0, "{signed:?}");
+    assert_eq!((stats.queue.in_flight(), model.open_queues()), (0, 0));
 }
 
 /// Of a client whose hybrid is AWS-LC's.
@@ -247,7 +280,7 @@ fn a_proxy_that_ends_at_once_with_hundreds_suspended_ends() {
     }
     let identity = Identity::new();
     let mut config = identity.config(upstream(echo), Signing::Offloaded);
-    config.timeouts.drain = std::time::Duration::from_millis(1);
+    config.timeouts.drain = Duration::from_millis(1);
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
     let streams: Vec<_> = (0..CLIENTS).map(|_| say_hello(&client, proxy.address)).collect();

@@ -204,3 +204,41 @@ fn scanners_find_nothing_weak() {
     assert!(said.contains("Session renegotiation not supported"), "{said}");
     proxy.stop();
 }
+
+/// Of what has gone wrong in TLS servers before: compression, CCS injection, Heartbleed, ROBOT,
+/// renegotiation, downgrades. What it says of tickets is left out: one that is renewed is none to it.
+#[test]
+fn scanners_find_no_known_attack() {
+    if !(need(&NEEDS) && need(&[Need::Pip("sslyze")])) {
+        return;
+    }
+    let identity = Identity::new();
+    let proxy = Running::start(&identity.config(upstream(echo), Signing::Offloaded), 1);
+    let report = identity.directory.path().join("report.json");
+    let output = Command::new("sslyze")
+        .args(["--compression", "--ems", "--fallback", "--heartbleed", "--openssl_ccs", "--reneg"])
+        .args(["--resum", "--robot", "--mozilla_config=disable", "--json_out"])
+        .arg(&report)
+        .arg(format!("localhost:{}", proxy.address.port()))
+        .output()
+        .expect("checked by need");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let report = std::fs::read(report).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    let scan = &report["server_scan_results"][0]["scan_result"];
+    for (name, finding, expected) in [
+        ("heartbleed", "is_vulnerable_to_heartbleed", "false"),
+        ("openssl_ccs_injection", "is_vulnerable_to_ccs_injection", "false"),
+        ("robot", "robot_result", "\"NOT_VULNERABLE_RSA_NOT_SUPPORTED\""),
+        ("session_renegotiation", "client_renegotiations_success_count", "0"),
+        ("session_renegotiation", "supports_secure_renegotiation", "true"),
+        ("session_resumption", "session_id_resumption_result", "\"NOT_SUPPORTED\""),
+        ("tls_compression", "supports_compression", "false"),
+        ("tls_extended_master_secret", "supports_ems_extension", "true"),
+        ("tls_fallback_scsv", "supports_fallback_scsv", "true"),
+    ] {
+        let found = scan[name]["result"][finding].to_string();
+        assert_eq!(found, expected, "{name}.{finding}: {said}");
+    }
+    proxy.stop();
+}

@@ -21,6 +21,8 @@ pub enum Need {
     Loop,
     /// Control groups that limit memory.
     MemoryGroup,
+    /// A program of the Python package of its name.
+    Pip(&'static str),
     /// User id 0.
     Root,
     /// A program on the path, and the Debian package that has it.
@@ -81,6 +83,12 @@ fn missing(need: Need) -> Option<String> {
             // SAFETY: takes nothing, changes nothing.
             (unsafe { libc::geteuid() } != 0).then(|| "run as root".to_owned())
         }
+        Need::Pip(tool) => (!is_on_path(tool)).then(|| {
+            format!(
+                "`python3 -m venv target/tools/python && target/tools/python/bin/pip install \
+                 {tool}`, and target/tools/python/bin on the path"
+            )
+        }),
         Need::Crate(tool) => (!is_on_path(tool)).then(|| {
             format!("`cargo install {tool} --root target/tools`, and target/tools/bin on the path")
         }),

@@ -14,6 +14,7 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
 use tempfile::TempDir;
+use warpcore_offload::Devices;
 use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, Stopper, stopper};
 use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
@@ -88,6 +89,10 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: &Config, shards: usize) -> Self {
+        Self::start_on(config, shards, Devices::none())
+    }
+
+    pub fn start_on(config: &Config, shards: usize, devices: Devices) -> Self {
         let proxy = Arc::new(Proxy::new(config).expect("a good configuration"));
         let address = match proxy.addresses().remove(0) {
             Address::Tcp(address) => address,
@@ -96,7 +101,7 @@ impl Running {
         let (send, receive) = mpsc::channel();
         let serving = Arc::clone(&proxy);
         let thread = thread::spawn(move || {
-            let builder = Builder::new().shards(shards);
+            let builder = Builder::new().shards(shards).devices(devices);
             let outputs = builder.run(move |_| {
                 let (proxy, send) = (Arc::clone(&serving), send.clone());
                 async move {
