@@ -48,7 +48,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
         if let Some(mut power) = kernels::RsaPower::new(&signer.key) {
             let ours = System::new(OURS, move || {
                 let started = Instant::now();
-                (0..count / 4).for_each(|_| power.run());
+                (0..count / power.together()).for_each(|_| power.run());
                 started.elapsed().as_secs_f64() * 1e6 / count as f64
             });
             let case = format!("rsa-{bits} bare");

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::ecdsa::{EcdsaKey, EcdsaSigner};
 use crate::kx::Exchanger;
 use crate::rsa::lanes::{self, Lanes, X8};
-use crate::rsa::{Batch, Blinding, Input, PrivateKey, Salts, batch};
+use crate::rsa::{Batch, Blinding, Input, PrivateKey, Salts, Signer, batch};
 
-/// Four exponentiations with an RSA key in eight lanes: two primes each.
+/// Exponentiations with an RSA key, as many as go together: two primes each.
 pub struct RsaPower {
     key: Arc<PrivateKey>,
     number: Vec<u8>,
@@ -22,11 +22,17 @@ impl RsaPower {
     /// None where there are no lanes, or the key has none.
     pub fn new(key: &Arc<PrivateKey>) -> Option<Self> {
         let lane_key = key.lanes()?;
-        let mut batch = batch(key.modulus_len_bytes(), true)?;
+        let wide = Signer::together()? == Signer::TOGETHER_MAX;
+        let mut batch = batch(key.modulus_len_bytes(), wide)?;
         let blinding = batch.draw_blinding(lane_key, &mut Salts::new()).ok()?;
         let mut number = vec![0x5a; key.modulus_len_bytes()];
         number[0] = 0;
         Some(Self { key: Arc::clone(key), number, blinding, batch })
+    }
+
+    /// How many go together.
+    pub fn together(&self) -> usize {
+        self.batch.room()
     }
 
     /// From here on with this key, of the same size, and this number. What blinds them stays the
@@ -43,7 +49,8 @@ impl RsaPower {
             let drawn = self.batch.draw_blinding(lane_key, &mut Salts::new());
             self.blinding = drawn.expect("the kernel gives random numbers");
         }
-        let inputs = [(); 4].map(|()| Input { key: Arc::clone(&self.key), number: &self.number });
+        let input = || Input { key: Arc::clone(&self.key), number: &self.number };
+        let inputs: Vec<_> = std::iter::repeat_with(input).take(self.together()).collect();
         self.batch.start(&inputs, std::slice::from_mut(&mut self.blinding), &[0; 4]);
         while !self.batch.step() {}
     }

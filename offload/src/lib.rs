@@ -79,8 +79,8 @@ pub use stats::{Kernel, KernelStats, Stats};
 pub use stream::{Progress, Stream};
 pub use team::Team;
 
-/// Whether this processor has what the lanes need (AVX-512 with IFMA): where it has not, signatures
-/// and key exchanges are computed one at a time.
-pub fn has_lanes() -> bool {
-    rsa::lanes::are_here()
+/// How many RSA signatures go together in lanes on this processor: four with AVX-512 IFMA, two with AVX2
+/// and FMA. None: they are computed one at a time.
+pub fn signatures_together() -> Option<usize> {
+    rsa::Signer::together()
 }

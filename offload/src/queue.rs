@@ -1192,13 +1192,13 @@ impl Slots {
 
 /// For the kernels that work in lanes, where they do.
 fn gathering(kernel: Kernel, depth: usize) -> Option<Gathering> {
-    let (here, together, age) = match kernel {
-        Kernel::Ecdsa => (EcdsaSigner::has_lanes(), EcdsaSigner::TOGETHER, ECDSA_AGE),
-        Kernel::KeyExchange => (Exchanger::has_lanes(), Exchanger::TOGETHER, EXCHANGE_AGE),
-        Kernel::Sign => (Signer::has_lanes(), Signer::TOGETHER, SIGN_AGE),
+    let (together, age) = match kernel {
+        Kernel::Ecdsa if EcdsaSigner::has_lanes() => (EcdsaSigner::TOGETHER, ECDSA_AGE),
+        Kernel::KeyExchange if Exchanger::has_lanes() => (Exchanger::TOGETHER, EXCHANGE_AGE),
+        Kernel::Sign => (Signer::together()?, SIGN_AGE),
         _ => return None,
     };
-    here.then(|| Gathering::new(depth, together, age))
+    Some(Gathering::new(depth, together, age))
 }
 
 impl Slot {

@@ -8,18 +8,14 @@ use std::time::{Duration, Instant};
 
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
 use warpcore_need::need;
-use warpcore_offload::{Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign};
+use warpcore_offload::{
+    Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign, signatures_together,
+};
 
 use openssl::{OPENSSL, openssl};
 
 fn generate(bits: &str) -> Vec<u8> {
     openssl::generate("RSA", &format!("rsa_keygen_bits:{bits}"))
-}
-
-/// As `warpcore devices` says.
-fn has_lanes() -> bool {
-    let devices = warpcore_offload::devices().expect("listed");
-    devices.iter().flat_map(|device| &device.does).any(|line| line.contains("in eight lanes"))
 }
 
 fn parameters(scheme: Scheme) -> &'static RsaParameters {
@@ -55,10 +51,9 @@ fn every_size_and_scheme_verifies() {
                 .unwrap_or_else(|_| panic!("RSA-{bits} {scheme:?} does not verify"));
         }
     }
-    // Six were submitted before the first ran: they go by fours where there are lanes.
-    assert!(
-        !warpcore_offload::has_lanes() || queue.stats().kernel(Kernel::Sign).batch_len_max >= 4
-    );
+    // Six were submitted before the first ran: they go together where there are lanes.
+    let largest = queue.stats().kernel(Kernel::Sign).batch_len_max;
+    assert!(signatures_together().is_none_or(|together| largest >= together as u64));
 }
 
 /// Only keys of one size go together; each signature is of its own key all the same.
@@ -107,11 +102,11 @@ fn a_queue_that_is_dropped_ends_the_signatures_in_hand() {
     let queue = Queue::new(8);
     let sign = |n: u8| Sign::new(Arc::clone(&key), Scheme::Pkcs1Sha256, vec![n]);
     let ops: Vec<_> = (0..6).map(|n| queue.submit(sign(n))).collect();
-    // Four have begun, two wait. Without lanes the first is finished: `ring` does one as a whole.
+    // Some have begun, others wait. Without lanes the first is finished: `ring` does one as a whole.
     assert!(queue.turn(Instant::now(), Duration::ZERO).busy);
     drop(queue);
     let other = Queue::new(1);
-    let finished = usize::from(!warpcore_offload::has_lanes());
+    let finished = usize::from(signatures_together().is_none());
     for (number, op) in ops.into_iter().enumerate() {
         let expected = if number < finished { Ok(()) } else { Err(Error::Closed) };
         assert_eq!(other.run(op).result.map(drop), expected);
@@ -187,7 +182,7 @@ fn a_broken_key_says_what_is_wrong_with_it() {
         match PrivateKey::from_der(&der) {
             Err(KeyError::Inconsistent(_)) => {}
             // Without lanes only a device would work with such a key.
-            Ok(_) if from_end == 170 && !has_lanes() => {}
+            Ok(_) if from_end == 170 && signatures_together().is_none() => {}
             other => panic!("{other:?}"),
         }
     }

@@ -12,7 +12,9 @@ use tokio::runtime::Builder;
 use tokio::task::{LocalSet, spawn_local};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::tokio::{Handle, drive};
-use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats, has_lanes};
+use warpcore_offload::{
+    Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats, signatures_together,
+};
 
 use hosts::{TASKS, key};
 
@@ -47,7 +49,10 @@ fn on_a_local_set() {
     let stats = on_one_thread(&Devices::none());
     assert_eq!((stats.completed, stats.failed), (u64::from(TASKS) * 4, 0));
     // Where nothing is computed in lanes, nothing waits for company.
-    assert!(!has_lanes() || stats.kernel(Kernel::Sign).batch_len_max > 1, "they gather");
+    assert!(
+        signatures_together().is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
+        "they gather"
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ use super::field::{
     self, Constant, Element, Field, Prime, add, constant, inverse, multiply, select, square, sub,
     tighten,
 };
-use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
+use crate::rsa::digits::{Radix, Radix52};
 use crate::rsa::lanes::{Lanes, X8, lanes_of};
 
 const WINDOW_BITS: usize = 5;
@@ -159,7 +159,7 @@ fn recode(scalar: &Constant) -> [(u64, u64); WINDOWS] {
         for at in 0..words.len() {
             let above = words.get(at + 1).copied().unwrap_or(0);
             words[at] =
-                words[at] >> WINDOW_BITS | (above << (DIGIT_BITS - WINDOW_BITS)) & DIGIT_MAX;
+                words[at] >> WINDOW_BITS | (above << (Radix52::BITS - WINDOW_BITS)) & Radix52::MAX;
         }
     }
     words.zeroize();

@@ -10,7 +10,7 @@
 
 use crate::element::{self, Columns};
 pub(super) use crate::element::{Element, select};
-use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
+use crate::rsa::digits::{Radix, Radix52};
 use crate::rsa::lanes::Lanes;
 
 /// The same number in all lanes.
@@ -60,7 +60,7 @@ const BEYOND: Constant = {
         let top: u64 = if at == 4 { 1 << 48 } else { 0 };
         let difference = top.wrapping_sub(Field::DIGITS[at]).wrapping_sub(borrow);
         borrow = difference >> 63;
-        digits[at] = difference & DIGIT_MAX;
+        digits[at] = difference & Radix52::MAX;
         at += 1;
     }
     digits
@@ -75,11 +75,11 @@ const fn power_of_two(power: usize, prime: Constant) -> Constant {
         let (mut carry, mut borrow, mut at) = (0, 0, 0);
         while at < 5 {
             let twice = number[at] << 1 | carry;
-            carry = twice >> DIGIT_BITS;
-            doubled[at] = twice & DIGIT_MAX;
+            carry = twice >> Radix52::BITS;
+            doubled[at] = twice & Radix52::MAX;
             let difference = doubled[at].wrapping_sub(prime[at]).wrapping_sub(borrow);
             borrow = difference >> 63;
-            less[at] = difference & DIGIT_MAX;
+            less[at] = difference & Radix52::MAX;
             at += 1;
         }
         number = if borrow == 0 { less } else { doubled };
@@ -94,7 +94,7 @@ const fn inverting(prime: Constant) -> [u8; 64] {
     while at < 64 {
         let place = 4 * (63 - at);
         // Digits are a multiple of four bits.
-        nibbles[at] = (prime[place / DIGIT_BITS] >> (place % DIGIT_BITS) & 15) as u8;
+        nibbles[at] = (prime[place / Radix52::BITS] >> (place % Radix52::BITS) & 15) as u8;
         at += 1;
     }
     // The lowest digit of both is odd, so that 2 is subtracted without a borrow, unless it is 1.
@@ -133,7 +133,7 @@ pub(super) unsafe fn constant<V: Lanes>(digits: &Constant) -> Element<V> {
 unsafe fn carried<V: Lanes>(mut digits: Element<V>) -> Element<V> {
     // SAFETY: passed on from the caller.
     unsafe {
-        let mask = V::splat(DIGIT_MAX);
+        let mask = V::splat(Radix52::MAX);
         let mut at = 0;
         while at < 4 {
             digits[at + 1] = digits[at + 1].add(digits[at].carry_signed());
@@ -306,7 +306,7 @@ pub(super) unsafe fn inverse<P: Prime, V: Lanes>(a: Element<V>) -> Element<V> {
 /// The number below the prime that digits of one below 4 stand for.
 pub(super) fn reduced<P: Prime>(mut digits: Constant) -> Constant {
     for _ in 0..3 {
-        crate::rsa::digits::subtract_once(&mut digits, &P::DIGITS);
+        crate::rsa::digits::subtract_once::<Radix52>(&mut digits, &P::DIGITS);
     }
     digits
 }
@@ -321,7 +321,7 @@ mod tests {
     use crate::rsa::lanes::{self, X4, X8, lanes_of, portable};
 
     fn big(digits: &[u64]) -> BigUint {
-        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << DIGIT_BITS) + *digit)
+        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << Radix52::BITS) + *digit)
     }
 
     fn lane<V: Lanes>(mut element: Element<V>, lane: usize) -> Constant {
@@ -353,10 +353,10 @@ mod tests {
             let number = number + u8::try_from(away + 2).expect("at most 4");
             let number = if number > BigUint::from(4_u8) { number - 4_u8 } else { number };
             let bytes = number.to_bytes_be();
-            let digits = digits::from_bytes(&bytes, 5);
+            let digits = digits::from_bytes::<Radix52>(&bytes, 5);
             std::array::from_fn(|at| digits[at])
         });
-        let any = prop::array::uniform5(0..=DIGIT_MAX).prop_map(|mut digits| {
+        let any = prop::array::uniform5(0..=Radix52::MAX).prop_map(|mut digits| {
             // Below 4.
             digits[4] >>= 3;
             digits
@@ -381,7 +381,7 @@ mod tests {
             for at in 0..V::COUNT {
                 let (a, b) = (big(&a[at]), big(&b[at]));
                 let digits = lane(product, at);
-                assert!(digits.iter().all(|digit| *digit <= DIGIT_MAX));
+                assert!(digits.iter().all(|digit| *digit <= Radix52::MAX));
                 assert!(big(&digits) < &prime * 2_u8);
                 assert_eq!(big(&digits) * &r % &prime, &a * &b % &prime);
                 assert_eq!(big(&reduced::<P>(digits)), big(&digits) % &prime);
@@ -422,10 +422,10 @@ mod tests {
         }
 
         #[test]
-        fn tightened_is_the_same_number(mut digits in prop::array::uniform5(0..=DIGIT_MAX)) {
+        fn tightened_is_the_same_number(mut digits in prop::array::uniform5(0..=Radix52::MAX)) {
             let prime = big(&Field::DIGITS);
             prop_assume!(big(&digits) < &prime * 16_u8);
-            digits[4] &= DIGIT_MAX;
+            digits[4] &= Radix52::MAX;
             // SAFETY: plain arithmetic.
             let tight = unsafe { lane(tighten(element::<portable::X4>(&[digits])), 0) };
             prop_assert_eq!(big(&tight) % &prime, big(&digits) % &prime);

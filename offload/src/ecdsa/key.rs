@@ -15,7 +15,8 @@ use super::EcdsaSigner;
 use super::field::{Constant, Order, Prime};
 use super::nonce::number;
 use crate::error::{Error, KeyError};
-use crate::rsa::{digits, read_pem};
+use crate::rsa::digits::{self, Radix52};
+use crate::rsa::read_pem;
 use crate::wipe::{Wiped, burn_stack};
 
 /// An ECDSA key of the curve P-256, checked when it was read. Wiped when it is dropped.
@@ -79,7 +80,8 @@ impl EcdsaKey {
             &SystemRandom::new(),
         )
         .map_err(|_| KeyError::Inconsistent("the public key is not that of the secret"))?;
-        let shifted = digits::shift(&*Zeroizing::new(number(&secret)), 260, &Order::DIGITS);
+        let shifted =
+            digits::shift::<Radix52>(&*Zeroizing::new(number(&secret)), 260, &Order::DIGITS);
         let mut digits = Zeroizing::new([0; 5]);
         digits.copy_from_slice(&shifted);
         let key = Self { pair: Wiped::new(pair), secret, digits };

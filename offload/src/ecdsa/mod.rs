@@ -22,8 +22,9 @@ use self::field::{Constant, Element, Field, Order, Prime, add, constant, inverse
 pub use self::key::EcdsaKey;
 use self::nonce::{nonce, number};
 use crate::error::Error;
+use crate::rsa::Salts;
+use crate::rsa::digits::{self, Radix52};
 use crate::rsa::lanes::{self, Lanes, X4, X8, lanes_of};
-use crate::rsa::{Salts, digits};
 use crate::wipe::burn_stack;
 
 /// The longest signature: two numbers of 33 bytes and what DER puts around them.
@@ -218,7 +219,7 @@ impl Der {
     /// Appends an INTEGER.
     fn put(&mut self, number: &Constant) {
         let mut bytes = [0; 33];
-        digits::write(number, &mut bytes);
+        digits::write::<Radix52>(number, &mut bytes);
         // Not negative, so that one zero stays before a top bit that is set.
         let zeros = bytes.windows(2).take_while(|pair| pair[0] == 0 && pair[1] < 0x80).count();
         let bytes = &bytes[zeros..];
@@ -301,7 +302,7 @@ mod tests {
             })
         };
         let secret = hex("C9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B127B8A622B120F6721");
-        let shifted = digits::shift(&number(&secret), 260, &Order::DIGITS);
+        let shifted = digits::shift::<Radix52>(&number(&secret), 260, &Order::DIGITS);
         let hash = sha256(b"sample");
         let lane = Lane {
             nonce: *nonce(&secret, &hash, &[]),

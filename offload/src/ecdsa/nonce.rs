@@ -6,13 +6,13 @@ use ring::hmac::{Context, HMAC_SHA256, Key};
 use zeroize::Zeroizing;
 
 use super::field::{Constant, Order, reduced};
-use crate::rsa::digits;
+use crate::rsa::digits::{self, Radix52};
 
 /// The nonce for a hash: from 1 to the order less 1.
 pub(super) fn nonce(secret: &[u8; 32], hash: &[u8; 32], random: &[u8]) -> Zeroizing<Constant> {
     // bits2octets: the hash modulo the order.
     let mut reduced_hash = [0; 32];
-    digits::write(&reduced::<Order>(number(hash)), &mut reduced_hash);
+    digits::write::<Radix52>(&reduced::<Order>(number(hash)), &mut reduced_hash);
     let (mut k, mut v) = (Zeroizing::new([0; 32]), Zeroizing::new([1; 32]));
     // Steps b to g.
     for round in 0..2 {
@@ -34,7 +34,7 @@ pub(super) fn nonce(secret: &[u8; 32], hash: &[u8; 32], random: &[u8]) -> Zeroiz
 /// The digits of a big-endian number.
 pub(super) fn number(bytes: &[u8; 32]) -> Constant {
     let mut digits = [0; 5];
-    digits::read(bytes, &mut digits);
+    digits::read::<Radix52>(bytes, &mut digits);
     digits
 }
 

@@ -1,58 +1,75 @@
-//! Numbers as digits of 52 bits, the least first: how the kernels have them. What is done here takes
-//! the same time whatever the numbers are: loops go by length, and choices by mask.
+//! Numbers as digits of a radix, the least first: how the kernels have them. What is done here
+//! takes the same time whatever the numbers are: loops go by length, and choices by mask.
 
 use std::hint::black_box;
 
 use zeroize::Zeroizing;
 
-/// Bits of a digit.
-pub(crate) const DIGIT_BITS: usize = 52;
-/// A digit of all ones.
-pub(crate) const DIGIT_MAX: u64 = (1 << DIGIT_BITS) - 1;
+/// A power of two that numbers are written in.
+pub(crate) trait Radix: 'static {
+    /// Bits of a digit.
+    const BITS: usize;
+    /// A digit of all ones.
+    const MAX: u64 = (1 << Self::BITS) - 1;
+}
+
+/// That of multiply-adds of integers, AVX-512 IFMA.
+pub(crate) enum Radix52 {}
+
+/// That of multiply-adds of doubles.
+pub(crate) enum Radix50 {}
+
+impl Radix for Radix52 {
+    const BITS: usize = 52;
+}
+
+impl Radix for Radix50 {
+    const BITS: usize = 50;
+}
 
 /// Digits that are wiped when they are dropped.
 pub(crate) type Digits = Zeroizing<Vec<u64>>;
 
 /// `len` digits of a big-endian number, which fits them.
-pub(crate) fn from_bytes(bytes: &[u8], len: usize) -> Digits {
+pub(crate) fn from_bytes<R: Radix>(bytes: &[u8], len: usize) -> Digits {
     let mut digits = Zeroizing::new(vec![0; len]);
-    read(bytes, &mut digits);
+    read::<R>(bytes, &mut digits);
     digits
 }
 
 /// Reads a big-endian number, which fits `digits`.
-pub(crate) fn read(bytes: &[u8], digits: &mut [u64]) {
+pub(crate) fn read<R: Radix>(bytes: &[u8], digits: &mut [u64]) {
     digits.fill(0);
     for (index, byte) in bytes.iter().rev().enumerate() {
-        let (digit, shift) = (index * 8 / DIGIT_BITS, index * 8 % DIGIT_BITS);
+        let (digit, shift) = (index * 8 / R::BITS, index * 8 % R::BITS);
         let bits = u64::from(*byte) << shift;
-        digits[digit] |= bits & DIGIT_MAX;
+        digits[digit] |= bits & R::MAX;
         if let Some(next) = digits.get_mut(digit + 1) {
-            *next |= bits >> DIGIT_BITS;
+            *next |= bits >> R::BITS;
         }
     }
 }
 
 /// Writes digits as a big-endian number, which fits `bytes`.
-pub(crate) fn write(digits: &[u64], bytes: &mut [u8]) {
+pub(crate) fn write<R: Radix>(digits: &[u64], bytes: &mut [u8]) {
     for (index, byte) in bytes.iter_mut().rev().enumerate() {
-        let (digit, shift) = (index * 8 / DIGIT_BITS, index * 8 % DIGIT_BITS);
+        let (digit, shift) = (index * 8 / R::BITS, index * 8 % R::BITS);
         let low = digits.get(digit).map_or(0, |digit| digit >> shift);
-        let high = digits.get(digit + 1).map_or(0, |digit| digit << (DIGIT_BITS - shift));
+        let high = digits.get(digit + 1).map_or(0, |digit| digit << (R::BITS - shift));
         *byte = (low | high).to_le_bytes()[0];
     }
 }
 
 /// Twice `number`, less `modulus` if that leaves something. `number` is below `modulus`, and twice
 /// that fits the digits.
-fn double(number: &mut [u64], modulus: &[u64]) {
+fn double<R: Radix>(number: &mut [u64], modulus: &[u64]) {
     let mut carry = 0;
     for digit in number.iter_mut() {
         let doubled = *digit << 1 | carry;
-        *digit = doubled & DIGIT_MAX;
-        carry = doubled >> DIGIT_BITS;
+        *digit = doubled & R::MAX;
+        carry = doubled >> R::BITS;
     }
-    subtract_once(number, modulus);
+    subtract_once::<R>(number, modulus);
 }
 
 /// `number`, less `modulus` unless that leaves less than nothing.
@@ -60,7 +77,7 @@ fn double(number: &mut [u64], modulus: &[u64]) {
 /// A function of its own, so that its machine code can be looked at: a compiler that sees where the
 /// mask comes from makes a jump of it.
 #[inline(never)]
-pub(crate) fn subtract_once(number: &mut [u64], modulus: &[u64]) {
+pub(crate) fn subtract_once<R: Radix>(number: &mut [u64], modulus: &[u64]) {
     let mut borrow = 0_u64;
     for (digit, subtrahend) in number.iter().zip(modulus) {
         borrow = digit.wrapping_sub(*subtrahend).wrapping_sub(borrow) >> 63;
@@ -71,38 +88,49 @@ pub(crate) fn subtract_once(number: &mut [u64], modulus: &[u64]) {
     for (digit, subtrahend) in number.iter_mut().zip(modulus) {
         let difference = digit.wrapping_sub(*subtrahend & mask).wrapping_sub(borrow);
         borrow = difference >> 63;
-        *digit = difference & DIGIT_MAX;
+        *digit = difference & R::MAX;
+    }
+}
+
+/// Adds `other` to a number whose digits may be negative (two's complement) or too large, by a few bits;
+/// the sum is not, and fits the digits.
+pub(crate) fn add_signed<R: Radix>(number: &mut [u64], other: &[u64]) {
+    let mut carry = 0_i64;
+    for (digit, other) in number.iter_mut().zip(other) {
+        let sum = digit.cast_signed() + other.cast_signed() + carry;
+        *digit = sum.cast_unsigned() & R::MAX;
+        carry = sum >> R::BITS;
     }
 }
 
 /// `number` times 2^`power` modulo `modulus`.
-pub(crate) fn shift(number: &[u64], power: usize, modulus: &[u64]) -> Digits {
+pub(crate) fn shift<R: Radix>(number: &[u64], power: usize, modulus: &[u64]) -> Digits {
     let mut shifted = Zeroizing::new(number.to_vec());
     for _ in 0..power {
-        double(&mut shifted, modulus);
+        double::<R>(&mut shifted, modulus);
     }
     shifted
 }
 
 /// 2^`power` modulo `modulus`, which is more than 1.
-pub(crate) fn power_of_two(power: usize, modulus: &[u64]) -> Digits {
+pub(crate) fn power_of_two<R: Radix>(power: usize, modulus: &[u64]) -> Digits {
     let mut one = Zeroizing::new(vec![0; modulus.len()]);
     one[0] = 1;
-    shift(&one, power, modulus)
+    shift::<R>(&one, power, modulus)
 }
 
 /// What makes the lowest digit 0 when so many times the modulus are added: the negative inverse of
-/// an odd number modulo 2^52, by Newton's iteration; each doubles the bits that are right.
-pub(crate) fn negative_inverse(lowest: u64) -> u64 {
+/// an odd number modulo the radix, by Newton's iteration; each doubles the bits that are right.
+pub(crate) fn negative_inverse<R: Radix>(lowest: u64) -> u64 {
     let mut inverse = 1_u64;
     for _ in 0..6 {
         inverse = inverse.wrapping_mul(2_u64.wrapping_sub(lowest.wrapping_mul(inverse)));
     }
-    inverse.wrapping_neg() & DIGIT_MAX
+    inverse.wrapping_neg() & R::MAX
 }
 
 /// `a` times `b` plus `c`; the sum is as long as `a` and `b` together, `c` at most as long as `b`.
-pub(crate) fn multiply_add(a: &[u64], b: &[u64], c: &[u64], sum: &mut [u64]) {
+pub(crate) fn multiply_add<R: Radix>(a: &[u64], b: &[u64], c: &[u64], sum: &mut [u64]) {
     assert!(sum.len() == a.len() + b.len() && c.len() <= b.len(), "the sum fits its digits");
     sum.fill(0);
     sum[..c.len()].copy_from_slice(c);
@@ -110,15 +138,15 @@ pub(crate) fn multiply_add(a: &[u64], b: &[u64], c: &[u64], sum: &mut [u64]) {
         let mut carry = 0_u128;
         for (digit, b) in sum[start..].iter_mut().zip(b) {
             let value = u128::from(*a) * u128::from(*b) + u128::from(*digit) + carry;
-            *digit = low(value);
-            carry = value >> DIGIT_BITS;
+            *digit = low::<R>(value);
+            carry = value >> R::BITS;
         }
-        sum[start + b.len()] = low(carry);
+        sum[start + b.len()] = low::<R>(carry);
     }
 }
 
-fn low(value: u128) -> u64 {
-    u64::try_from(value & u128::from(DIGIT_MAX)).expect("masked to 52 bits")
+fn low<R: Radix>(value: u128) -> u64 {
+    u64::try_from(value & u128::from(R::MAX)).expect("masked to a digit")
 }
 
 #[cfg(test)]
@@ -129,23 +157,23 @@ mod tests {
     use super::*;
 
     fn big(digits: &[u64]) -> BigUint {
-        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << DIGIT_BITS) + *digit)
+        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << Radix52::BITS) + *digit)
     }
 
     proptest! {
         #[test]
         fn bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 1..70)) {
-            let digits = from_bytes(&bytes, (bytes.len() * 8).div_ceil(DIGIT_BITS));
+            let digits = from_bytes::<Radix52>(&bytes, (bytes.len() * 8).div_ceil(Radix52::BITS));
             prop_assert_eq!(big(&digits), BigUint::from_bytes_be(&bytes));
             let mut back = vec![0; bytes.len()];
-            write(&digits, &mut back);
+            write::<Radix52>(&digits, &mut back);
             prop_assert_eq!(back, bytes);
         }
 
         #[test]
         fn arithmetic_is_that_of_the_reference(
-            a in prop::collection::vec(0..=DIGIT_MAX, 5),
-            b in prop::collection::vec(0..=DIGIT_MAX, 5),
+            a in prop::collection::vec(0..=Radix52::MAX, 5),
+            b in prop::collection::vec(0..=Radix52::MAX, 5),
             power in 0..300_usize,
         ) {
             let mut modulus = b.clone();
@@ -155,12 +183,12 @@ mod tests {
             prop_assume!(big(&number) < big(&modulus));
             let two = BigUint::from(2_u8).pow(u32::try_from(power).expect("small"));
             let expected = big(&number) * &two % big(&modulus);
-            prop_assert_eq!(big(&shift(&number, power, &modulus)), expected);
-            prop_assert_eq!(big(&power_of_two(power, &modulus)), two % big(&modulus));
-            let inverse = negative_inverse(modulus[0]);
-            prop_assert_eq!(inverse.wrapping_mul(modulus[0]) & DIGIT_MAX, DIGIT_MAX);
+            prop_assert_eq!(big(&shift::<Radix52>(&number, power, &modulus)), expected);
+            prop_assert_eq!(big(&power_of_two::<Radix52>(power, &modulus)), two % big(&modulus));
+            let inverse = negative_inverse::<Radix52>(modulus[0]);
+            prop_assert_eq!(inverse.wrapping_mul(modulus[0]) & Radix52::MAX, Radix52::MAX);
             let mut sum = vec![0; 10];
-            multiply_add(&a, &b, &number, &mut sum);
+            multiply_add::<Radix52>(&a, &b, &number, &mut sum);
             prop_assert_eq!(big(&sum), big(&a) * big(&b) + big(&number));
         }
     }

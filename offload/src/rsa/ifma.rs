@@ -1,4 +1,4 @@
-//! Montgomery multiplication and squaring in lanes, in radix 2^52.
+//! Montgomery multiplication and squaring in lanes, in radix 2^52, by AVX-512 IFMA.
 //!
 //! Numbers are arrays of `L` digits, each digit a vector with one number's digit in each lane. The
 //! products are *almost* reduced (Gueron, Krasnov: Software Implementation of Modular
@@ -33,10 +33,70 @@
 //! Loops over five rows are written with `while`: the compiler unrolls these, so that all of it
 //! stays in registers, and not all of those over ranges.
 
-use super::lanes::Lanes;
+use super::digits::{Radix, Radix52};
+use super::lane_key::WINDOW_BITS;
+use super::lanes::{Lanes, X4};
+use super::montgomery::{Montgomery, Selection, TABLE_LEN};
 
 /// Rows that are worked on together; divides every `L`.
 const ROWS: usize = 5;
+
+// SAFETY: lanes are plain data (`Lanes`).
+unsafe impl<V: Lanes> Montgomery for V {
+    const COUNT: usize = <V as Lanes>::COUNT;
+    type Radix = Radix52;
+    const SIGNED: bool = false;
+    const WINDOWS_IN_STEP: usize = 20;
+    type Four = X4;
+
+    fn to_lane(digit: u64) -> u64 {
+        digit
+    }
+
+    fn of_lane(lane: u64) -> u64 {
+        lane
+    }
+
+    unsafe fn multiply<const L: usize>(
+        target: *mut V,
+        a: *const V,
+        b: *const V,
+        n: *const V,
+        k0: V,
+    ) {
+        // SAFETY: passed on from the caller, here and below.
+        unsafe { multiply::<V, L>(target, a, b, n, k0) };
+    }
+
+    unsafe fn square<const L: usize>(
+        target: *mut V,
+        a: *const V,
+        n: *const V,
+        k0: V,
+        room: *mut V,
+    ) {
+        // SAFETY: as above.
+        unsafe { square::<V, L>(target, a, n, k0, room) };
+    }
+
+    unsafe fn square_and_select<const L: usize>(
+        number: *mut V,
+        n: *const V,
+        k0: V,
+        room: *mut V,
+        selection: &Selection<V>,
+    ) {
+        for fifth in 0..WINDOW_BITS {
+            // SAFETY: as above.
+            unsafe { square_and_select::<V, L>(number, n, k0, room, selection, fifth) };
+        }
+    }
+
+    unsafe fn add<const L: usize>(target: *mut V, a: *const V, b: *const V) {
+        // SAFETY: as above.
+        unsafe { add::<V, L>(target, a, b) };
+    }
+}
 
 /// `target` = `a` `b` / R modulo `n`. `target` may be one of the factors.
 ///
@@ -46,7 +106,7 @@ const ROWS: usize = 5;
 /// five and at least ten; digits are below 2^52; `n` is odd in each lane and `k0` its
 /// [`negative_inverse`](super::digits::negative_inverse).
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
-pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
+unsafe fn multiply<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
     b: *const V,
@@ -71,7 +131,7 @@ pub(crate) unsafe fn multiply<V: Lanes, const L: usize>(
 ///
 /// As [`multiply`]; `room` is of 2 L vectors.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
-pub(crate) unsafe fn square<V: Lanes, const L: usize>(
+unsafe fn square<V: Lanes, const L: usize>(
     target: *mut V,
     a: *const V,
     n: *const V,
@@ -82,16 +142,15 @@ pub(crate) unsafe fn square<V: Lanes, const L: usize>(
     unsafe { square_and::<V, L>(target, a, n, k0, room, || ()) };
 }
 
-/// As [`square`], and on the way a fifth of a [`Selection`]: `which` of five. The multiply-adds
+/// Squares `number`, and on the way does a fifth of a [`Selection`]: `which` of five. The multiply-adds
 /// keep one half of the vector units busy, and hardly load; selecting does nothing but load.
 ///
 /// # Safety
 ///
 /// As [`square`] and [`Selection`].
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
-pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
-    target: *mut V,
-    a: *const V,
+unsafe fn square_and_select<V: Lanes, const L: usize>(
+    number: *mut V,
     n: *const V,
     k0: V,
     room: *mut V,
@@ -104,7 +163,7 @@ pub(crate) unsafe fn square_and_select<V: Lanes, const L: usize>(
         let bits = selection.bits();
         let end = L / 5 * (which + 1);
         let mut digit = L / 5 * which;
-        square_and::<V, L>(target, a, n, k0, room, || {
+        square_and::<V, L>(number, number, n, k0, room, || {
             if digit < end {
                 selection.select::<L>(&bits, digit);
                 digit += 1;
@@ -144,19 +203,6 @@ unsafe fn square_and<V: Lanes, const L: usize>(
         }
         normalize::<V, L>(target, room.add(L));
     }
-}
-
-/// Entries of a table of powers.
-pub(crate) const TABLE_LEN: usize = 32;
-
-/// The entry of a table that each lane names, to be read without telling which: every entry is read,
-/// whatever is chosen.
-pub(crate) struct Selection<V> {
-    pub(crate) target: *mut V,
-    /// 32 entries of L digits, one after the other.
-    pub(crate) table: *const V,
-    /// Below 32 in each lane.
-    pub(crate) index: V,
 }
 
 impl<V: Lanes> Selection<V> {
@@ -221,7 +267,7 @@ impl<V: Lanes> Selection<V> {
 ///
 /// As [`multiply`].
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma"))]
-pub(crate) unsafe fn add<V: Lanes, const L: usize>(target: *mut V, a: *const V, b: *const V) {
+unsafe fn add<V: Lanes, const L: usize>(target: *mut V, a: *const V, b: *const V) {
     // SAFETY: as the caller promises; every index is below L.
     unsafe {
         let sum: [V; L] = std::array::from_fn(|at| (*a.add(at)).add(*b.add(at)));
@@ -350,7 +396,7 @@ fn slide<V: Copy>(next: V, near: [V; ROWS + 1]) -> [V; ROWS + 1] {
 unsafe fn normalize<V: Lanes, const L: usize>(target: *mut V, columns: *const V) {
     // SAFETY: as the caller promises; every index is below L.
     unsafe {
-        let mask = V::splat(super::digits::DIGIT_MAX);
+        let mask = V::splat(Radix52::MAX);
         let mut carry = V::splat(0);
         for column in 0..L {
             let sum = (*columns.add(column)).add(carry);

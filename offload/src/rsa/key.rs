@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::lane_key::LaneKey;
-use super::{Scheme, Signature, Signer, lanes};
+use super::{Scheme, Signature, Signer};
 use crate::error::{Error, KeyError};
 
 /// Sizes of a modulus that we work with.
@@ -169,7 +169,7 @@ impl PrivateKey {
         for number in [key.exponent2, key.exponent1, key.prime2, key.prime1, key.coefficient] {
             put(&mut numbers, trim(number.as_bytes()), h)?;
         }
-        let lanes = lanes::are_here().then(|| LaneKey::new(&public, &numbers)).transpose()?;
+        let lanes = LaneKey::here(&public, &numbers)?;
         Self { public, pair, numbers: Numbers::Crt(numbers), lanes }.tried()
     }
 

@@ -90,7 +90,7 @@ mod x86 {
     };
 
     use super::Lanes;
-    use crate::rsa::digits::DIGIT_BITS;
+    use crate::rsa::digits::{Radix, Radix52};
 
     /// Eight lanes.
     #[derive(Clone, Copy)]
@@ -194,7 +194,7 @@ mod x86 {
         };
     }
 
-    const _: () = assert!(DIGIT_BITS == 52, "the shifts say so themselves: their types differ");
+    const _: () = assert!(Radix52::BITS == 52, "the shifts say so themselves: their types differ");
 
     lanes! {
         X8, 8, _mm512_set1_epi64, _mm512_madd52lo_epu64, _mm512_madd52hi_epu64, _mm512_add_epi64,
@@ -215,7 +215,7 @@ mod x86 {
 #[cfg(any(test, not(target_arch = "x86_64")))]
 pub(crate) mod portable {
     use super::Lanes;
-    use crate::rsa::digits::{DIGIT_BITS, DIGIT_MAX};
+    use crate::rsa::digits::{Radix, Radix52};
 
     /// Eight lanes.
     #[cfg(not(target_arch = "x86_64"))]
@@ -234,7 +234,7 @@ pub(crate) mod portable {
         }
 
         fn product(a: u64, b: u64) -> u128 {
-            u128::from(a & DIGIT_MAX) * u128::from(b & DIGIT_MAX)
+            u128::from(a & Radix52::MAX) * u128::from(b & Radix52::MAX)
         }
     }
 
@@ -249,15 +249,16 @@ pub(crate) mod portable {
 
         unsafe fn mul_lo(self, a: Self, b: Self) -> Self {
             let low = |a, b| {
-                let bits = Self::product(a, b) & u128::from(DIGIT_MAX);
+                let bits = Self::product(a, b) & u128::from(Radix52::MAX);
                 u64::try_from(bits).expect("masked to 52 bits")
             };
             self.with(a.with(b, low), u64::wrapping_add)
         }
 
         unsafe fn mul_hi(self, a: Self, b: Self) -> Self {
-            let high =
-                |a, b| u64::try_from(Self::product(a, b) >> DIGIT_BITS).expect("52 bits are left");
+            let high = |a, b| {
+                u64::try_from(Self::product(a, b) >> Radix52::BITS).expect("52 bits are left")
+            };
             self.with(a.with(b, high), u64::wrapping_add)
         }
 
@@ -278,11 +279,11 @@ pub(crate) mod portable {
         }
 
         unsafe fn carry(self) -> Self {
-            self.with(self, |a, _| a >> DIGIT_BITS)
+            self.with(self, |a, _| a >> Radix52::BITS)
         }
 
         unsafe fn carry_signed(self) -> Self {
-            self.with(self, |a, _| (a.cast_signed() >> DIGIT_BITS).cast_unsigned())
+            self.with(self, |a, _| (a.cast_signed() >> Radix52::BITS).cast_unsigned())
         }
 
         unsafe fn equals(self, other: Self) -> Self::Mask {

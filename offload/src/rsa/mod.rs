@@ -3,10 +3,13 @@
 mod blinding;
 pub(crate) mod digits;
 mod encode;
+#[cfg(target_arch = "x86_64")]
+mod fma;
 mod ifma;
 mod key;
 mod lane_key;
 pub(crate) mod lanes;
+mod montgomery;
 mod private;
 mod signer;
 

@@ -18,12 +18,14 @@
 use std::sync::Arc;
 
 use super::blinding::{Blinding, PAIRS};
-use super::digits::{self, DIGIT_MAX, Digits};
+use super::digits::{self, Digits, Radix};
 use super::encode::Salts;
-use super::ifma::{self, Selection, TABLE_LEN};
+#[cfg(target_arch = "x86_64")]
+use super::fma::D4;
 use super::key::PrivateKey;
-use super::lane_key::{LaneKey, Modulus, WINDOW_BITS, half_len, windows};
-use super::lanes::{self, Lanes, X4, X8};
+use super::lane_key::{LaneKey, Modulus, half_len, windows};
+use super::lanes::{X4, X8};
+use super::montgomery::{Montgomery, Selection, TABLE_LEN, Unit};
 use crate::error::Error;
 use num_bigint::BigUint;
 
@@ -54,30 +56,35 @@ pub(crate) trait Batch: Send {
     fn draw_blinding(&mut self, key: &LaneKey, salts: &mut Salts) -> Result<Blinding, Error>;
 }
 
-/// A batch for keys of `modulus_len_bytes`; `wide`: of four signatures, else of two. Only where
-/// [`lanes::are_here`](super::lanes::are_here).
+/// A batch for keys of `modulus_len_bytes`; `wide`: of four signatures, else of two. None where there
+/// are no lanes, or for other lengths.
 pub(crate) fn batch(modulus_len_bytes: usize, wide: bool) -> Option<Box<dyn Batch>> {
-    if !lanes::are_here() {
-        return None;
-    }
-    Some(match (modulus_len_bytes, wide) {
-        (128, false) => Box::new(Private::<X4, 10, 20>::new()),
-        (128, true) => Box::new(Private::<X8, 10, 20>::new()),
-        (256, false) => Box::new(Private::<X4, 20, 40>::new()),
-        (256, true) => Box::new(Private::<X8, 20, 40>::new()),
-        (384, false) => Box::new(Private::<X4, 30, 60>::new()),
-        (384, true) => Box::new(Private::<X8, 30, 60>::new()),
-        (512, false) => Box::new(Private::<X4, 40, 80>::new()),
-        (512, true) => Box::new(Private::<X8, 40, 80>::new()),
+    Some(match (Unit::here()?, modulus_len_bytes, wide) {
+        (Unit::Integers, 128, false) => Box::new(Private::<X4, 10, 20>::new()),
+        (Unit::Integers, 128, true) => Box::new(Private::<X8, 10, 20>::new()),
+        (Unit::Integers, 256, false) => Box::new(Private::<X4, 20, 40>::new()),
+        (Unit::Integers, 256, true) => Box::new(Private::<X8, 20, 40>::new()),
+        (Unit::Integers, 384, false) => Box::new(Private::<X4, 30, 60>::new()),
+        (Unit::Integers, 384, true) => Box::new(Private::<X8, 30, 60>::new()),
+        (Unit::Integers, 512, false) => Box::new(Private::<X4, 40, 80>::new()),
+        (Unit::Integers, 512, true) => Box::new(Private::<X8, 40, 80>::new()),
+        #[cfg(target_arch = "x86_64")]
+        (Unit::Doubles, 128, false) => Box::new(Private::<D4, 11, 22>::new()),
+        #[cfg(target_arch = "x86_64")]
+        (Unit::Doubles, 256, false) => Box::new(Private::<D4, 21, 42>::new()),
+        #[cfg(target_arch = "x86_64")]
+        (Unit::Doubles, 384, false) => Box::new(Private::<D4, 31, 62>::new()),
+        #[cfg(target_arch = "x86_64")]
+        (Unit::Doubles, 512, false) => Box::new(Private::<D4, 42, 84>::new()),
         _ => return None,
     })
 }
 
 /// `V` holds the halves of `L` digits; four lanes the whole numbers of `M` = 2 `L`.
-struct Private<V: Lanes, const L: usize, const M: usize> {
+struct Private<V: Montgomery, const L: usize, const M: usize> {
     keys: [Option<Arc<PrivateKey>>; SIGNATURES_MAX],
     half: Ring<V, L>,
-    full: Ring<X4, M>,
+    full: Ring<V::Four, M>,
     /// R^3 of the primes; q^-1 R.
     r3: Number<V, L>,
     q_inverse: Number<V, L>,
@@ -90,19 +97,19 @@ struct Private<V: Lanes, const L: usize, const M: usize> {
     /// The next window.
     window: usize,
     /// What must come out of the public operation.
-    expected: Number<X4, M>,
+    expected: Number<V::Four, M>,
     /// The inverse factors of the blinding, for afterwards.
-    inverse: Number<X4, M>,
-    whole: Number<X4, M>,
-    base: Number<X4, M>,
+    inverse: Number<V::Four, M>,
+    whole: Number<V::Four, M>,
+    base: Number<V::Four, M>,
 }
 
 /// A number in each lane. Wiped when it is dropped.
 #[derive(Clone)]
-struct Number<V: Lanes, const L: usize>(Box<[V; L]>);
+struct Number<V: Montgomery, const L: usize>(Box<[V; L]>);
 
 /// Arithmetic modulo a number in each lane.
-struct Ring<V: Lanes, const L: usize> {
+struct Ring<V: Montgomery, const L: usize> {
     n: Number<V, L>,
     k0: V,
     r2: Number<V, L>,
@@ -111,7 +118,7 @@ struct Ring<V: Lanes, const L: usize> {
     room: Vec<V>,
 }
 
-impl<V: Lanes, const L: usize> Number<V, L> {
+impl<V: Montgomery, const L: usize> Number<V, L> {
     fn zero() -> Self {
         // SAFETY: lanes are plain integers (`Lanes`): all zeros is a vector of zeros.
         Self(vec![unsafe { std::mem::zeroed::<V>() }; L].try_into().ok().expect("L vectors"))
@@ -128,12 +135,13 @@ impl<V: Lanes, const L: usize> Number<V, L> {
 
     fn put(&mut self, lane: usize, digits: &[u64]) {
         for (place, digit) in self.lanes_mut()[lane..].iter_mut().step_by(V::COUNT).zip(digits) {
-            *place = *digit;
+            *place = V::to_lane(*digit);
         }
     }
 
     fn get(&self, lane: usize) -> Digits {
-        Digits::new(self.lanes()[lane..].iter().step_by(V::COUNT).copied().collect())
+        let digits = self.lanes()[lane..].iter().step_by(V::COUNT);
+        Digits::new(digits.map(|digit| V::of_lane(*digit)).collect())
     }
 
     fn ptr(&self) -> *const V {
@@ -141,14 +149,14 @@ impl<V: Lanes, const L: usize> Number<V, L> {
     }
 }
 
-impl<V: Lanes, const L: usize> Drop for Number<V, L> {
+impl<V: Montgomery, const L: usize> Drop for Number<V, L> {
     fn drop(&mut self) {
         wipe(&mut *self.0);
     }
 }
 
 /// Wipes vectors, whole ones at a time: `zeroize` goes by words, and a batch has 60 KiB to wipe.
-fn wipe<V: Lanes>(vectors: &mut [V]) {
+fn wipe<V: Montgomery>(vectors: &mut [V]) {
     lanes_mut(vectors).fill(0);
     // SAFETY: does nothing, to memory that the compiler must take for read: so the zeros are
     // written.
@@ -157,16 +165,16 @@ fn wipe<V: Lanes>(vectors: &mut [V]) {
     }
 }
 
-fn lanes_mut<V: Lanes>(vectors: &mut [V]) -> &mut [u64] {
+fn lanes_mut<V: Montgomery>(vectors: &mut [V]) -> &mut [u64] {
     // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`), and any bits are a vector.
     unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len() * V::COUNT) }
 }
 
-impl<V: Lanes, const L: usize> Ring<V, L> {
+impl<V: Montgomery, const L: usize> Ring<V, L> {
     fn new() -> Self {
         let zero = Number::<V, L>::zero();
         let mut one = zero.clone();
-        one.lanes_mut()[..V::COUNT].fill(1);
+        one.lanes_mut()[..V::COUNT].fill(V::to_lane(1));
         let mut ring = Self { n: zero.clone(), k0: zero.0[0], r2: zero, one, room: Vec::new() };
         ring.room = vec![ring.k0; 2 * L];
         ring.clear();
@@ -176,7 +184,7 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     /// Each lane has the modulus 1.
     fn clear(&mut self) {
         self.n.0.copy_from_slice(&*self.one.0);
-        lanes_mut(std::slice::from_mut(&mut self.k0)).fill(DIGIT_MAX);
+        lanes_mut(std::slice::from_mut(&mut self.k0)).fill(V::to_lane(V::Radix::MAX));
         wipe(&mut *self.r2.0);
         wipe(&mut self.room);
     }
@@ -184,16 +192,15 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     fn set(&mut self, lane: usize, modulus: &Modulus) {
         self.n.put(lane, &modulus.digits);
         self.r2.put(lane, &modulus.r2);
-        lanes_mut(std::slice::from_mut(&mut self.k0))[lane] = modulus.k0;
+        lanes_mut(std::slice::from_mut(&mut self.k0))[lane] = V::to_lane(modulus.k0);
     }
 
     /// `target` = `a` `b` / R.
     fn multiply(&self, target: &mut Number<V, L>, a: &Number<V, L>, b: &Number<V, L>) {
-        // SAFETY: only made where the lanes are (`batch`); numbers have L vectors, with digits below
-        // 2^52: they come from `put` and from the kernels; moduli are odd, with their inverse
-        // beside them.
+        // SAFETY: only made where the lanes are (`batch`); numbers have L vectors, whose digits come
+        // from `put` and from the kernels; moduli are odd, with their inverse beside them.
         unsafe {
-            ifma::multiply::<V, L>(target.0.as_mut_ptr(), a.ptr(), b.ptr(), self.n.ptr(), self.k0);
+            V::multiply::<L>(target.0.as_mut_ptr(), a.ptr(), b.ptr(), self.n.ptr(), self.k0);
         }
     }
 
@@ -201,20 +208,24 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     fn multiply_by(&self, number: &mut Number<V, L>, b: &Number<V, L>) {
         let target = number.0.as_mut_ptr();
         // SAFETY: as above; the target may be a factor.
-        unsafe { ifma::multiply::<V, L>(target, target, b.ptr(), self.n.ptr(), self.k0) };
+        unsafe { V::multiply::<L>(target, target, b.ptr(), self.n.ptr(), self.k0) };
     }
 
     /// `number` = `number`^2 / R.
     fn square(&mut self, number: &mut Number<V, L>) {
         let (target, room) = (number.0.as_mut_ptr(), self.room.as_mut_ptr());
         // SAFETY: as above; the room is of 2 L.
-        unsafe { ifma::square::<V, L>(target, target, self.n.ptr(), self.k0, room) };
+        unsafe { V::square::<L>(target, target, self.n.ptr(), self.k0, room) };
     }
 
-    /// Digits of a lane, below its modulus; the number was below twice as much.
+    /// Digits of a lane, below its modulus; the number was almost reduced.
     fn reduced(&self, number: &Number<V, L>, lane: usize) -> Digits {
         let mut digits = number.get(lane);
-        digits::subtract_once(&mut digits, &self.n.get(lane));
+        let modulus = self.n.get(lane);
+        if V::SIGNED {
+            digits::add_signed::<V::Radix>(&mut digits, &modulus);
+        }
+        digits::subtract_once::<V::Radix>(&mut digits, &modulus);
         digits
     }
 
@@ -252,15 +263,18 @@ impl<V: Lanes, const L: usize> Ring<V, L> {
     }
 }
 
-impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
+impl<V: Montgomery, const L: usize, const M: usize> Private<V, L, M> {
     /// Windows in a step: about 50 us, by the square of the length.
-    const STEP: usize = 20 * 400 / (L * L);
+    const STEP: usize = V::WINDOWS_IN_STEP * 400 / (L * L);
     /// Half of the modulus' bits; ten digits for each 512.
     const WINDOWS: usize = windows(L / 10 * 512);
 
     fn new() -> Self {
-        const { assert!(M == 2 * L && V::COUNT <= 2 * SIGNATURES_MAX, "two halves are a whole") };
-        let (half, full) = (Number::<V, L>::zero(), Number::<X4, M>::zero());
+        const {
+            assert!(M == 2 * L && V::COUNT <= 2 * SIGNATURES_MAX, "two halves are a whole");
+            assert!(V::Four::COUNT == SIGNATURES_MAX, "a lane for each whole");
+        }
+        let (half, full) = (Number::<V, L>::zero(), Number::<V::Four, M>::zero());
         Self {
             keys: Default::default(),
             half: Ring::new(),
@@ -305,22 +319,23 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
     }
 }
 
-impl<V: Lanes, const L: usize, const M: usize> Drop for Private<V, L, M> {
+impl<V: Montgomery, const L: usize, const M: usize> Drop for Private<V, L, M> {
     /// A batch may end without its signatures.
     fn drop(&mut self) {
         self.clear();
     }
 }
 
-impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
+impl<V: Montgomery, const L: usize, const M: usize> Batch for Private<V, L, M> {
     fn start(&mut self, inputs: &[Input<'_>], blindings: &mut [Blinding], which: &[usize]) {
         assert!(inputs.len() <= self.room(), "more signatures than lanes");
         let mut pairs = [0; SIGNATURES_MAX];
-        let mut factor = Number::<X4, M>::zero();
+        let mut factor = Number::<V::Four, M>::zero();
         for (index, input) in inputs.iter().enumerate() {
             self.keys[index] = Some(Arc::clone(&input.key));
             let key = input.key.lanes().expect("the caller asks only with keys for lanes");
-            assert_eq!(half_len(input.key.modulus_len_bytes()), L, "keys of one size");
+            assert_eq!(half_len::<V::Radix>(input.key.modulus_len_bytes()), L, "keys of one size");
+            assert_eq!(key.radix_bits, V::Radix::BITS, "keys for these lanes");
             self.full.set(index, &key.n);
             for (lane, prime) in [(2 * index, &key.p), (2 * index + 1, &key.q)] {
                 self.half.set(lane, &prime.modulus);
@@ -334,7 +349,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
             }
             self.q_inverse.put(2 * index, &key.q_inverse);
             let mut digits = Digits::new(vec![0; M]);
-            digits::read(input.number, &mut digits);
+            digits::read::<V::Radix>(input.number, &mut digits);
             self.expected.put(index, &digits);
             let (pair, (power, inverse)) = blindings[which[index]].take();
             pairs[index] = pair;
@@ -363,7 +378,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         self.half.multiply_by(&mut self.factor, &self.r3);
         let (sum, high) = (self.power.0.as_mut_ptr(), self.factor.ptr());
         // SAFETY: as in `Ring::multiply`; four times the modulus fits L digits.
-        unsafe { ifma::add::<V, L>(sum, sum, high) };
+        unsafe { V::add::<L>(sum, sum, high) };
         // The powers from 0 to 31, by squares where that goes.
         let first = self.power.clone();
         self.factor.0.copy_from_slice(&*self.half.one.0);
@@ -402,15 +417,13 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
             let of_p = self.half.reduced(&self.power, 2 * index);
             let of_q = self.half.reduced(&self.power, 2 * index + 1);
             // s_p - s_q + 2 p is above 0 and below 4 p, with digits that may borrow.
-            let mut difference = Digits::new(vec![0; L]);
-            let p = self.half.n.get(2 * index);
-            let mut carry = 0_i64;
-            for digit in 0..L {
-                let sum = carry + of_p[digit].cast_signed() - of_q[digit].cast_signed()
-                    + 2 * p[digit].cast_signed();
-                difference[digit] = sum.cast_unsigned() & DIGIT_MAX;
-                carry = sum >> digits::DIGIT_BITS;
+            let mut difference = of_p;
+            for (digit, subtrahend) in difference.iter_mut().zip(of_q.iter()) {
+                *digit = digit.wrapping_sub(*subtrahend);
             }
+            let p = self.half.n.get(2 * index);
+            let twice = Digits::new(p.iter().map(|digit| 2 * digit).collect());
+            digits::add_signed::<V::Radix>(&mut difference, &twice);
             self.factor.put(2 * index, &difference);
             residues.push(of_q);
         }
@@ -418,7 +431,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         let mut whole = Digits::new(vec![0; M]);
         for (index, of_q) in residues.iter().enumerate() {
             let h = self.half.reduced(&self.factor, 2 * index);
-            digits::multiply_add(&self.half.n.get(2 * index + 1), &h, of_q, &mut whole);
+            digits::multiply_add::<V::Radix>(&self.half.n.get(2 * index + 1), &h, of_q, &mut whole);
             self.whole.put(index, &whole);
         }
         self.full.multiply_by(&mut self.whole, &self.inverse);
@@ -433,7 +446,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
         let mut ends = [const { Err(Error::Sign) }; SIGNATURES_MAX];
         for (index, result) in results.iter_mut().enumerate() {
             if self.full.reduced(&self.base, index) == self.expected.get(index) {
-                digits::write(&self.whole.get(index), result);
+                digits::write::<V::Radix>(&self.whole.get(index), result);
                 ends[index] = Ok(());
             }
         }
@@ -452,7 +465,7 @@ impl<V: Lanes, const L: usize, const M: usize> Batch for Private<V, L, M> {
     }
 }
 
-impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
+impl<V: Montgomery, const L: usize, const M: usize> Private<V, L, M> {
     /// A window: five squares, and on the way its factor, the entry of the table that its digit of
     /// the exponent names.
     fn do_window(&mut self) {
@@ -460,12 +473,8 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
         let selection = Selection { target, table: self.table.as_ptr(), index };
         let (power, room) = (self.power.0.as_mut_ptr(), self.half.room.as_mut_ptr());
         let (n, k0) = (self.half.n.ptr(), self.half.k0);
-        for fifth in 0..WINDOW_BITS {
-            // SAFETY: as in `Ring::square`; 32 entries of L digits, and indices are five bits.
-            unsafe {
-                ifma::square_and_select::<V, L>(power, power, n, k0, room, &selection, fifth);
-            }
-        }
+        // SAFETY: as in `Ring::square`; 32 entries of L digits, and indices are five bits.
+        unsafe { V::square_and_select::<L>(power, n, k0, room, &selection) };
         self.half.multiply_by(&mut self.power, &self.factor);
         self.window += 1;
     }
@@ -485,10 +494,10 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
         self.full.clear();
         // r^e in one lane, r^-1 in another.
         (0..2).for_each(|lane| self.full.set(lane, &key.n));
-        let n = BigUint::from_bytes_be(&bytes_of(&key.n.digits, len_bytes));
+        let n = BigUint::from_bytes_be(&bytes_of::<V::Radix>(&key.n.digits, len_bytes));
         for _ in 0..16 {
             let [r, z] = [salts.number(len_bytes)?, salts.number(len_bytes)?]
-                .map(|bytes| digits::from_bytes(&bytes, M));
+                .map(|bytes| digits::from_bytes::<V::Radix>(&bytes, M));
             let mut number = Number::zero();
             let mut mask = Number::zero();
             number.put(0, &r);
@@ -497,11 +506,11 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
             self.full.multiply_by(&mut number, &self.full.r2);
             self.full.multiply_by(&mut number, &mask);
             let product = self.full.reduced(&number, 0);
-            let product = BigUint::from_bytes_be(&bytes_of(&product, len_bytes));
+            let product = BigUint::from_bytes_be(&bytes_of::<V::Radix>(&product, len_bytes));
             let Some(inverse) = product.modinv(&n) else { continue };
             // r^-1 = (r z)^-1 z.
             wipe(&mut *number.0);
-            number.put(1, &digits::from_bytes(&inverse.to_bytes_be(), M));
+            number.put(1, &digits::from_bytes::<V::Radix>(&inverse.to_bytes_be(), M));
             self.full.multiply_by(&mut number, &self.full.r2);
             wipe(&mut *mask.0);
             mask.put(1, &z);
@@ -525,9 +534,9 @@ impl<V: Lanes, const L: usize, const M: usize> Private<V, L, M> {
     }
 }
 
-fn bytes_of(digits: &[u64], len_bytes: usize) -> zeroize::Zeroizing<Vec<u8>> {
+fn bytes_of<R: Radix>(digits: &[u64], len_bytes: usize) -> zeroize::Zeroizing<Vec<u8>> {
     let mut bytes = zeroize::Zeroizing::new(vec![0; len_bytes]);
-    digits::write(digits, &mut bytes);
+    digits::write::<R>(digits, &mut bytes);
     bytes
 }
 
@@ -539,13 +548,41 @@ mod tests {
 
     use super::*;
     use crate::rsa::Numbers;
-    use crate::rsa::digits::DIGIT_MAX;
     use crate::rsa::lane_key::Modulus;
     use crate::rsa::lanes::{self, portable};
+    use num_bigint::BigInt;
 
     fn key() -> Arc<PrivateKey> {
         let der = include_bytes!("../backend/conformance_key.der").as_slice();
         Arc::new(PrivateKey::from_der(&PrivatePkcs8KeyDer::from(der).into()).expect("a good key"))
+    }
+
+    /// The key with other numbers, in the radix of these vectors.
+    fn key_of<V: Montgomery>(key: &PrivateKey, numbers: &[u8]) -> Arc<PrivateKey> {
+        let lane_key = LaneKey::new::<V::Radix>(key.public(), numbers).expect("a good key");
+        Arc::new(key.with_lanes(lane_key))
+    }
+
+    fn crt_numbers(key: &PrivateKey) -> &[u8] {
+        let Numbers::Crt(numbers) = key.numbers() else { panic!("its primes are known") };
+        numbers
+    }
+
+    fn has_integers() -> bool {
+        let here = lanes::are_here();
+        if !here {
+            eprintln!("SKIPPED in part: this processor has no AVX-512 IFMA");
+        }
+        here
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn has_doubles() -> bool {
+        let here = crate::rsa::fma::is_here();
+        if !here {
+            eprintln!("SKIPPED in part: this processor has no AVX2 and FMA");
+        }
+        here
     }
 
     /// Numbers at both ends of what there is, and some between.
@@ -562,13 +599,14 @@ mod tests {
     }
 
     /// Starts `count` of the numbers, lets `meddle` with the batch, and returns how they end.
-    fn run<V: Lanes>(
+    fn run<V: Montgomery, const L: usize, const M: usize>(
         count: usize,
-        meddle: impl FnOnce(&mut Private<V, 20, 40>),
+        meddle: impl FnOnce(&mut Private<V, L, M>),
     ) -> Vec<(Result<(), Error>, Vec<u8>)> {
         let key = key();
+        let key = key_of::<V>(&key, crt_numbers(&key));
         let numbers = numbers(&key);
-        let mut batch = Private::<V, 20, 40>::new();
+        let mut batch = Private::<V, L, M>::new();
         let lanes = key.lanes().expect("a key for lanes");
         let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
         let inputs: Vec<_> =
@@ -583,38 +621,40 @@ mod tests {
         ends.into_iter().zip(results).collect()
     }
 
+    fn powers<V: Montgomery, const L: usize, const M: usize>(count: usize) {
+        let ends = run::<V, L, M>(count, |_| {});
+        assert_eq!(ends.len(), count);
+        let key = key();
+        for ((end, result), number) in ends.into_iter().zip(numbers(&key)) {
+            assert_eq!(end, Ok(()));
+            assert!(key.public().maps(&result, &number));
+        }
+    }
+
     #[test]
     fn powers_are_those_of_the_reference() {
-        if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
-            return;
+        if has_integers() {
+            powers::<X8, 20, 40>(4);
+            powers::<X4, 20, 40>(1);
+            powers::<X4, 20, 40>(2);
+            // What other processors would do.
+            powers::<portable::X4, 20, 40>(2);
         }
-        let key = key();
-        for ((end, result), number) in run::<X8>(4, |_| {}).into_iter().zip(numbers(&key)) {
-            assert_eq!(end, Ok(()));
-            assert!(key.public().maps(&result, &number));
-        }
-        for (count, ends) in [(1, run::<X4>(1, |_| {})), (2, run::<X4>(2, |_| {}))] {
-            assert_eq!(ends.len(), count);
-            for ((end, result), number) in ends.into_iter().zip(numbers(&key)) {
-                assert_eq!(end, Ok(()));
-                assert!(key.public().maps(&result, &number));
-            }
-        }
-        // What other processors would do.
-        for ((end, result), number) in run::<portable::X4>(2, |_| {}).into_iter().zip(numbers(&key))
-        {
-            assert_eq!(end, Ok(()));
-            assert!(key.public().maps(&result, &number));
+        #[cfg(target_arch = "x86_64")]
+        if has_doubles() {
+            powers::<D4, 21, 42>(1);
+            powers::<D4, 21, 42>(2);
         }
     }
 
-    fn big(digits: &[u64]) -> BigUint {
-        digits.iter().rev().fold(BigUint::ZERO, |sum, digit| (sum << digits::DIGIT_BITS) + *digit)
+    /// The number that digits, which may have signs, make.
+    fn big<R: Radix>(digits: &[u64]) -> BigInt {
+        let zero = BigInt::ZERO;
+        digits.iter().rev().fold(zero, |sum, digit| (sum << R::BITS) + digit.cast_signed())
     }
 
-    fn digits_of<const L: usize>(number: &BigUint) -> Digits {
-        digits::from_bytes(&number.to_bytes_be(), L)
+    fn digits_of<V: Montgomery, const L: usize>(number: &BigUint) -> Digits {
+        digits::from_bytes::<V::Radix>(&number.to_bytes_be(), L)
     }
 
     /// Odd moduli of so many bits, among them those whose digits are all ones or almost all zeros.
@@ -637,9 +677,9 @@ mod tests {
     }
 
     /// The ring, and a window, of each lane, against the reference.
-    fn check<V: Lanes, const L: usize, const M: usize>(random: &[u8]) {
+    fn check<V: Montgomery, const L: usize, const M: usize>(random: &[u8]) {
         let moduli = moduli(L / 10 * 512, random);
-        let r = BigUint::from(1_u8) << (52 * L);
+        let r = BigUint::from(1_u8) << (V::Radix::BITS * L);
         let inverse = |n: &BigUint| r.modinv(n).expect("moduli are odd");
         let mut batch = Private::<V, L, M>::new();
         let mut a = Number::<V, L>::zero();
@@ -653,17 +693,17 @@ mod tests {
             4 => n * 2_u8 - 1_u8,
             _ => {
                 let bytes: Vec<u8> =
-                    random.iter().cycle().skip(at).take(52 * L / 8).copied().collect();
+                    random.iter().cycle().skip(at).take(V::Radix::BITS * L / 8).copied().collect();
                 BigUint::from_bytes_be(&bytes) % (n * 2_u8)
             }
         };
         for round in 0..36 {
             let lanes = || (0..V::COUNT).map(|lane| &moduli[(lane + round) % moduli.len()]);
             for (lane, n) in lanes().enumerate() {
-                let modulus = Modulus::new(digits_of::<L>(n)).expect("odd");
+                let modulus = Modulus::new::<V::Radix>(digits_of::<V, L>(n)).expect("odd");
                 batch.half.set(lane, &modulus);
-                a.put(lane, &digits_of::<L>(&number(n, round)));
-                b.put(lane, &digits_of::<L>(&number(n, round / 6 + lane)));
+                a.put(lane, &digits_of::<V, L>(&number(n, round)));
+                b.put(lane, &digits_of::<V, L>(&number(n, round / 6 + lane)));
             }
             let mut product = a.clone();
             batch.half.multiply(&mut product, &a, &b);
@@ -673,7 +713,7 @@ mod tests {
             let index = |lane: usize| (31 + round * lane) % 32;
             for entry in 0..TABLE_LEN {
                 for (lane, n) in lanes().enumerate() {
-                    batch.factor.put(lane, &digits_of::<L>(&number(n, entry + lane)));
+                    batch.factor.put(lane, &digits_of::<V, L>(&number(n, entry + lane)));
                 }
                 batch.put_entry(entry);
             }
@@ -684,22 +724,34 @@ mod tests {
             batch.window = 0;
             batch.do_window();
             for (lane, n) in lanes().enumerate() {
-                let (x, y) = (big(&a.get(lane)), big(&b.get(lane)));
+                // As they were put: not negative.
+                let [x, y] = [&a, &b].map(|number| big::<V::Radix>(&number.get(lane)));
+                let [x, y] = [x, y].map(|number| number.to_biguint().expect("not negative"));
                 for result in [&product, &squared, &batch.power] {
                     let digits = result.get(lane);
-                    assert!(digits.iter().all(|digit| *digit <= DIGIT_MAX));
-                    assert!(big(&digits) < n * 2_u8, "almost reduced");
+                    let (from, to) = match V::SIGNED {
+                        true => (-BigInt::from(n.clone()), BigInt::from(n.clone())),
+                        false => (BigInt::ZERO, BigInt::from(n * 2_u8)),
+                    };
+                    assert!((from..to).contains(&big::<V::Radix>(&digits)), "almost reduced");
+                    let is_digit = |digit: u64| match V::SIGNED {
+                        // A half, and a carry.
+                        true => digit.cast_signed().unsigned_abs() <= V::Radix::MAX / 2 + (1 << 10),
+                        false => digit <= V::Radix::MAX,
+                    };
+                    assert!(digits.iter().all(|digit| is_digit(*digit)));
                 }
                 let inverse = inverse(n);
-                assert_eq!(big(&batch.half.reduced(&product, lane)), &x * &y * &inverse % n);
-                assert_eq!(big(&batch.half.reduced(&squared, lane)), &x * &x * &inverse % n);
+                let reduced = |number: &Number<V, L>| {
+                    let digits = batch.half.reduced(number, lane);
+                    assert!(digits.iter().all(|digit| *digit <= V::Radix::MAX));
+                    big::<V::Radix>(&digits).to_biguint().expect("below the modulus")
+                };
+                assert_eq!(reduced(&product), &x * &y * &inverse % n);
+                assert_eq!(reduced(&squared), &x * &x * &inverse % n);
                 let entry = number(n, index(lane) + lane);
                 let expected = x.pow(32) * entry * inverse.pow(32) % n;
-                assert_eq!(
-                    big(&batch.half.reduced(&batch.power, lane)),
-                    expected,
-                    "{round} {lane}"
-                );
+                assert_eq!(reduced(&batch.power), expected, "{round} {lane}");
             }
         }
     }
@@ -712,7 +764,14 @@ mod tests {
             if lanes::kernels_run() {
                 check::<portable::X4, 10, 20>(&random);
             }
-            if lanes::are_here() {
+            #[cfg(target_arch = "x86_64")]
+            if has_doubles() {
+                check::<D4, 11, 22>(&random);
+                check::<D4, 21, 42>(&random);
+                check::<D4, 31, 62>(&random);
+                check::<D4, 42, 84>(&random);
+            }
+            if has_integers() {
                 check::<X4, 10, 20>(&random);
                 check::<X8, 10, 20>(&random);
                 check::<X4, 20, 40>(&random);
@@ -725,60 +784,75 @@ mod tests {
     }
 
     /// Both orders of the primes: the difference of the halves has either sign.
-    #[test]
-    fn either_prime_may_be_the_larger() {
-        if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
-            return;
-        }
+    fn either_order<V: Montgomery, const L: usize, const M: usize>() {
         let key = key();
         let messages = numbers(&key);
-        let Numbers::Crt(numbers) = key.numbers() else { panic!("its primes are known") };
+        let numbers = crt_numbers(&key);
         let field = |at: usize| &numbers[at * 128..][..128];
         let (dq, dp, q, p) = (field(0), field(1), field(2), field(3));
         let [big_p, big_q] = [p, q].map(BigUint::from_bytes_be);
         let swapped = big_p.modinv(&big_q).expect("they are prime").to_bytes_be();
         let swapped = [vec![0; 128 - swapped.len()], swapped].concat();
         let swapped = [dp, dq, p, q, &swapped].concat();
-        for numbers in [&numbers[..], &swapped[..]] {
-            let lane_key = LaneKey::new(key.public(), numbers).expect("a good key");
-            let other = Arc::new(key.with_lanes(lane_key));
-            let mut batch = Private::<X8, 20, 40>::new();
+        for numbers in [numbers, &swapped] {
+            let other = key_of::<V>(&key, numbers);
+            let mut batch = Private::<V, L, M>::new();
             let lanes = other.lanes().expect("given");
             let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
+            // The last are the most telling.
+            let messages = &messages[SIGNATURES_MAX - batch.room()..];
             let inputs: Vec<_> =
                 messages.iter().map(|number| Input { key: Arc::clone(&other), number }).collect();
-            batch.start(&inputs, &mut [blinding], &[0; 4]);
+            batch.start(&inputs, &mut [blinding], &vec![0; inputs.len()]);
             while !batch.step() {}
-            let mut results = vec![vec![0; 256]; 4];
+            let mut results = vec![vec![0; 256]; inputs.len()];
             let mut targets: Vec<_> = results.iter_mut().map(Vec::as_mut_slice).collect();
             let ends = batch.finish(&mut targets);
-            for ((end, result), number) in ends.into_iter().zip(&results).zip(&messages) {
+            for ((end, result), number) in ends.into_iter().zip(&results).zip(messages) {
                 assert!(end == Ok(()) && key.public().maps(result, number));
             }
         }
     }
 
+    #[test]
+    fn either_prime_may_be_the_larger() {
+        if has_integers() {
+            either_order::<X8, 20, 40>();
+        }
+        #[cfg(target_arch = "x86_64")]
+        if has_doubles() {
+            either_order::<D4, 21, 42>();
+        }
+    }
+
     /// One wrong bit in the power modulo one prime would give the key away (Boneh, DeMillo, Lipton,
     /// 1997): it is withheld, and the others are not touched by it.
-    #[test]
-    fn what_came_out_wrong_is_withheld() {
-        if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
-            return;
-        }
-        let ends = run::<X8>(4, |batch| {
+    fn wrong_is_withheld<V: Montgomery, const L: usize, const M: usize>() {
+        let ends = run::<V, L, M>(V::COUNT / 2, |batch| {
             assert!(!batch.step());
-            // The prime q of the third.
-            batch.power.lanes_mut()[5] ^= 1;
+            // The prime q of the second.
+            let mut digits = batch.power.get(3);
+            digits[0] ^= 1;
+            batch.power.put(3, &digits);
         });
         let key = key();
         for (index, ((end, result), number)) in ends.into_iter().zip(numbers(&key)).enumerate() {
-            if index == 2 {
+            if index == 1 {
                 assert_eq!((end, result), (Err(Error::Sign), vec![0; 256]));
             } else {
                 assert!(end == Ok(()) && key.public().maps(&result, &number), "{index}");
             }
+        }
+    }
+
+    #[test]
+    fn what_came_out_wrong_is_withheld() {
+        if has_integers() {
+            wrong_is_withheld::<X8, 20, 40>();
+        }
+        #[cfg(target_arch = "x86_64")]
+        if has_doubles() {
+            wrong_is_withheld::<D4, 21, 42>();
         }
     }
 }

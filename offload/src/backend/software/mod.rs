@@ -243,14 +243,14 @@ impl Software {
         &mut self,
         running: Running,
         works: &[&Work],
-    ) -> [Result<usize, Error>; Signer::TOGETHER] {
-        let mut rooms = [const { [0; SIGNATURE_LEN_BYTES_MAX] }; Signer::TOGETHER];
+    ) -> [Result<usize, Error>; Signer::TOGETHER_MAX] {
+        let mut rooms = [const { [0; SIGNATURE_LEN_BYTES_MAX] }; Signer::TOGETHER_MAX];
         let mut targets: Vec<&mut [u8]> = Vec::with_capacity(works.len());
         for (room, work) in rooms.iter_mut().zip(works) {
             targets.push(&mut room[..work.modulus_len_bytes()]);
         }
         let ends = self.signer.finish(running, &mut targets);
-        let mut results = [const { Err(Error::Sign) }; Signer::TOGETHER];
+        let mut results = [const { Err(Error::Sign) }; Signer::TOGETHER_MAX];
         for ((work, room), (end, result)) in
             works.iter().zip(&rooms).zip(ends.into_iter().zip(&mut results))
         {
@@ -296,10 +296,12 @@ pub(super) fn device() -> Device {
     let codecs = Codec::ALL.map(Codec::name).join(", ");
     let checksums = Checksum::ALL.map(Checksum::name).join(", ");
     let schemes = Scheme::ALL.map(Scheme::name).join(", ");
-    let kernel = if Signer::has_lanes() {
-        "RSA-1024 to RSA-4096, up to four at a time in eight lanes of AVX-512 IFMA"
-    } else {
-        "RSA-2048 to RSA-4096, one at a time by ring (this processor has no AVX-512 IFMA)"
+    let kernel = match Signer::together() {
+        Some(Signer::TOGETHER_MAX) => {
+            "RSA-1024 to RSA-4096, up to four at a time in eight lanes of AVX-512 IFMA"
+        }
+        Some(_) => "RSA-1024 to RSA-4096, up to two at a time in four lanes of AVX2 and FMA",
+        None => "RSA-2048 to RSA-4096, one at a time by ring (this processor has no AVX2 and FMA)",
     };
     let exchanges = match Exchanger::has_lanes() {
         true => "up to four at a time in eight lanes of AVX-512 IFMA",
