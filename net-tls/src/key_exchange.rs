@@ -8,7 +8,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, SharedSecret, SupportedKxGroup};
 use rustls::ffdhe_groups::FfdheGroup;
 use rustls::{Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
-use warpcore_offload::Exchanged;
+use warpcore_offload::{Exchanged, Kernel, together};
 use zeroize::Zeroizing;
 
 use crate::handshake::{Answer, Asked, suspend};
@@ -22,8 +22,10 @@ pub(crate) static OFFLOADED_X25519_MLKEM768: &dyn SupportedKxGroup = &OffloadedX
 
 const INVALID_KEY_SHARE: Error = Error::PeerMisbehaved(PeerMisbehaved::InvalidKeyShare);
 
-/// Exchanges on the queue. None where nothing can be suspended.
+/// Exchanges on the queue. None where nothing can be suspended, and where it would do what the library
+/// does, only later: without lanes.
 fn ask(peer: [u8; 32]) -> Option<Result<Exchanged, Error>> {
+    together(Kernel::KeyExchange)?;
     let exchanged = match suspend(|| Asked::Exchange(peer))? {
         Answer::Exchanged(exchanged) => exchanged,
         _ => Err(warpcore_offload::Error::Closed),
@@ -34,7 +36,7 @@ fn ask(peer: [u8; 32]) -> Option<Result<Exchanged, Error>> {
     }))
 }
 
-/// X25519 on the queue where the handshake can wait, else in place.
+/// X25519 on the queue where that gains something, else in place.
 #[derive(Debug)]
 struct OffloadedX25519;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
-use warpcore_offload::{EcdsaKey, Error, PrivateKey, Scheme, Signature};
+use warpcore_offload::{EcdsaKey, Error, Kernel, PrivateKey, Scheme, Signature, together};
 
 use crate::handshake::{Answer, Asked, suspend};
 
@@ -32,7 +32,11 @@ impl QueueKey {
     /// Whether the queue signs by this scheme.
     fn takes(&self, scheme: SignatureScheme) -> bool {
         match self {
-            Self::Ecdsa(_) => scheme == SignatureScheme::ECDSA_NISTP256_SHA256,
+            // Without lanes the queue does what the library does, only later.
+            Self::Ecdsa(_) => {
+                scheme == SignatureScheme::ECDSA_NISTP256_SHA256
+                    && together(Kernel::Ecdsa).is_some()
+            }
             Self::Rsa(_) => rsa_scheme(scheme).is_some(),
         }
     }

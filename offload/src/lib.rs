@@ -79,8 +79,14 @@ pub use stats::{Kernel, KernelStats, Stats};
 pub use stream::{Progress, Stream};
 pub use team::Team;
 
-/// How many RSA signatures go together in lanes on this processor: four with AVX-512 IFMA, two with AVX2
-/// and FMA. None: they are computed one at a time.
-pub fn signatures_together() -> Option<usize> {
-    rsa::Signer::together()
+/// How many requests of a kernel go together in lanes on this processor: with AVX-512 IFMA four RSA
+/// signatures, four key exchanges and eight signatures of P-256, with AVX2 and FMA two RSA signatures.
+/// None: they are computed one at a time.
+pub fn together(kernel: Kernel) -> Option<usize> {
+    match kernel {
+        Kernel::Ecdsa => ecdsa::EcdsaSigner::has_lanes().then_some(ecdsa::EcdsaSigner::TOGETHER),
+        Kernel::KeyExchange => kx::Exchanger::has_lanes().then_some(kx::Exchanger::TOGETHER),
+        Kernel::Sign => rsa::Signer::together(),
+        _ => None,
+    }
 }

@@ -27,15 +27,12 @@ use std::time::{Duration, Instant};
 use crate::backend::{Backend, Devices, Ended, Job, Software, Submitted};
 use crate::batch::{Batch, Gathering, Token};
 use crate::custom::AnyKernel;
-use crate::ecdsa::EcdsaSigner;
 use crate::error::Error;
 use crate::fork::Generation;
 use crate::host::Bell;
 use crate::keep::Keep;
-use crate::kx::Exchanger;
 use crate::op::Op;
 use crate::request::{Ending, Request, Work};
-use crate::rsa::Signer;
 use crate::stats::{Kernel, KernelStats, Stats};
 use crate::team::{Helped, Membership, Takes, Team};
 use rustix::event::epoll;
@@ -1192,13 +1189,13 @@ impl Slots {
 
 /// For the kernels that work in lanes, where they do.
 fn gathering(kernel: Kernel, depth: usize) -> Option<Gathering> {
-    let (together, age) = match kernel {
-        Kernel::Ecdsa if EcdsaSigner::has_lanes() => (EcdsaSigner::TOGETHER, ECDSA_AGE),
-        Kernel::KeyExchange if Exchanger::has_lanes() => (Exchanger::TOGETHER, EXCHANGE_AGE),
-        Kernel::Sign => (Signer::together()?, SIGN_AGE),
+    let age = match kernel {
+        Kernel::Ecdsa => ECDSA_AGE,
+        Kernel::KeyExchange => EXCHANGE_AGE,
+        Kernel::Sign => SIGN_AGE,
         _ => return None,
     };
-    Some(Gathering::new(depth, together, age))
+    Some(Gathering::new(depth, crate::together(kernel)?, age))
 }
 
 impl Slot {

@@ -10,7 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement, spawn_local};
 use warpcore_need::{Need, need};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::glommio::drive;
-use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Stats, signatures_together};
+use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Stats, together};
 
 use hosts::{TASKS, key};
 
@@ -48,7 +48,7 @@ fn on_software() {
     assert_eq!((stats.completed, stats.failed), (u64::from(TASKS) * 4, 0));
     // Where nothing is computed in lanes, nothing waits for company.
     assert!(
-        signatures_together().is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
+        together(Kernel::Sign).is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
         "they gather"
     );
 }

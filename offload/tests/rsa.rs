@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
 use warpcore_need::need;
-use warpcore_offload::{
-    Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign, signatures_together,
-};
+use warpcore_offload::{Error, Kernel, KeyError, PrivateKey, Queue, Scheme, Sign, together};
 
 use openssl::{OPENSSL, openssl};
 
@@ -53,7 +51,7 @@ fn every_size_and_scheme_verifies() {
     }
     // Six were submitted before the first ran: they go together where there are lanes.
     let largest = queue.stats().kernel(Kernel::Sign).batch_len_max;
-    assert!(signatures_together().is_none_or(|together| largest >= together as u64));
+    assert!(together(Kernel::Sign).is_none_or(|all| largest >= all as u64));
 }
 
 /// Only keys of one size go together; each signature is of its own key all the same.
@@ -106,7 +104,7 @@ fn a_queue_that_is_dropped_ends_the_signatures_in_hand() {
     assert!(queue.turn(Instant::now(), Duration::ZERO).busy);
     drop(queue);
     let other = Queue::new(1);
-    let finished = usize::from(signatures_together().is_none());
+    let finished = usize::from(together(Kernel::Sign).is_none());
     for (number, op) in ops.into_iter().enumerate() {
         let expected = if number < finished { Ok(()) } else { Err(Error::Closed) };
         assert_eq!(other.run(op).result.map(drop), expected);
@@ -182,7 +180,7 @@ fn a_broken_key_says_what_is_wrong_with_it() {
         match PrivateKey::from_der(&der) {
             Err(KeyError::Inconsistent(_)) => {}
             // Without lanes only a device would work with such a key.
-            Ok(_) if from_end == 170 && signatures_together().is_none() => {}
+            Ok(_) if from_end == 170 && together(Kernel::Sign).is_none() => {}
             other => panic!("{other:?}"),
         }
     }

@@ -12,9 +12,7 @@ use tokio::runtime::Builder;
 use tokio::task::{LocalSet, spawn_local};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::tokio::{Handle, drive};
-use warpcore_offload::{
-    Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats, signatures_together,
-};
+use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats, together};
 
 use hosts::{TASKS, key};
 
@@ -50,7 +48,7 @@ fn on_a_local_set() {
     assert_eq!((stats.completed, stats.failed), (u64::from(TASKS) * 4, 0));
     // Where nothing is computed in lanes, nothing waits for company.
     assert!(
-        signatures_together().is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
+        together(Kernel::Sign).is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
         "they gather"
     );
 }

@@ -14,7 +14,7 @@ use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use warpcore_offload::{Devices, Kernel, signatures_together};
+use warpcore_offload::{Devices, Kernel, together};
 use warpcore_runtime::net::{Address, Listener, Stream};
 use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
@@ -91,7 +91,7 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
     if devices.signs() {
         on_device("signatures", &sign)?;
     }
-    if signatures_together().is_none() {
+    if together(Kernel::Sign).is_none() {
         row("", "this processor has no AVX2 and FMA: without a device, one at a time");
     } else if sign.batch_len_max <= 1 {
         return Err("no two signatures were ever in one batch".into());
