@@ -112,10 +112,13 @@ unsafe impl Montgomery for D4 {
         a: *const Self,
         n: *const Self,
         k0: Self,
-        _room: *mut Self,
+        room: *mut Self,
     ) {
         // SAFETY: as above.
-        unsafe { square(target.cast(), a.cast(), n.cast(), k0.0, &Start::<L>::SQUARE, L) };
+        unsafe {
+            let start = &Start::<L>::SQUARE;
+            square(target.cast(), a.cast(), n.cast(), k0.0, start, L, room.cast());
+        }
     }
 
     unsafe fn square_and_select<const L: usize>(
@@ -171,8 +174,9 @@ type Room = MaybeUninit<[__m256i; COLUMNS_MAX]>;
 ///
 /// # Safety
 ///
-/// [`is_here`]; each pointer is to `len` digits, at least five and at most
-/// half of [`COLUMNS_MAX`]; digits and `k0` as the module says; `start` is for this length; `n` is odd in each lane and `k0` its [`negative_inverse`](super::digits::negative_inverse).
+/// [`is_here`]; each pointer is to `len` digits, at least five and at most half of [`COLUMNS_MAX`], as the
+/// module says; `start` is for this length; `n` is odd in each lane and `k0` its
+/// [`negative_inverse`](super::digits::negative_inverse).
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply(
     target: *mut __m256d,
@@ -186,7 +190,8 @@ unsafe fn multiply(
     let mut room = Room::uninit();
     // SAFETY: as the caller promises; rows are below `len`, and columns below 2 `len`.
     unsafe {
-        let columns = begin(&mut room, start, len);
+        let columns = room.as_mut_ptr().cast();
+        begin(columns, start, len);
         let add = |row: usize| {
             if row + 1 < len {
                 add_rows(columns.add(row), a, len, [*b.add(row), *b.add(row + 1)]);
@@ -203,7 +208,7 @@ unsafe fn multiply(
 ///
 /// # Safety
 ///
-/// As [`multiply`].
+/// As [`multiply`]; `columns` is of 2 `len` vectors.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn square(
     target: *mut __m256d,
@@ -212,11 +217,11 @@ unsafe fn square(
     k0: __m256d,
     start: &[u64; COLUMNS_MAX],
     len: usize,
+    columns: *mut __m256i,
 ) {
-    let mut room = Room::uninit();
     // SAFETY: as the caller promises; rows are below `len`, and columns below 2 `len`.
     unsafe {
-        let columns = begin(&mut room, start, len);
+        begin(columns, start, len);
         // A product belongs to the row of its first digit: all are there before its column is reduced.
         let add = |row: usize| {
             let own = columns.add(2 * row);
@@ -358,15 +363,13 @@ unsafe fn multiplier(column: __m256i, k0: __m256d) -> __m256d {
     }
 }
 
-/// The first 2 `len` columns of the room, with what they start with.
+/// Gives 2 `len` columns what they start with.
 #[inline(always)]
-unsafe fn begin(room: &mut Room, start: &[u64; COLUMNS_MAX], len: usize) -> *mut __m256i {
-    let columns = room.as_mut_ptr().cast::<__m256i>();
+unsafe fn begin(columns: *mut __m256i, start: &[u64; COLUMNS_MAX], len: usize) {
     for (column, value) in start[..2 * len].iter().enumerate() {
-        // SAFETY: there is as much room as the slice is of.
+        // SAFETY: as the caller promises: as many columns.
         unsafe { columns.add(column).write(splat(*value)) };
     }
-    columns
 }
 
 /// Adds rows two by two, by `add` (the last alone, if `len` is odd), and as many rows of `n`, which make

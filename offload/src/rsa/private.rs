@@ -120,12 +120,12 @@ struct Ring<V: Montgomery, const L: usize> {
 
 impl<V: Montgomery, const L: usize> Number<V, L> {
     fn zero() -> Self {
-        // SAFETY: lanes are plain integers (`Lanes`): all zeros is a vector of zeros.
+        // SAFETY: lanes are plain data (`Montgomery`): all zeros is a vector of zeros.
         Self(vec![unsafe { std::mem::zeroed::<V>() }; L].try_into().ok().expect("L vectors"))
     }
 
     fn lanes(&self) -> &[u64] {
-        // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`).
+        // SAFETY: a vector is COUNT times 64 bits of plain data (`Montgomery`).
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), L * V::COUNT) }
     }
 
@@ -166,7 +166,7 @@ fn wipe<V: Montgomery>(vectors: &mut [V]) {
 }
 
 fn lanes_mut<V: Montgomery>(vectors: &mut [V]) -> &mut [u64] {
-    // SAFETY: a vector is COUNT times 64 bits of plain data (`Lanes`), and any bits are a vector.
+    // SAFETY: a vector is COUNT times 64 bits of plain data (`Montgomery`), and any bits are a vector.
     unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len() * V::COUNT) }
 }
 
