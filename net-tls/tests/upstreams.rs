@@ -110,10 +110,19 @@ fn the_least_busy_upstream_is_next_and_protocols_have_their_own() {
     busy.write_all(b"wait").expect("sends");
     busy.flush().expect("sends");
     let line = "upstream_connections{pool=\"upstream\"";
-    while !proxy.proxy.metrics().lines().any(|one| one.contains(line) && one.ends_with(" 1")) {
-        std::thread::yield_now();
-    }
+    let open = |count: &str| {
+        let text = proxy.proxy.metrics();
+        text.lines().filter(|one| one.contains(line) && one.ends_with(count)).count()
+    };
+    // A client has its whole answer a moment before the proxy is done with it.
+    let until_only_that_is_open = || {
+        while (open(" 1"), open(" 0")) != (1, 1) {
+            std::thread::yield_now();
+        }
+    };
+    until_only_that_is_open();
     let first = exchange(&client, proxy.address, b"who").expect("answered");
+    until_only_that_is_open();
     assert_eq!(exchange(&client, proxy.address, b"who").expect("answered"), first);
     assert_ne!(talk(busy, b"now").expect("answered"), first);
 
