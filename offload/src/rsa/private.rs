@@ -27,6 +27,7 @@ use super::lane_key::{LaneKey, Modulus, half_len, windows};
 use super::lanes::{X4, X8};
 use super::montgomery::{Montgomery, Selection, TABLE_LEN, Unit};
 use crate::error::Error;
+use crate::wipe::burn_stack;
 use num_bigint::BigUint;
 
 /// The most signatures of a batch: the primes of four keys fill eight lanes.
@@ -266,7 +267,7 @@ impl<V: Montgomery, const L: usize> Ring<V, L> {
 impl<V: Montgomery, const L: usize, const M: usize> Private<V, L, M> {
     /// Windows in a step: about 50 us, by the square of the length.
     const STEP: usize = V::WINDOWS_IN_STEP * 400 / (L * L);
-    /// Half of the modulus' bits; ten digits for each 512.
+    /// Half of the modulus' bits: ten digits, and a part of one, for each 512.
     const WINDOWS: usize = windows(L / 10 * 512);
 
     fn new() -> Self {
@@ -303,8 +304,9 @@ impl<V: Montgomery, const L: usize, const M: usize> Private<V, L, M> {
         std::array::from_fn(|signature| self.lane_key(signature).map_or(first, |key| key.exponent))
     }
 
-    /// Wipes what depends on keys.
+    /// Wipes what depends on keys, and what kernels have left on this stack.
     fn clear(&mut self) {
+        burn_stack();
         self.keys = Default::default();
         self.half.clear();
         self.full.clear();
@@ -598,23 +600,28 @@ mod tests {
             .collect()
     }
 
-    /// Starts `count` of the numbers, lets `meddle` with the batch, and returns how they end.
+    /// The last of the numbers, which are the most telling.
+    fn last_numbers(key: &PrivateKey, count: usize) -> Vec<Vec<u8>> {
+        numbers(key).split_off(SIGNATURES_MAX - count)
+    }
+
+    /// Starts with numbers, lets `meddle` with the batch, and returns how they end. The key has these
+    /// `crt` numbers.
     fn run<V: Montgomery, const L: usize, const M: usize>(
-        count: usize,
+        crt: &[u8],
+        numbers: &[Vec<u8>],
         meddle: impl FnOnce(&mut Private<V, L, M>),
     ) -> Vec<(Result<(), Error>, Vec<u8>)> {
-        let key = key();
-        let key = key_of::<V>(&key, crt_numbers(&key));
-        let numbers = numbers(&key);
+        let key = key_of::<V>(&key(), crt);
         let mut batch = Private::<V, L, M>::new();
         let lanes = key.lanes().expect("a key for lanes");
         let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
         let inputs: Vec<_> =
-            numbers[..count].iter().map(|number| Input { key: Arc::clone(&key), number }).collect();
-        batch.start(&inputs, &mut [blinding], &vec![0; count]);
+            numbers.iter().map(|number| Input { key: Arc::clone(&key), number }).collect();
+        batch.start(&inputs, &mut [blinding], &vec![0; inputs.len()]);
         meddle(&mut batch);
         while !batch.step() {}
-        let mut results = vec![vec![0; 256]; count];
+        let mut results = vec![vec![0; 256]; inputs.len()];
         let mut targets: Vec<_> = results.iter_mut().map(Vec::as_mut_slice).collect();
         let ends = batch.finish(&mut targets);
         assert!(batch.power.lanes().iter().all(|digit| *digit == 0), "wiped");
@@ -622,10 +629,11 @@ mod tests {
     }
 
     fn powers<V: Montgomery, const L: usize, const M: usize>(count: usize) {
-        let ends = run::<V, L, M>(count, |_| {});
-        assert_eq!(ends.len(), count);
         let key = key();
-        for ((end, result), number) in ends.into_iter().zip(numbers(&key)) {
+        let numbers = last_numbers(&key, count);
+        let ends = run::<V, L, M>(crt_numbers(&key), &numbers, |_| {});
+        assert_eq!(ends.len(), count);
+        for ((end, result), number) in ends.into_iter().zip(numbers) {
             assert_eq!(end, Ok(()));
             assert!(key.public().maps(&result, &number));
         }
@@ -786,30 +794,18 @@ mod tests {
     /// Both orders of the primes: the difference of the halves has either sign.
     fn either_order<V: Montgomery, const L: usize, const M: usize>() {
         let key = key();
-        let messages = numbers(&key);
-        let numbers = crt_numbers(&key);
-        let field = |at: usize| &numbers[at * 128..][..128];
+        let messages = last_numbers(&key, V::COUNT / 2);
+        let crt = crt_numbers(&key);
+        let field = |at: usize| &crt[at * 128..][..128];
         let (dq, dp, q, p) = (field(0), field(1), field(2), field(3));
         let [big_p, big_q] = [p, q].map(BigUint::from_bytes_be);
         let swapped = big_p.modinv(&big_q).expect("they are prime").to_bytes_be();
         let swapped = [vec![0; 128 - swapped.len()], swapped].concat();
         let swapped = [dp, dq, p, q, &swapped].concat();
-        for numbers in [numbers, &swapped] {
-            let other = key_of::<V>(&key, numbers);
-            let mut batch = Private::<V, L, M>::new();
-            let lanes = other.lanes().expect("given");
-            let blinding = batch.draw_blinding(lanes, &mut Salts::new()).expect("drawn");
-            // The last are the most telling.
-            let messages = &messages[SIGNATURES_MAX - batch.room()..];
-            let inputs: Vec<_> =
-                messages.iter().map(|number| Input { key: Arc::clone(&other), number }).collect();
-            batch.start(&inputs, &mut [blinding], &vec![0; inputs.len()]);
-            while !batch.step() {}
-            let mut results = vec![vec![0; 256]; inputs.len()];
-            let mut targets: Vec<_> = results.iter_mut().map(Vec::as_mut_slice).collect();
-            let ends = batch.finish(&mut targets);
-            for ((end, result), number) in ends.into_iter().zip(&results).zip(messages) {
-                assert!(end == Ok(()) && key.public().maps(result, number));
+        for crt in [crt, &swapped] {
+            let ends = run::<V, L, M>(crt, &messages, |_| {});
+            for ((end, result), number) in ends.into_iter().zip(&messages) {
+                assert!(end == Ok(()) && key.public().maps(&result, number));
             }
         }
     }
@@ -828,15 +824,16 @@ mod tests {
     /// One wrong bit in the power modulo one prime would give the key away (Boneh, DeMillo, Lipton,
     /// 1997): it is withheld, and the others are not touched by it.
     fn wrong_is_withheld<V: Montgomery, const L: usize, const M: usize>() {
-        let ends = run::<V, L, M>(V::COUNT / 2, |batch| {
+        let key = key();
+        let numbers = last_numbers(&key, V::COUNT / 2);
+        let ends = run::<V, L, M>(crt_numbers(&key), &numbers, |batch| {
             assert!(!batch.step());
             // The prime q of the second.
             let mut digits = batch.power.get(3);
             digits[0] ^= 1;
             batch.power.put(3, &digits);
         });
-        let key = key();
-        for (index, ((end, result), number)) in ends.into_iter().zip(numbers(&key)).enumerate() {
+        for (index, ((end, result), number)) in ends.into_iter().zip(numbers).enumerate() {
             if index == 1 {
                 assert_eq!((end, result), (Err(Error::Sign), vec![0; 256]));
             } else {
