@@ -297,7 +297,7 @@ async fn complete(mut step: Step) -> Result<Box<ServerConnection>, Refused> {
 /// Tells the client why, as far as it listens.
 async fn refuse(client: &Stream, refused: Refused) -> Failure {
     let _ = client.send_all(refused.alert).await;
-    let _ = client.shutdown(Shutdown::Write).await;
+    let _ = client.shutdown(Shutdown::Write);
     Failure::Protocol(refused.error.into())
 }
 

@@ -87,18 +87,20 @@ impl Relay<'_> {
                 self.active();
             }
             if closed {
-                self.upstream.shutdown(Shutdown::Write).await?;
-                self.upstream_ended.set(true);
-                return Ok(());
+                let told = self.upstream.shutdown(Shutdown::Write);
+                return end(told, &self.upstream_ended, &self.client_ended);
             }
             if received.is_empty() {
                 received.reserve(RECEIVE_LEN_BYTES);
                 let (result, bytes) = self.client.recv(received).await;
                 received = bytes;
-                if result? == 0 {
-                    return Err("the client hung up without close_notify".into());
+                match result {
+                    // It was told that no more will come, and does not care to say so too.
+                    Ok(0) | Err(_) if self.client_ended.get() => return Ok(()),
+                    Ok(0) => return Err("the client hung up without close_notify".into()),
+                    Ok(_) => self.active(),
+                    Err(error) => return Err(error.into()),
                 }
-                self.active();
             }
             let processed = {
                 let mut tls = self.tls.borrow_mut();
@@ -130,16 +132,13 @@ impl Relay<'_> {
             self.active();
             if ended {
                 self.tls.borrow_mut().send_close_notify();
-            } else {
-                self.tls.borrow_mut().writer().write_all(&plain)?;
+                let sent = self.send_records().await;
+                let told = sent.and_then(|()| self.client.shutdown(Shutdown::Write));
+                return end(told, &self.client_ended, &self.upstream_ended);
             }
+            self.tls.borrow_mut().writer().write_all(&plain)?;
             self.send_records().await?;
             self.traffic.sent.set(self.traffic.sent.get() + plain.len() as u64);
-            if ended {
-                self.client.shutdown(Shutdown::Write).await?;
-                self.client_ended.set(true);
-                return Ok(());
-            }
             self.active();
         }
     }
@@ -183,6 +182,16 @@ impl Relay<'_> {
             sleep_until(deadline).await;
         }
     }
+}
+
+/// One side was `told` that no more will come. That it has hung up is no failure if the other side was
+/// told before: it had said itself that it has no more to say, and nothing but the end was left.
+fn end(told: io::Result<()>, ended: &Cell<bool>, other_ended: &Cell<bool>) -> Result<(), Cause> {
+    if !other_ended.get() {
+        told?;
+    }
+    ended.set(true);
+    Ok(())
 }
 
 /// Runs both directions until both have ended well, or until one or the watch has not.

@@ -22,6 +22,8 @@ pub struct Stats {
     pub handshakes_failed: u64,
     /// Connections whose upstream could not be reached.
     pub upstream_failed: u64,
+    /// Connections that one side cut off, or that were idle for too long, while they were relayed.
+    pub relay_failed: u64,
     /// Connections that were open when the time to drain was over.
     pub cut_off: u64,
     /// What the shard's offload queue has done.
@@ -37,6 +39,7 @@ impl Stats {
         self.resumed += other.resumed;
         self.handshakes_failed += other.handshakes_failed;
         self.upstream_failed += other.upstream_failed;
+        self.relay_failed += other.relay_failed;
         self.cut_off += other.cut_off;
         self.queue.add(&other.queue);
     }
@@ -210,6 +213,7 @@ impl Counters {
             resumed: self.get(Counter::Tls12Resumed) + self.get(Counter::Tls13Resumed),
             handshakes_failed: sum("handshakes_failed"),
             upstream_failed: self.get(Counter::UpstreamFailed),
+            relay_failed: self.get(Counter::RelayFailed),
             cut_off: self.get(Counter::CutOff),
             queue: warpcore_offload::Stats::default(),
         }

@@ -112,6 +112,51 @@ fn a_client_that_is_cut_off_resets_the_upstream() {
 }
 
 #[test]
+fn a_client_that_hangs_up_after_its_close_notify_is_no_failure() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let (send, has_ended) = mpsc::channel();
+    let (hung_up, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let patient = upstream(move |mut stream| {
+        stream.read_to_end(&mut Vec::new()).expect("the client ends in order");
+        let _ = send.send(());
+        // Ends its side when nobody listens any more.
+        wait.lock().expect("not poisoned").recv().expect("the test hangs up");
+    });
+    let proxy = Running::start(&identity.config(patient, Signing::Offloaded), 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"no answer is needed").expect("sends");
+    stream.conn.send_close_notify();
+    stream.flush().expect("sends");
+    has_ended.recv().expect("the upstream has seen the end");
+    drop(stream);
+    hung_up.send(()).expect("the upstream waits");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.relay_failed), (1, 0));
+}
+
+#[test]
+fn a_client_that_hangs_up_when_told_the_end_is_no_failure() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let answers = upstream(|mut stream| stream.write_all(b"all there is").expect("sends"));
+    let proxy = Running::start(&identity.config(answers, Signing::Offloaded), 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("ended by close_notify");
+    assert_eq!(answer, b"all there is");
+    // Without one of its own.
+    drop(stream);
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.relay_failed), (1, 0));
+}
+
+#[test]
 fn an_upstream_that_is_down_cuts_the_client_off() {
     if !need(&NEEDS) {
         return;

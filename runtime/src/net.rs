@@ -177,9 +177,10 @@ impl Stream {
         (Ok(()), buffer)
     }
 
-    /// Closes one direction or both; what was sent before still arrives.
-    pub async fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        op::shutdown(Arc::clone(&self.fd), how).await
+    /// Closes one direction or both; what was sent before still arrives. Nothing waits here: not by the
+    /// ring, which hands every shutdown to a thread of the kernel (`io_shutdown_prep`).
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.socket().shutdown(how)
     }
 
     /// The other end. A Unix socket that connects has no address, mostly.

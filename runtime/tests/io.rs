@@ -56,7 +56,7 @@ fn an_echo_comes_back_whole() {
                             let (stream, sent) = (stream.clone(), sent.clone());
                             async move {
                                 stream.send_all(sent).await.0.expect("sends");
-                                stream.shutdown(Shutdown::Write).await.expect("closes");
+                                stream.shutdown(Shutdown::Write).expect("closes");
                             }
                         });
                         let mut received = BytesMut::new();

@@ -11,7 +11,6 @@ mod poll_add;
 mod read;
 mod recv;
 mod send;
-mod shutdown;
 pub(crate) mod slab;
 mod write;
 
@@ -35,7 +34,6 @@ pub use poll_add::readable;
 pub(crate) use read::read_at;
 pub(crate) use recv::recv;
 pub(crate) use send::send;
-pub(crate) use shutdown::shutdown;
 pub(crate) use write::write_at;
 
 pub use crate::ring::Sqe as RawSqe;
