@@ -174,7 +174,8 @@ fn certificates_are_read_again() {
     assert!(child.wait().expect("ours").success());
 }
 
-/// Under load nobody is refused or cut off, and the new process serves when the old one has ended.
+/// Under load nobody is refused or cut off, and the new process serves when the old one has ended; also
+/// on a listener that the old one could not add.
 #[test]
 fn a_new_process_takes_over() {
     if !need(&NEEDS) {
@@ -221,10 +222,20 @@ fn a_new_process_takes_over() {
             }
         };
         wait();
+        let text = std::fs::read_to_string(&config).expect("there");
+        let (_, listener) = text.split_once("[[listener]]").expect("one");
+        let more = listener.replace(&address.to_string(), "127.0.0.1:0");
+        std::fs::write(&config, format!("{text}\n[[listener]]{more}")).expect("written");
+        tool("kill", &["-HUP", &child.id().to_string()], Path::new("/"));
+        said("listeners were added");
         tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+        assert!(said("listening on ").ends_with(&address.to_string()));
+        let added = said("listening on ");
         let next = said("handed over to process ");
         assert!(child.wait().expect("ours").success());
         wait();
+        let added = added.rsplit(' ').next().expect("an address");
+        echoed(client, added.parse().expect("an address")).expect("served");
         stop.store(true, Ordering::Relaxed);
         next.rsplit(' ').next().expect("a number").to_owned()
     });

@@ -78,7 +78,7 @@ pub(crate) struct Visit {
     pub(crate) traffic: Traffic,
 }
 
-/// Plain text that was relayed, in bytes.
+/// Plain text that each side gave to relay, in bytes: what could not be delivered counts.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) received: Cell<u64>,

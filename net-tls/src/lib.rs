@@ -57,4 +57,5 @@ pub use config::{
 };
 pub use error::{Error, Key};
 pub use listener::Proxy;
+pub use provider::LIBRARY;
 pub use stats::Stats;

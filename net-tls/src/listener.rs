@@ -133,7 +133,7 @@ impl Proxy {
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
     /// limits, timeouts, ticket keys. When it fails, nothing has changed.
     ///
-    /// Listeners, and where metrics and the access log are, stay what they are: others need a restart. The
+    /// Listeners, and where metrics and the access log are, stay what they are: others take a new process. The
     /// log goes on in a new file if the old one was moved away.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
         let same = config.listeners.len() == self.listening.len()
@@ -148,7 +148,8 @@ impl Proxy {
                 is_same_port && new.proxy_protocol == old.proxy_protocol
             });
         if !same {
-            let cause = "listeners were added, taken out or changed: that needs a restart";
+            let cause =
+                "listeners were added, taken out or changed, which takes a new process (SIGUSR2)";
             return Err(Error::config(cause).at("listener"));
         }
         let active = Active::new(config, &self.masters)?;

@@ -12,6 +12,9 @@ pub(crate) use rustls::crypto::ring as base;
 
 use crate::key_exchange::{OFFLOADED_X25519, OFFLOADED_X25519_MLKEM768};
 
+/// Whose records, hashes and signatures in place those of this build are.
+pub const LIBRARY: &str = if cfg!(feature = "aws-lc-rs") { "AWS-LC" } else { "ring" };
+
 /// The library's, with our groups first: the hybrid, then X25519.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = base::default_provider();

@@ -81,9 +81,8 @@ impl Relay<'_> {
             // First what came with the end of the handshake.
             let (plain, closed) = self.take_plain()?;
             if !plain.is_empty() {
-                let len = plain.len() as u64;
+                self.traffic.received.set(self.traffic.received.get() + plain.len() as u64);
                 self.upstream.send_all(plain).await.0?;
-                self.traffic.received.set(self.traffic.received.get() + len);
                 self.active();
             }
             if closed {
@@ -137,8 +136,8 @@ impl Relay<'_> {
                 return end(told, &self.client_ended, &self.upstream_ended);
             }
             self.tls.borrow_mut().writer().write_all(&plain)?;
-            self.send_records().await?;
             self.traffic.sent.set(self.traffic.sent.get() + plain.len() as u64);
+            self.send_records().await?;
             self.active();
         }
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
 use rustls::version::{TLS12, TLS13};
+use warpcore_tls::LIBRARY;
 
 use crate::harness::{Bench, Effort, Gathered, Unit};
 use client::ClientKind;
@@ -113,6 +114,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<(), String> {
     }
     samples.file(bench);
     bench.note("a server has one core, clients and upstream the other; RSA certificates, X25519");
+    bench.note(format!("ours has {LIBRARY} for records, and for what is done in place"));
     bench.note("per CPU second: all that a server's processes have spent, user and system");
     if !full {
         bench.note("a short run; --full has five rounds, latency at a given load, and memory");
