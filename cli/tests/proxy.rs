@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -35,6 +35,15 @@ fn proxy(place: &Path, key: &Path, listen: &str, upstream: &str) -> Command {
     command.args(["proxy", "--listen", listen, "--upstream", upstream, "--cert"]);
     command.arg(place.join("cert.pem")).arg("--key").arg(key);
     command
+}
+
+/// What the child says, line by line: the next one that contains what is asked for.
+fn sayings(child: &mut Child) -> impl FnMut(&str) -> String + use<> {
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    move |what| {
+        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
+        line.unwrap_or_else(|| panic!("never said `{what}`"))
+    }
 }
 
 #[test]
@@ -135,11 +144,7 @@ fn certificates_are_read_again() {
     let mut child = command.args(["proxy", "--config"]).arg(&config);
     child = child.env("WARPCORE_LOG", "info").stderr(Stdio::piped());
     let mut child = child.spawn().expect("starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let mut said = |what: &str| {
-        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
-        line.unwrap_or_else(|| panic!("never said `{what}`"))
-    };
+    let mut said = sayings(&mut child);
     let listening = said("listening on ");
     let address = listening.rsplit(' ').next().expect("an address");
     let shown = || {
@@ -194,11 +199,7 @@ fn a_new_process_takes_over() {
     let mut command = warpcore();
     command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
     let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let mut said = |what: &str| {
-        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
-        line.unwrap_or_else(|| panic!("never said `{what}`"))
-    };
+    let mut said = sayings(&mut child);
     said("listening on ");
     let client = client(place.path());
     let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -284,8 +285,11 @@ fn a_service_manager_gives_the_socket_and_is_told() {
     let ready = state();
     let next = ready.strip_prefix("READY=1\nMAINPID=").expect("told by the next one").to_owned();
     assert_ne!(next, child.id().to_string());
-    assert_eq!(state(), "STOPPING=1");
     assert!(child.wait().expect("ours").success());
+    // That the old one stops was nothing to tell: the manager would stop the whole service.
+    let own = UnixDatagram::unbound().expect("a socket");
+    own.send_to(b"nothing before this", place.path().join("notify")).expect("sent");
+    assert_eq!(state(), "nothing before this");
     echoed(&client(place.path()), address).expect("served");
     tool("kill", &["-TERM", &next], Path::new("/"));
     assert_eq!(state(), "STOPPING=1");
@@ -347,11 +351,7 @@ fn without_descriptors_clients_wait() {
     command.arg("--cert").arg(place.path().join("cert.pem"));
     command.arg("--key").arg(place.path().join("key.pem"));
     let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let mut said = |what: &str| {
-        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
-        line.unwrap_or_else(|| panic!("never said `{what}`"))
-    };
+    let mut said = sayings(&mut child);
     let line = said("listening on ");
     let address = line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("an address");
     let silent: Vec<_> =
@@ -367,7 +367,8 @@ fn without_descriptors_clients_wait() {
     assert!(child.wait().expect("ours").success());
 }
 
-/// Keys are read and ports taken as root; then it is somebody else, on every thread.
+/// Keys are read and ports taken as root; then it is somebody else, on every thread, who reads
+/// everything again and hands over.
 #[test]
 fn root_becomes_somebody_else() {
     if !(need(&NEEDS) && need(&[Need::Root])) {
@@ -376,14 +377,14 @@ fn root_becomes_somebody_else() {
     let place = identity();
     let config = write_config(place.path(), "web");
     let text = std::fs::read_to_string(&config).expect("there");
-    std::fs::write(&config, format!("user = \"nobody\"\n{text}")).expect("written");
+    let more = "user = \"nobody\"\naccess_log = \"access.json\"\n";
+    std::fs::write(&config, format!("{more}{text}")).expect("written");
+    tool("chmod", &["-R", "a+rX", "."], place.path());
     let mut command = warpcore();
-    command.args(["proxy", "--config"]).arg(&config);
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
     let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut line = String::new();
-    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
-    stderr.read_line(&mut line).expect("readable");
-    assert!(line.starts_with("listening on "), "{line}");
+    let mut said = sayings(&mut child);
+    said("listening on ");
     let nobody = tool("id", &["-u", "nobody"], Path::new("/"));
     let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs");
     for task in tasks.map_while(Result::ok) {
@@ -391,6 +392,12 @@ fn root_becomes_somebody_else() {
         let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("proc(5)");
         assert!(ids.split_whitespace().all(|id| id == nobody.trim()), "{ids}");
     }
-    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    tool("kill", &["-HUP", &child.id().to_string()], Path::new("/"));
+    said("reloaded");
+    tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+    let next = said("handed over to process ");
     assert!(child.wait().expect("ours").success());
+    let next = next.rsplit(' ').next().expect("a number");
+    tool("kill", &["-TERM", next], Path::new("/"));
+    said("connections, ");
 }

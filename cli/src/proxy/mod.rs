@@ -7,6 +7,7 @@ mod user;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, spawn, stopper, stopping};
@@ -88,7 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
-        user::become_user(user)?;
+        user::become_user(user, config.access_log.as_deref())?;
     }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);
@@ -98,15 +99,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
             async move {
                 if shard == 0 {
-                    reload::start(arguments, Arc::clone(&proxy), stopper())?;
+                    let handed_over = Arc::new(AtomicBool::new(false));
+                    let flag = Arc::clone(&handed_over);
+                    reload::start(arguments, Arc::clone(&proxy), stopper(), flag)?;
                     for address in proxy.addresses() {
                         eprintln!("listening on {address}");
                     }
                     systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
                     hand_over::ready();
-                    drop(spawn(async {
+                    drop(spawn(async move {
                         stopping().await;
-                        systemd::notify("STOPPING=1");
+                        // The service goes on in the next process, and would be stopped as a whole.
+                        if !handed_over.load(Ordering::Relaxed) {
+                            systemd::notify("STOPPING=1");
+                        }
                     }));
                 }
                 let served = proxy.serve().await.inspect_err(|_| warpcore_runtime::stop());

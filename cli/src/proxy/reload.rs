@@ -27,11 +27,12 @@ const FILES_EVERY: Duration = Duration::from_secs(2);
 type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
-/// shard to wait for.
+/// shard to wait for. `handed_over` is set before `stopper` stops this process for the next one.
 pub(super) fn start(
     arguments: Arc<Arguments>,
     proxy: Arc<Proxy>,
     stopper: Stopper,
+    handed_over: Arc<AtomicBool>,
 ) -> Result<(), String> {
     let listen = |signal: i32| {
         let flag = Arc::new(AtomicBool::new(false));
@@ -50,6 +51,7 @@ pub(super) fn start(
                 match hand_over::start(&proxy) {
                     Ok(next) => {
                         tracing::info!("handed over to process {}", next.id());
+                        handed_over.store(true, Ordering::Relaxed);
                         stopper.stop();
                         return;
                     }

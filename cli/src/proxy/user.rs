@@ -2,12 +2,16 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::unix::fs::chown;
+use std::path::Path;
+
+use rustix::process::geteuid;
 
 use crate::Failure;
 
-/// Becomes `name`, with its groups, for good. While this process has one thread: others would stay who
-/// they are.
-pub(super) fn become_user(name: &str) -> Result<(), Failure> {
+/// Becomes `name`, with its groups, for good, if this is root; `log` is opened again as that user. While
+/// this process has one thread: others would stay who they are.
+pub(super) fn become_user(name: &str, log: Option<&Path>) -> Result<(), Failure> {
     let fail =
         |what: &str, error: io::Error| -> Failure { format!("{what} {name}: {error}").into() };
     let user = CString::new(name).map_err(|_| format!("no user is called {name:?}"))?;
@@ -16,6 +20,16 @@ pub(super) fn become_user(name: &str) -> Result<(), Failure> {
     let found = unsafe { libc::getpwnam(user.as_ptr()).as_ref() };
     let found = found.ok_or_else(|| format!("no user is called `{name}`"))?;
     let (uid, gid) = (found.pw_uid, found.pw_gid);
+    if !geteuid().is_root() {
+        // It is already if the process before this one was.
+        if geteuid().as_raw() != uid {
+            tracing::warn!("only root becomes {name}: this stays who it is");
+        }
+        return Ok(());
+    }
+    if let Some(log) = log {
+        chown(log, Some(uid), Some(gid)).map_err(|error| fail("cannot give the log to", error))?;
+    }
     // SAFETY: takes a C string and numbers only.
     if unsafe { libc::initgroups(user.as_ptr(), gid) } != 0 {
         return Err(fail("cannot take the groups of", io::Error::last_os_error()));
