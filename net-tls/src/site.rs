@@ -149,22 +149,25 @@ fn read_certificates(config: &SiteConfig) -> Result<Vec<Certificate>, Error> {
     Ok(all)
 }
 
-/// Where a ticket may be used: for the same names, by the same clients. Certificates that are
-/// renewed, and keys, make no difference.
+/// Where a ticket may be used: for the same names, by the same clients, of whom none was revoked since.
+/// Certificates that are renewed, and keys, make no difference.
 fn policy(config: &SiteConfig, certificates: &[Certificate]) -> Result<[u8; 32], Error> {
     let mut names: Vec<_> = certificates.iter().flat_map(|one| &one.names).collect();
     names.extend(&config.names);
     names.sort_unstable();
     names.dedup();
-    let (mode, authorities) = match &config.client_certificates {
-        None => ("anybody", Vec::new()),
+    let (mode, authorities, revoked) = match &config.client_certificates {
+        None => ("anybody", Vec::new(), Vec::new()),
         Some(clients) => {
             let mode = if clients.optional { "optional" } else { "required" };
-            (mode, certificates::read_certificates(&clients.authorities)?)
+            let revoked = clients.revoked.iter().map(|path| certificates::read(path));
+            let revoked = revoked.collect::<Result<Vec<_>, _>>()?;
+            (mode, certificates::read_certificates(&clients.authorities)?, revoked)
         }
     };
     let parts = [mode.as_bytes()].into_iter();
     let parts = parts.chain(authorities.iter().map(|authority| authority.as_ref()));
+    let parts = parts.chain(revoked.iter().map(AsRef::as_ref));
     let parts = parts.chain([&b"names"[..]]).chain(names.into_iter().map(String::as_bytes));
     Ok(Ticketer::policy(parts))
 }

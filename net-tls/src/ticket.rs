@@ -5,12 +5,14 @@
 //! used twice:
 //!
 //! ```text
-//!   master's id, 8 bytes | salt, 16 bytes | sealed session | tag, 16 bytes
+//!   master's id, 8 bytes | salt, 16 bytes | seconds since 1970, 8 bytes | sealed session | tag, 16 bytes
 //! ```
+//!
+//! It counts for as long as clients are told, whoever keeps it and its master for longer.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Prk, Salt};
@@ -21,13 +23,14 @@ use zeroize::Zeroizing;
 use crate::certificates;
 use crate::error::Error;
 
-/// How long a ticket is worth keeping, and how often a master of our own is replaced. It opens
-/// tickets for as long again.
+/// How long a ticket counts, and how often a master of our own is replaced. It opens tickets for as
+/// long again.
 const LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
 const MASTER_LEN: usize = 32;
 const ID_LEN: usize = 8;
 const SALT_LEN: usize = 16;
+const TIME_LEN: usize = 8;
 
 /// What tickets are sealed under.
 #[derive(Debug)]
@@ -162,6 +165,38 @@ impl Ticketer {
         let okm = master.key.expand(&info, &AES_256_GCM).expect("short enough");
         LessSafeKey::new(UnboundKey::from(okm))
     }
+
+    /// `now` since 1970, as below.
+    fn seal(&self, plain: &[u8], now: Duration) -> Option<Vec<u8>> {
+        let mut salt = [0; SALT_LEN];
+        SystemRandom::new().fill(&mut salt).ok()?;
+        let state = self.masters.0.read().unwrap_or_else(PoisonError::into_inner);
+        let master = state.masters.first()?;
+        let mut sealed = plain.to_vec();
+        let head = [&master.id[..], &salt, &now.as_secs().to_be_bytes()].concat();
+        let key = self.key(master, &salt);
+        key.seal_in_place_append_tag(nonce(), Aad::from(&head), &mut sealed).ok()?;
+        Some([head, sealed].concat())
+    }
+
+    fn open(&self, cipher: &[u8], now: Duration) -> Option<Vec<u8>> {
+        let (head, sealed) = cipher.split_at_checked(ID_LEN + SALT_LEN + TIME_LEN)?;
+        let (id, rest) = head.split_at(ID_LEN);
+        let (salt, time) = rest.split_at(SALT_LEN);
+        let state = self.masters.0.read().unwrap_or_else(PoisonError::into_inner);
+        let master = state.masters.iter().find(|master| master.id == id)?;
+        let mut sealed = sealed.to_vec();
+        let plain = self.key(master, salt).open_in_place(nonce(), Aad::from(head), &mut sealed);
+        let plain = plain.ok()?;
+        // Clocks of machines differ: one that is ahead of ours makes young tickets.
+        let sealed_at = u64::from_be_bytes(time.try_into().expect("its length"));
+        let age = now.as_secs().saturating_sub(sealed_at);
+        (age < LIFETIME.as_secs()).then(|| plain.to_vec())
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Each key seals once.
@@ -179,25 +214,11 @@ impl ProducesTickets for Ticketer {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let mut salt = [0; SALT_LEN];
-        SystemRandom::new().fill(&mut salt).ok()?;
-        let state = self.masters.0.read().unwrap_or_else(PoisonError::into_inner);
-        let master = state.masters.first()?;
-        let mut sealed = plain.to_vec();
-        let head = [&master.id[..], &salt].concat();
-        let key = self.key(master, &salt);
-        key.seal_in_place_append_tag(nonce(), Aad::from(&head), &mut sealed).ok()?;
-        Some([head, sealed].concat())
+        self.seal(plain, now())
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        let (head, sealed) = cipher.split_at_checked(ID_LEN + SALT_LEN)?;
-        let (id, salt) = head.split_at(ID_LEN);
-        let state = self.masters.0.read().unwrap_or_else(PoisonError::into_inner);
-        let master = state.masters.iter().find(|master| master.id == id)?;
-        let mut sealed = sealed.to_vec();
-        let plain = self.key(master, salt).open_in_place(nonce(), Aad::from(head), &mut sealed);
-        plain.ok().map(|plain| plain.to_vec())
+        self.open(cipher, now())
     }
 }
 
@@ -245,6 +266,16 @@ mod tests {
         assert!(one.decrypt(&ticket).is_some());
         masters.rotate(now + 2 * LIFETIME);
         assert!(one.decrypt(&ticket).is_none());
+    }
+
+    #[test]
+    fn a_ticket_counts_for_its_lifetime() {
+        let one = ticketer(&Arc::new(Masters::random()), "one");
+        let ticket = one.seal(b"session", Duration::from_secs(1000)).expect("seals");
+        let after = |seconds: u64| one.open(&ticket, Duration::from_secs(1000 + seconds));
+        assert!(after(0).is_some() && after(LIFETIME.as_secs() - 1).is_some());
+        assert_eq!(after(LIFETIME.as_secs()), None);
+        assert!(one.open(&ticket, Duration::from_secs(900)).is_some(), "by a clock that is behind");
     }
 
     #[test]

@@ -68,6 +68,27 @@ impl Authority {
         self.certify(file, names, &KeyPair::from_pem(&pem).expect("a good key"))
     }
 
+    /// A list of those who are revoked, by the files of their certificates.
+    fn revoked(&self, files: &[&str]) -> PathBuf {
+        let now = time::OffsetDateTime::now_utc();
+        let revoked = |file: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from(file.as_bytes().to_vec()),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::days(1),
+            next_update: now + time::Duration::days(1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: files.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("signs").pem().expect("encodes");
+        self.write("revoked.pem", list)
+    }
+
     fn client(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a good root");
@@ -252,25 +273,9 @@ fn clients_show_certificates_that_are_not_revoked() {
     }
     let authority = Authority::new();
     let [good, bad] = ["good", "bad"].map(|name| authority.ecdsa(name, &["client.example"]));
-    let now = time::OffsetDateTime::now_utc();
-    let revoked = RevokedCertParams {
-        serial_number: SerialNumber::from(b"bad".to_vec()),
-        revocation_time: now,
-        reason_code: None,
-        invalidity_date: None,
-    };
-    let list = CertificateRevocationListParams {
-        this_update: now - time::Duration::days(1),
-        next_update: now + time::Duration::days(1),
-        crl_number: SerialNumber::from(1_u64),
-        issuing_distribution_point: None,
-        revoked_certs: vec![revoked],
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let list = list.signed_by(&authority.issuer).expect("signs").pem().expect("encodes");
     let clients = ClientCertificates {
         authorities: authority.write("authorities.pem", authority.issuer.pem()),
-        revoked: vec![authority.write("revoked.pem", list)],
+        revoked: vec![authority.revoked(&["bad"])],
         optional: false,
     };
     let pairs = [authority.ecdsa("server", &["a.example"])];
@@ -288,6 +293,34 @@ fn clients_show_certificates_that_are_not_revoked() {
         assert_eq!(served.each_ref().map(Result::is_ok), expected, "{served:?}");
         proxy.stop();
     }
+}
+
+/// Nor by a ticket from before.
+#[test]
+fn a_client_that_is_revoked_does_not_resume() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let clients = ClientCertificates {
+        authorities: authority.write("authorities.pem", authority.issuer.pem()),
+        revoked: vec![authority.revoked(&["another"])],
+        optional: false,
+    };
+    let pairs = [authority.ecdsa("server", &["a.example"])];
+    let config =
+        config(vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }]);
+    let proxy = Running::start(&config, 1);
+    let client = authority.client_with(&authority.ecdsa("client", &["client.example"]));
+    let client = Arc::new(client);
+    for _ in 0..2 {
+        shown("a.example", &client, proxy.address).expect("served");
+    }
+    authority.revoked(&["client"]);
+    proxy.proxy.reload(&config).expect("good");
+    shown("a.example", &client, proxy.address).expect_err("revoked");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
 }
 
 /// A client keeps tickets by name. Two machines of one name, with the same keys: what one has given the
