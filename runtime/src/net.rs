@@ -33,7 +33,10 @@ impl Address {
 
     fn from_socket(address: &SockAddr) -> io::Result<Self> {
         let unix = || address.as_pathname().map(|path| Self::Unix(path.to_owned()));
-        let address = address.as_socket().map(Self::Tcp).or_else(unix);
+        // A socket for both families calls 192.0.2.1 ::ffff:192.0.2.1.
+        let tcp =
+            |socket: SocketAddr| Self::Tcp((socket.ip().to_canonical(), socket.port()).into());
+        let address = address.as_socket().map(tcp).or_else(unix);
         address.ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 

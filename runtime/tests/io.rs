@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -77,6 +77,26 @@ fn an_echo_comes_back_whole() {
                 client.await.expect("no panic");
             }
             server.cancel().await;
+        })
+        .expect("runs");
+}
+
+/// Who comes by IPv4 to a socket that others have made for both families has an address of IPv4.
+#[test]
+fn one_listener_takes_both_families() {
+    if !need(&[Need::IoUring, Need::Ipv6]) {
+        return;
+    }
+    one()
+        .run(|_| async {
+            let socket = std::net::TcpListener::bind("[::]:0").expect("binds");
+            let port = socket.local_addr().expect("bound").port();
+            let mut listener = Listener::from(OwnedFd::from(socket));
+            let address = SocketAddr::from((LOOPBACK.0, port));
+            let stream = Stream::connect(address).await.expect("connects");
+            let accepted = listener.accept().await.expect("accepts");
+            assert_eq!(accepted.peer_addr().ok(), stream.local_addr().ok());
+            assert_eq!(accepted.local_addr().expect("connected"), Address::Tcp(address));
         })
         .expect("runs");
 }

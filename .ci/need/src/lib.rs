@@ -17,6 +17,8 @@ pub enum Need {
     FuseUring,
     /// The io_uring system calls.
     IoUring,
+    /// Sockets of IPv6.
+    Ipv6,
     /// Files as disks.
     Loop,
     /// Control groups that limit memory.
@@ -79,6 +81,9 @@ fn missing(need: Need) -> Option<String> {
             matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
                 .then(|| "`sysctl kernel.io_uring_disabled=0`".to_owned())
         }
+        Need::Ipv6 => std::net::TcpListener::bind("[::]:0")
+            .err()
+            .map(|error| format!("[::]: {error}; boot without `ipv6.disable=1`")),
         Need::Root => {
             // SAFETY: takes nothing, changes nothing.
             (unsafe { libc::geteuid() } != 0).then(|| "run as root".to_owned())
