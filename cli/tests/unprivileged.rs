@@ -134,6 +134,10 @@ fn a_user_mounts_what_is_theirs() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let server = Server::start(&place);
     in_mount("sh", &["-c", "test $(stat -c %s linked) = 25503 && tail -c 3 moved | grep -q end"]);
+    // Somebody reads it, from when nobody could write to it.
+    in_mount("sh", &["-c", "exec 3<moved && chmod 600 moved && printf more >>moved"]);
     tool("kill", &["-TERM", &server.child.id().to_string()], Path::new("/"));
     server.ended();
+    let read = warpcore().args(["fs", "cat"]).arg(&stored).output().expect("runs");
+    assert!(read.stdout.ends_with(b"endmore"), "{}", String::from_utf8_lossy(&read.stderr));
 }

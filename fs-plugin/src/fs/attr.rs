@@ -170,7 +170,7 @@ impl Fs {
             fs::chownat(&*fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if set(FATTR_SIZE) {
-            let file = self.load(nodeid).await?;
+            let file = self.load_to_write(nodeid).await?;
             let result = self.truncate(nodeid, &file, args.size).await;
             self.put_file(nodeid, &file).await?;
             result?;

@@ -30,7 +30,11 @@ impl Fs {
     pub(crate) async fn open(&self, request: &Request) -> Answer {
         let args: fuse_open_in = request.args()?;
         // In use until RELEASE.
-        self.load(request.nodeid).await?;
+        if args.flags & O_ACCMODE == O_RDONLY {
+            self.load(request.nodeid).await?;
+        } else {
+            self.load_to_write(request.nodeid).await?;
+        }
         reply::with(&opened(args.flags))
     }
 
@@ -49,7 +53,7 @@ impl Fs {
             // Somebody else was first: as good as ours, unless it had to be new.
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
                 let entry = self.entry_out(&parent, name).await?;
-                let file = self.load(entry.nodeid).await?;
+                let file = self.load_to_write(entry.nodeid).await?;
                 let mut result = Ok(());
                 if args.flags & O_TRUNC != 0 {
                     result = self.truncate(entry.nodeid, &file, 0).await;
@@ -252,6 +256,34 @@ impl Fs {
                 }
             } else {
                 Ok(())
+            }
+        };
+        if let Err(errno) = loaded {
+            let _ = self.put_file(nodeid, &file).await;
+            return Err(errno);
+        }
+        Ok(file)
+    }
+
+    /// As [`Fs::load`]. What was loaded while the lower could not be written is loaded again: it may be
+    /// possible now.
+    pub(crate) async fn load_to_write(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
+        let file = self.load(nodeid).await?;
+        let loaded = {
+            let mut contents = file.write().await;
+            if contents.as_ref().is_some_and(Contents::is_writable) {
+                Ok(())
+            } else {
+                match self.open_contents(nodeid).await {
+                    Ok(opened) if opened.is_writable() => {
+                        // Nothing is in memory of what cannot be written.
+                        *contents = None;
+                        file.fill(&mut contents, opened);
+                        Ok(())
+                    }
+                    Ok(_) => Err(Errno::ROFS),
+                    Err(errno) => Err(errno),
+                }
             }
         };
         if let Err(errno) = loaded {

@@ -653,6 +653,11 @@ impl<M: Medium> Contents<M> {
         Ok(())
     }
 
+    /// Whether the backing file can be written.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     fn check_writable(&self) -> Result<(), Error> {
         match (self.poisoned, self.writable) {
             (true, _) => Err(Error::Poisoned),
