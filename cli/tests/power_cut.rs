@@ -56,14 +56,17 @@ fn whole(version: u32) -> Vec<u8> {
     block(version, 7).repeat(1 + version as usize % 40)
 }
 
-/// Overwrites blocks of a file, each synced; now and then replaces another as a whole. Until it
-/// fails.
+/// Overwrites blocks of a file, each synced; now and then replaces another as a whole, and one that
+/// nobody syncs. Until it fails.
 fn write(target: &Path, number: u32, load: &Load) -> Writer {
     let mut writer = Writer { acknowledged: [0; BLOCKS], written: 0, replaced: 0 };
     let file = target.join(format!("blocks {number}"));
     let (other, new) =
         (target.join(format!("whole {number}")), target.join(format!("new {number}")));
+    let unsynced = target.join(format!("unsynced {number}"));
     let result: io::Result<()> = (|| {
+        fs::write(&unsynced, whole(0))?;
+        File::open(&unsynced)?.sync_all()?;
         let file = File::create(file)?;
         for version in 1.. {
             writer.written = (version * (2 * number + 7)) as usize % BLOCKS;
@@ -75,6 +78,10 @@ fn write(target: &Path, number: u32, load: &Load) -> Writer {
             }
             writer.acknowledged[writer.written] = version;
             load.done.fetch_add(1, Ordering::Relaxed);
+            if version % 3 == 0 {
+                fs::write(&new, whole(version))?;
+                fs::rename(&new, &unsynced)?;
+            }
             if version % 5 == 0 {
                 fs::write(&new, whole(version))?;
                 File::open(&new)?.sync_all()?;
@@ -109,6 +116,11 @@ fn verify(target: &Path, number: u32, writer: &Writer) {
             let may_be_next = place == writer.written && is(total + 1);
             assert!(is(*version) || may_be_next, "block {place} of {number}, version {version}");
         }
+    }
+    if *total > 0 {
+        let found = fs::read(target.join(format!("unsynced {number}"))).expect("readable");
+        let mut versions = (0..=total + 1).step_by(3);
+        assert!(versions.any(|version| found == whole(version)), "{} bytes", found.len());
     }
     let found = fs::read(target.join(format!("whole {number}"))).unwrap_or_default();
     let next = writer.replaced + 5;

@@ -14,12 +14,32 @@ use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
 use super::file::{mask, os};
-use super::lookup::Place;
+use super::lookup::{Place, is_file};
 use super::lower::proc_path;
 use super::{Answer, Fs, MAX_WRITE, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
 use crate::fuse::request::Request;
+
+/// `new` is on the disk before it replaces another file, or a power cut might leave neither of them. ext4
+/// sees to that itself (`ext4_rename`, `auto_da_alloc`).
+async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<(), Errno> {
+    /// Of linux/magic.h.
+    const EXT4: i64 = 0xEF53;
+    let is_file = |(parent, name): (&OwnedFd, &OsStr)| {
+        fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_file(&stat))
+    };
+    if !is_file(old) || !is_file(new) || fs::fstatfs(new.0)?.f_type == EXT4 {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match fs::openat(new.0, new.1, flags, Mode::empty()) {
+        Ok(fd) => RingFile::from(fd).sync_data().await.map_err(|error| os(&error)),
+        // Of mode 0, to somebody without root's rights.
+        Err(Errno::ACCESS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
 
 /// One entry of a directory.
 struct DirectoryEntry {
@@ -98,6 +118,9 @@ impl Fs {
         let target = self.directory_fd(target)?;
         // Data before the name that stands for them.
         self.commit_name(&source, from).await?;
+        if flags.is_empty() {
+            sync_replacement((&source, from), (&target, to)).await?;
+        }
         let held = self.hold(&target, to);
         fs::renameat_with(&*source, from, &*target, to, flags)?;
         self.keep_nameless(held)?;
