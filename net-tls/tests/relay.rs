@@ -204,12 +204,44 @@ fn idle_connections_and_slow_handshakes_are_ended() {
     // Connects and says nothing.
     let mut mute = TcpStream::connect(proxy.address).expect("connects");
     assert_eq!(mute.read(&mut [0]).unwrap_or(0), 0);
+    // Says a byte of a long hello now and then.
+    let mut drip = TcpStream::connect(proxy.address).expect("connects");
+    let mut hello = [22, 3, 1, 64, 0, 1, 0, 63, 252].into_iter().chain(std::iter::repeat(3));
+    while drip.write_all(&[hello.next().expect("endless")]).is_ok() {
+        thread::sleep(Duration::from_millis(10));
+    }
 
     let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
     stream.write_all(b"x").expect("sends");
     stream.read_exact(&mut [0]).expect_err("ended");
     let stats = proxy.stop();
-    assert_eq!((stats.handshakes, stats.handshakes_failed), (1, 1));
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (1, 2));
+}
+
+/// 100 MB of it, as a hello, as one that is never whole, and behind a handshake.
+#[test]
+fn nonsense_without_end_is_refused() {
+    if !need(&NEEDS) {
+        return;
+    }
+    const RECORD: usize = 16384;
+    let identity = Identity::new();
+    let idle = upstream(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let proxy = Running::start(&identity.config(idle, Signing::Offloaded), 1);
+    let is_refused = |stream: &mut TcpStream, record: &[u8]| {
+        (0..100_000_000 / RECORD).any(|_| stream.write_all(record).is_err())
+    };
+    let hello = [&[22, 3, 1, 64, 0, 1, 255, 255, 255][..], &[0; RECORD - 4]].concat();
+    for record in [&[0x5A; RECORD][..], &hello] {
+        let mut stream = TcpStream::connect(proxy.address).expect("connects");
+        assert!(is_refused(&mut stream, record), "taken");
+    }
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"well begun").expect("sends");
+    let sealed = [&[23, 3, 3, 64, 0][..], &[0; RECORD]].concat();
+    assert!(is_refused(&mut stream.sock, &sealed), "taken");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.handshakes_failed, stats.relay_failed), (1, 2, 1));
 }
 
 #[test]
