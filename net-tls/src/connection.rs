@@ -45,6 +45,8 @@ pub(crate) enum Failure {
     Upstream(Cause),
     /// Afterwards.
     Relay(Cause),
+    /// It was open when the time to drain was over.
+    CutOff,
 }
 
 impl std::fmt::Display for Failure {
@@ -59,6 +61,7 @@ impl std::fmt::Display for Failure {
             Self::Timeout => f.write_str("the handshake took too long"),
             Self::Upstream(cause) => write!(f, "no upstream: {cause}"),
             Self::Relay(cause) => write!(f, "{cause}"),
+            Self::CutOff => f.write_str("cut off when the proxy ended"),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Accepts on every shard and makes a task of each connection.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use async_lock::Semaphore;
 use warpcore_runtime::net::{self, Address, Listener, Stream};
 use warpcore_runtime::{
     Holders, queue, shard, shards, shards_possible, sleep, spawn, timeout, until_stopped,
@@ -177,10 +181,9 @@ impl Proxy {
     }
 
     /// Serves on the current shard until the machine is asked to stop, then waits for the open
-    /// connections, at most for the configured time. What is open after that is cut off when the
-    /// shard ends. Every shard of the machine has to call it.
+    /// connections, at most for the configured time. What is open after that is cut off. Every shard of the machine has to call it.
     pub async fn serve(self: &Arc<Self>) -> Result<Stats, Error> {
-        let shard = Rc::new(Shard::default());
+        let shard = Rc::new(Shard::new());
         lock(&self.counters).push(Arc::clone(&shard.counters));
         let mut accepting = Vec::new();
         for listening in &self.listening {
@@ -240,8 +243,8 @@ impl Proxy {
         drop(spawn(async move {
             let _open = open;
             let mut visit = Visit::new();
-            let result = connection::serve(&proxy, &listening, client, &shard, &mut visit).await;
-            let failure = result.err();
+            let serving = connection::serve(&proxy, &listening, client, &shard, &mut visit);
+            let failure = shard.until_cut_off(serving).await.err();
             shard.ended(&visit, failure.as_ref());
             if let Some(log) = &proxy.access_log {
                 log.ended(&listening.address.to_string(), &visit, failure.as_ref());
@@ -335,15 +338,42 @@ impl Listening {
 }
 
 /// One shard's part of a proxy.
-#[derive(Default)]
 pub(crate) struct Shard {
     pub(crate) counters: Arc<Counters>,
     open: Holders,
+    /// A permit is given for each connection that is to end.
+    cut_off: Semaphore,
     refusals: Rare,
     upstreams: Rare,
 }
 
 impl Shard {
+    fn new() -> Self {
+        Self {
+            counters: Arc::default(),
+            open: Holders::default(),
+            cut_off: Semaphore::new(0),
+            refusals: Rare::default(),
+            upstreams: Rare::default(),
+        }
+    }
+
+    /// What `serving` a connection comes to, or that it was cut off.
+    async fn until_cut_off(
+        &self,
+        serving: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let (mut serving, mut cut_off) = (pin!(serving), pin!(self.cut_off.acquire()));
+        poll_fn(|cx| match cut_off.as_mut().poll(cx) {
+            Poll::Ready(permit) => {
+                permit.forget();
+                Poll::Ready(Err(Failure::CutOff))
+            }
+            Poll::Pending => serving.as_mut().poll(cx),
+        })
+        .await
+    }
+
     /// Counts how a connection ended, and says so.
     fn ended(&self, visit: &Visit, failure: Option<&Failure>) {
         self.counters.add(Counter::Received, visit.traffic.received.get());
@@ -359,6 +389,7 @@ impl Shard {
             Failure::Timeout => Counter::FailedTimeout,
             Failure::Upstream(_) => Counter::UpstreamFailed,
             Failure::Relay(_) => Counter::RelayFailed,
+            Failure::CutOff => Counter::CutOff,
         });
         let rare = match failure {
             Failure::Refused(_) => &self.refusals,
@@ -373,8 +404,9 @@ impl Shard {
     async fn drain(&self, patience: Duration) -> Stats {
         if timeout(patience, self.open.none()).await.is_err() {
             let (cut_off, seconds) = (self.open.count(), patience.as_secs_f64());
-            self.counters.add(Counter::CutOff, cut_off);
             tracing::warn!("{cut_off} connections were still open after {seconds} s; cut off");
+            self.cut_off.add_permits(usize::try_from(cut_off).expect("tasks"));
+            self.open.none().await;
         }
         // What was cut off may still be worked on, for a fraction of a millisecond in software, for
         // as long as its deadline on a device that does not answer.

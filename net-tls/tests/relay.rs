@@ -290,12 +290,20 @@ fn a_connection_that_does_not_end_is_cut_off_after_the_drain() {
     });
     let mut config = identity.config(watches, Signing::Offloaded);
     config.timeouts.drain = Duration::from_millis(50);
+    let log = identity.directory.path().join("access.json");
+    config.access_log = Some(log.clone());
     let proxy = Running::start(&config, 1);
     let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
     stream.write_all(b"half").expect("sends");
     stream.flush().expect("sends");
     arrived.recv().expect("half of it is through");
     assert_eq!(proxy.stop().cut_off, 1);
+    let log = std::fs::read_to_string(log).expect("written");
+    let line: serde_json::Value = serde_json::from_str(log.trim_end()).expect("one line of JSON");
+    assert_eq!(
+        (&line["received"], &line["error"]),
+        (&4.into(), &"cut off when the proxy ended".into())
+    );
     stream.read_exact(&mut [0]).expect_err("cut off");
     // Half an upload must not look like a whole one.
     assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
