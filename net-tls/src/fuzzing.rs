@@ -35,7 +35,7 @@ pub struct Handshake(Sites);
 impl Handshake {
     /// The first listener's of a configuration.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let pools = upstream::pools(&config.pools)?;
+        let pools = upstream::pools(&config.pools, &upstream::Pools::new())?;
         Ok(Self(Sites::new(&config.listeners[0].sites, &pools, &Arc::new(Masters::random()))?))
     }
 

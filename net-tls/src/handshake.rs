@@ -271,7 +271,8 @@ mod tests {
     fn pools() -> Pools {
         let upstreams = vec!["127.0.0.1:1".to_owned()];
         let pool = crate::config::PoolConfig { upstreams, ..Default::default() };
-        upstream::pools(&BTreeMap::from([("pool".to_owned(), pool)])).expect("good")
+        let configs = BTreeMap::from([("pool".to_owned(), pool)]);
+        upstream::pools(&configs, &Pools::new()).expect("good")
     }
 
     /// A fresh key in PEM.

@@ -77,7 +77,7 @@ impl Proxy {
             .filter_map(|socket| Some((net::local_addr(&socket).ok()?, socket)))
             .collect();
         let masters = masters(config)?;
-        let active = Active::new(config, &masters)?;
+        let active = Active::new(config, &masters, &Pools::new())?;
         let access_log = config.access_log.as_deref().map(AccessLog::open).transpose();
         let access_log = access_log.map_err(|error| error.at("access_log"))?;
         let mut listening = Vec::new();
@@ -131,7 +131,7 @@ impl Proxy {
     /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
     pub fn check(config: &Config) -> Result<(), Error> {
         let masters = masters(config)?;
-        Active::new(config, &masters).map(drop)
+        Active::new(config, &masters, &Pools::new()).map(drop)
     }
 
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
@@ -156,7 +156,7 @@ impl Proxy {
                 "listeners were added, taken out or changed, which takes a new process (SIGUSR2)";
             return Err(Error::config(cause).at("listener"));
         }
-        let active = Active::new(config, &self.masters)?;
+        let active = Active::new(config, &self.masters, &self.active().pools)?;
         let keys = config.ticket_keys.as_deref().map(ticket::read).transpose();
         let keys = keys.map_err(|error| error.at("ticket_keys"))?;
         if let Some(log) = &self.access_log {
@@ -308,8 +308,9 @@ async fn check(pool: Arc<Pool>, patience: Duration) {
 }
 
 impl Active {
-    fn new(config: &Config, masters: &Arc<Masters>) -> Result<Self, Error> {
-        let pools = upstream::pools(&config.pools)?;
+    /// `before`: the pools that are in use.
+    fn new(config: &Config, masters: &Arc<Masters>, before: &Pools) -> Result<Self, Error> {
+        let pools = upstream::pools(&config.pools, before)?;
         let mut sites = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
             let made = Sites::new(&listener.sites, &pools, masters);

@@ -1,6 +1,7 @@
 //! Where plain text goes: pools of upstreams that can take each other's place.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -16,10 +17,16 @@ use crate::error::Error;
 /// By name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
 
-/// Those of a configuration.
-pub(crate) fn pools(configs: &BTreeMap<String, PoolConfig>) -> Result<Pools, Error> {
+/// Those of a configuration. Upstreams that were there `before`, in the pool of the same name, are the same:
+/// who is down and how many connections they have is known.
+pub(crate) fn pools(
+    configs: &BTreeMap<String, PoolConfig>,
+    before: &Pools,
+) -> Result<Pools, Error> {
     let make = |(name, config): (&String, &PoolConfig)| {
-        let pool = Pool::new(name, config).map_err(|error| error.at(&format!("pool.{name}")))?;
+        let before = before.get(name).map_or(&[][..], |pool| &pool.upstreams);
+        let pool = Pool::new(name, config, before);
+        let pool = pool.map_err(|error| error.at(&format!("pool.{name}")))?;
         Ok((name.clone(), Arc::new(pool)))
     };
     configs.iter().map(make).collect()
@@ -29,7 +36,7 @@ pub(crate) fn pools(configs: &BTreeMap<String, PoolConfig>) -> Result<Pools, Err
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) name: String,
-    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
     pub(crate) proxy_protocol: ProxyProtocol,
     balance: Balance,
     check: Option<Duration>,
@@ -79,11 +86,21 @@ impl Drop for Lease {
 }
 
 impl Pool {
-    pub(crate) fn new(name: &str, config: &PoolConfig) -> Result<Self, Error> {
+    pub(crate) fn new(
+        name: &str,
+        config: &PoolConfig,
+        before: &[Arc<Upstream>],
+    ) -> Result<Self, Error> {
         let mut upstreams = Vec::new();
         for (index, text) in config.upstreams.iter().enumerate() {
             let found = resolve(text).map_err(|error| error.at(&format!("upstreams.{index}")))?;
-            upstreams.extend(found.into_iter().map(Upstream::new));
+            upstreams.extend(found.into_iter().map(|address| {
+                let known = before.iter().find(|upstream| upstream.address == address);
+                known.map_or_else(|| Arc::new(Upstream::new(address)), Arc::clone)
+            }));
+        }
+        if config.check.is_none() {
+            upstreams.iter().for_each(|upstream| upstream.is_checked_no_more());
         }
         if upstreams.is_empty() {
             return Err(Error::config("a pool has at least one upstream").at("upstreams"));
@@ -113,7 +130,9 @@ impl Pool {
                 Ok(stream) => return Ok((stream, lease)),
                 Err(cause) => {
                     tracing::debug!("upstream {} of {}: {cause}", upstream.address, self.name);
-                    upstream.rest();
+                    if !is_ours(&cause) {
+                        upstream.rest();
+                    }
                     last = format!("{}: {cause}", upstream.address).into();
                 }
             }
@@ -154,7 +173,7 @@ impl Pool {
     pub(crate) async fn check(&self, patience: Duration) {
         for upstream in &self.upstreams {
             let result = upstream.connect(patience).await;
-            if !upstream.checked(result.is_ok()) {
+            if result.as_ref().is_err_and(is_ours) || !upstream.checked(result.is_ok()) {
                 continue;
             }
             let (address, name) = (&upstream.address, &self.name);
@@ -196,6 +215,12 @@ impl Upstream {
         self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
     }
 
+    /// What checks have found is nothing to go by any more.
+    fn is_checked_no_more(&self) {
+        let down = FOR_EVER;
+        let _ = self.down_until_ms.compare_exchange(down, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// What a check has found. True if it is believed from now on, and was not before.
     fn checked(&self, is_up: bool) -> bool {
         let was_up = self.down_until_ms.load(Ordering::Relaxed) != FOR_EVER;
@@ -210,6 +235,13 @@ impl Upstream {
         self.down_until_ms.store(if is_up { 0 } else { FOR_EVER }, Ordering::Relaxed);
         true
     }
+}
+
+/// Whether this process could not connect to anybody: that tells nothing of the upstream.
+fn is_ours(cause: &Cause) -> bool {
+    let error = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.is_some_and(|error| ours.contains(&error))
 }
 
 /// Milliseconds since somebody asked first.
@@ -238,7 +270,33 @@ mod tests {
     fn pool(balance: Balance) -> Pool {
         let upstreams = ["127.0.0.1:1", "127.0.0.1:2", "unix:/3"].map(str::to_owned).to_vec();
         let config = PoolConfig { upstreams, balance, ..PoolConfig::default() };
-        Pool::new("web", &config).expect("good")
+        Pool::new("web", &config, &[]).expect("good")
+    }
+
+    #[test]
+    fn what_is_known_of_an_upstream_outlives_a_reload() {
+        let old = pool(Balance::LeastConnections);
+        old.upstreams[0].open.store(3, Ordering::Relaxed);
+        old.upstreams[1].down_until_ms.store(FOR_EVER, Ordering::Relaxed);
+        let upstreams = ["unix:/new", "127.0.0.1:2", "127.0.0.1:1"].map(str::to_owned).to_vec();
+        let check = Some(Duration::from_secs(1));
+        let checked = PoolConfig { upstreams, check, ..PoolConfig::default() };
+        let new = Pool::new("web", &checked, &old.upstreams).expect("good");
+        let known = |pool: &Pool| {
+            let all = pool.upstreams.iter();
+            all.map(|one| (one.connections(), one.is_up(now_ms()))).collect::<Vec<_>>()
+        };
+        assert_eq!(known(&new), [(0, true), (0, false), (3, true)]);
+        // Nobody would find that it is up again.
+        let unchecked = PoolConfig { check: None, ..checked };
+        let new = Pool::new("web", &unchecked, &new.upstreams).expect("good");
+        assert_eq!(known(&new), [(0, true), (0, true), (3, true)]);
+    }
+
+    #[test]
+    fn descriptors_that_run_out_are_no_fault_of_the_upstream() {
+        let is_ours = |errno| is_ours(&io::Error::from_raw_os_error(errno).into());
+        assert!(is_ours(libc::EMFILE) && !is_ours(libc::ECONNREFUSED));
     }
 
     #[test]
