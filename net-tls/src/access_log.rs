@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use warpcore_runtime::fs::File;
 
-use crate::connection::{Failure, Visit, version_name};
+use crate::connection::{Failure, Visit, suite_name, version_name};
 use crate::error::Error;
 use crate::listener::lock;
 
@@ -73,7 +73,7 @@ impl AccessLog {
             client: visit.endpoints.map(|endpoints| endpoints.source.to_string()),
             server_name: visit.server_name.as_deref(),
             version: version_name(visit.version),
-            suite: visit.suite.and_then(|suite| suite.as_str()),
+            suite: visit.suite.and_then(suite_name),
             alpn: visit.alpn.as_deref().map(String::from_utf8_lossy),
             resumed: visit.resumed,
             handshake_ms: visit.handshake.map(milliseconds),

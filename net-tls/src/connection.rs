@@ -12,11 +12,12 @@ use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
 use warpcore_offload::{EcdsaSign, KeyExchange, Sign};
 use warpcore_runtime::net::{Address, Stream};
 use warpcore_runtime::{queue, timeout};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::Signing;
 use crate::handshake::{Answer, Asked, Call, Refused, Step};
 use crate::listener::{Listening, Proxy, Shard};
-use crate::proxy_protocol::{self, Agreed, Endpoints};
+use crate::proxy_protocol::{self, Agreed, CertifiedClient, Endpoints, NAME_LEN_MAX};
 use crate::relay::relay;
 use crate::signer::SignRequest;
 use crate::site::{Site, Sites};
@@ -138,7 +139,9 @@ pub(crate) async fn serve(
     drop(site);
     let (upstream, lease) = pool.connect(timeouts.connect).await.map_err(Failure::Upstream)?;
     visit.upstream = Some(lease.address().clone());
-    let header = proxy_protocol::header(pool.proxy_protocol, visit.endpoints, &agreed(&tls));
+    let name = client_name(&tls);
+    let agreed = agreed(&tls, name.as_deref());
+    let header = proxy_protocol::header(pool.proxy_protocol, visit.endpoints, &agreed);
     if !header.is_empty() {
         upstream.send_all(header).await.0.map_err(|error| Failure::Upstream(error.into()))?;
     }
@@ -174,13 +177,31 @@ impl Visit {
 }
 
 /// As an upstream is told. Versions are named as OpenSSL names them, which others look for.
-fn agreed(tls: &ServerConnection) -> Agreed<'_> {
+fn agreed<'a>(tls: &'a ServerConnection, client_name: Option<&'a str>) -> Agreed<'a> {
+    let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
     Agreed {
         server_name: tls.server_name(),
         alpn: tls.alpn_protocol(),
         version: version_name(tls.protocol_version()),
-        suite: tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or(""),
-        has_client_certificate: tls.peer_certificates().is_some(),
+        suite: tls.negotiated_cipher_suite().and_then(|one| suite_name(one.suite())).unwrap_or(""),
+        client: tls.peer_certificates().map(|_| CertifiedClient { name: client_name, resumed }),
+    }
+}
+
+/// The common name in the client's certificate.
+fn client_name(tls: &ServerConnection) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(tls.peer_certificates()?.first()?).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    (name.len() <= NAME_LEN_MAX).then(|| name.to_owned())
+}
+
+/// As IANA calls them.
+pub(crate) fn suite_name(suite: CipherSuite) -> Option<&'static str> {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => Some("TLS_AES_128_GCM_SHA256"),
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => Some("TLS_AES_256_GCM_SHA384"),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some("TLS_CHACHA20_POLY1305_SHA256"),
+        other => other.as_str(),
     }
 }
 

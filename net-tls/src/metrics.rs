@@ -9,6 +9,7 @@ use warpcore_offload::Kernel;
 use warpcore_runtime::net::{Listener, Stream};
 use warpcore_runtime::{spawn, timeout, until_stopped};
 
+use crate::connection::suite_name;
 use crate::listener::{Proxy, lock};
 use crate::stats::{Counter, HANDSHAKE_MS, SUITES};
 use crate::upstream::{Upstream, now_ms};
@@ -146,7 +147,7 @@ fn counters(proxy: &Proxy, text: &mut String) {
     let mut family = Family::new(text, "handshakes_by_suite_total", "counter", help);
     for suite in SUITES {
         let sum: u64 = shards.iter().map(|counters| counters.with_suite(suite)).sum();
-        let labels = format!("suite=\"{}\"", suite.as_str().expect("known ones"));
+        let labels = format!("suite=\"{}\"", suite_name(suite).expect("known ones"));
         family.line("", &labels, sum);
     }
 }

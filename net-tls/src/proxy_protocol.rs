@@ -121,8 +121,21 @@ pub(crate) struct Agreed<'a> {
     pub(crate) alpn: Option<&'a [u8]>,
     pub(crate) version: &'a str,
     pub(crate) suite: &'a str,
-    pub(crate) has_client_certificate: bool,
+    /// Of who has shown a certificate.
+    pub(crate) client: Option<CertifiedClient<'a>>,
 }
+
+/// A client with a certificate that is good.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CertifiedClient<'a> {
+    /// The certificate's common name, of [`NAME_LEN_MAX`] bytes at most.
+    pub(crate) name: Option<&'a str>,
+    /// It was shown earlier in the session, not on this connection.
+    pub(crate) resumed: bool,
+}
+
+/// More than certificates may have (RFC 5280, `ub-common-name`), and less than a header can hold.
+pub(crate) const NAME_LEN_MAX: usize = 255;
 
 /// The header that an upstream is sent. Nothing is known of who connects by a Unix socket.
 pub(crate) fn header(
@@ -164,10 +177,13 @@ fn header_v2(endpoints: Option<Endpoints>, agreed: &Agreed<'_>) -> Vec<u8> {
     const AUTHORITY: u8 = 0x02;
     const SSL: u8 = 0x20;
     const SSL_VERSION: u8 = 0x21;
+    const SSL_CN: u8 = 0x22;
     const SSL_CIPHER: u8 = 0x23;
-    /// Bits of `client`: TLS is used; the client's certificate was of this connection, of this session.
+    /// Bits of `client`: TLS is used; the client has shown a certificate on this connection, in this
+    /// session.
     const CLIENT_SSL: u8 = 1;
-    const CLIENT_CERTIFICATE: u8 = 2 | 4;
+    const CERT_CONN: u8 = 2;
+    const CERT_SESS: u8 = 4;
 
     let (family, mut rest) = match endpoints {
         None => (0, Vec::new()),
@@ -190,12 +206,18 @@ fn header_v2(endpoints: Option<Endpoints>, agreed: &Agreed<'_>) -> Vec<u8> {
     if let Some(name) = agreed.server_name {
         put(&mut rest, AUTHORITY, name.as_bytes());
     }
-    let certificate = if agreed.has_client_certificate { CLIENT_CERTIFICATE } else { 0 };
-    let mut ssl = vec![CLIENT_SSL | certificate];
     // `verify`: 0 if the certificate is good; one that is not never comes this far.
-    let verify: u32 = if agreed.has_client_certificate { 0 } else { 1 };
+    let (certificate, verify) = match agreed.client {
+        None => (0, 1_u32),
+        Some(CertifiedClient { resumed: true, .. }) => (CERT_SESS, 0),
+        Some(CertifiedClient { resumed: false, .. }) => (CERT_CONN | CERT_SESS, 0),
+    };
+    let mut ssl = vec![CLIENT_SSL | certificate];
     ssl.extend(verify.to_be_bytes());
     put(&mut ssl, SSL_VERSION, agreed.version.as_bytes());
+    if let Some(name) = agreed.client.and_then(|client| client.name) {
+        put(&mut ssl, SSL_CN, name.as_bytes());
+    }
     put(&mut ssl, SSL_CIPHER, agreed.suite.as_bytes());
     put(&mut rest, SSL, &ssl);
 
@@ -229,8 +251,8 @@ mod tests {
             server_name: Some("example.org"),
             alpn: Some(b"h2"),
             version: "TLSv1.3",
-            suite: "TLS13_AES_128_GCM_SHA256",
-            has_client_certificate: true,
+            suite: "TLS_AES_128_GCM_SHA256",
+            client: Some(CertifiedClient { name: Some("somebody"), resumed: false }),
         };
         for endpoints in [
             endpoints("192.0.2.1:1234", "198.51.100.7:443"),
@@ -246,6 +268,25 @@ mod tests {
                 let followed = [&bytes[..], b"\x16\x03\x01"].concat();
                 assert_eq!(parse(&followed), Ok(Some(Header { endpoints, len })));
             }
+        }
+    }
+
+    /// The last of the parts: type 0x20, its length, `client`, `verify`, and parts of its own.
+    #[test]
+    fn a_client_with_a_certificate_is_named() {
+        let told = |client| {
+            let agreed = Agreed { version: "TLSv1.3", suite: "TLS", client, ..Agreed::default() };
+            let bytes = header(ProxyProtocol::V2, None, &agreed);
+            bytes[V2_SIGNATURE.len() + 4..].to_vec()
+        };
+        let version = b"\x21\0\x07TLSv1.3";
+        let nobody = [&b"\x20\0\x15\x01\0\0\0\x01"[..], version, b"\x23\0\x03TLS"].concat();
+        assert_eq!(told(None), nobody);
+        for (resumed, bits) in [(false, 7), (true, 5)] {
+            let name = Some("me");
+            let parts = [&[0x20, 0, 0x1A, bits, 0, 0, 0, 0][..], version, b"\x22\0\x02me"].concat();
+            let named = [&parts[..], b"\x23\0\x03TLS"].concat();
+            assert_eq!(told(Some(CertifiedClient { name, resumed })), named);
         }
     }
 
