@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls::server::Acceptor;
+use warpcore_runtime::net::Address;
 
 use crate::config::{Config, Signing};
 use crate::error::Error;
@@ -21,9 +22,12 @@ pub fn proxy_header(bytes: &[u8]) {
     }
 }
 
-/// A file is refused with its line, or checked as far as files that it names are not there.
+/// A file is refused with its line, or checked as far as files that it names are not there. Names of
+/// hosts are taken out: they would be looked up.
 pub fn config(text: &str) {
-    if let Ok(config) = toml::from_str::<Config>(text) {
+    if let Ok(mut config) = toml::from_str::<Config>(text) {
+        let pools = config.pools.values_mut();
+        pools.for_each(|pool| pool.upstreams.retain(|one| one.parse::<Address>().is_ok()));
         let _ = Proxy::check(&config);
     }
 }
