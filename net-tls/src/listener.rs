@@ -222,8 +222,12 @@ impl Proxy {
                 Err(error) => {
                     // Most likely descriptors have run out: connections wait in the backlog
                     // meanwhile, and some end.
-                    let address = &listening.address;
-                    tracing::warn!("cannot accept on {address}: {error}; pausing");
+                    if let Some(others) = shard.pauses.due() {
+                        let address = &listening.address;
+                        tracing::warn!(
+                            "cannot accept on {address}: {error}; pausing ({others} more since the last line of this)"
+                        );
+                    }
                     sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -346,6 +350,7 @@ pub(crate) struct Shard {
     cut_off: Semaphore,
     refusals: Rare,
     upstreams: Rare,
+    pauses: Rare,
 }
 
 impl Shard {
@@ -356,6 +361,7 @@ impl Shard {
             cut_off: Semaphore::new(0),
             refusals: Rare::default(),
             upstreams: Rare::default(),
+            pauses: Rare::default(),
         }
     }
 
