@@ -41,6 +41,7 @@ macro_rules! both_transports {
 }
 
 const RSYNC: Need = Need::Tool("rsync", "rsync");
+const SETFACL: Need = Need::Tool("setfacl", "acl");
 const GIT: Need = Need::Tool("git", "git");
 const SQLITE: Need = Need::Tool("sqlite3", "sqlite3");
 const FUSERMOUNT: Need = Need::Tool("fusermount3", "fuse3");
@@ -69,7 +70,7 @@ both_transports! {
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     }
 
-    fn tar_and_rsync_write_what_they_read(place, options) needs [RSYNC] {
+    fn tar_and_rsync_write_what_they_read(place, options) needs [RSYNC, SETFACL] {
         let mounted = place.mount(options);
         let archive = place.directory.path().join("tree.tar");
         let archive = archive.to_str().expect("UTF-8");
@@ -80,6 +81,18 @@ both_transports! {
         assert_same(tree(), &place.target.join("synced"));
         // Reads as it writes; "file changed as we read it" would fail it.
         tool("tar", &["-cf", "again.tar", "synced"], &place.target);
+        // Lists of access, attributes, links.
+        let marked = place.directory.path().join("marked");
+        fs::create_dir(&marked).expect("new");
+        fs::write(marked.join("file"), [7; 10_000]).expect("writes");
+        fs::hard_link(marked.join("file"), marked.join("link")).expect("links");
+        let (name, flags) = ("user.mark", rustix::fs::XattrFlags::empty());
+        rustix::fs::setxattr(marked.join("file"), name, b"of a user", flags).expect("set");
+        tool("setfacl", &["-m", "u:65534:rx", "file"], &marked);
+        tool("setfacl", &["-d", "-m", "g:65534:r", "."], &marked);
+        let from = format!("{}/", marked.display());
+        tool("rsync", &["-aHAX", &from, "marked"], &place.target);
+        assert_same(&marked, &place.target.join("marked"));
         mounted.unmount();
     }
 

@@ -203,10 +203,35 @@ fn a_killed_daemon() {
     }
 }
 
+const SQLITE: Need = Need::Tool("sqlite3", "sqlite3");
+
 /// A database is whole, and has every transaction that was committed.
+fn assert_whole(target: &Path, committed: usize) {
+    let script = "PRAGMA integrity_check; SELECT count(*) FROM t;";
+    let found = tool("sqlite3", &["database", script], target);
+    let count = found.strip_prefix("ok\n").and_then(|count| count.trim().parse::<usize>().ok());
+    assert!(count >= Some(committed), "{found} of {committed}");
+}
+
+#[test]
+fn sqlite_and_a_killed_daemon() {
+    if !(need(&MOUNT) && need(&[SQLITE])) {
+        return;
+    }
+    for round in 0..20 * seeds() {
+        let place = Place::new();
+        let mode = if round % 2 == 0 { "WAL" } else { "DELETE" };
+        let options: &[&str] = if round % 4 < 2 { &[] } else { &["no_uring"] };
+        let mounted = place.mount(options);
+        let committed = transactions(&place.target, mode, changes(round), || _ = mounted.kill());
+        let mounted = place.mount(options);
+        assert_whole(&place.target, committed);
+        mounted.unmount();
+    }
+}
+
 #[test]
 fn sqlite_without_power() {
-    const SQLITE: Need = Need::Tool("sqlite3", "sqlite3");
     if !(need(&MOUNT) && need(&[Need::Loop, EXT4, XFS, SQLITE])) {
         return;
     }
@@ -219,10 +244,7 @@ fn sqlite_without_power() {
         mounted.kill();
         disk.restore_power();
         let mounted = disk.place.mount(&[]);
-        let script = "PRAGMA integrity_check; SELECT count(*) FROM t;";
-        let found = tool("sqlite3", &["database", script], &disk.place.target);
-        let count = found.strip_prefix("ok\n").and_then(|count| count.trim().parse::<usize>().ok());
-        assert!(count >= Some(committed), "{mode}: {found} of {committed}");
+        assert_whole(&disk.place.target, committed);
         mounted.unmount();
     }
 }

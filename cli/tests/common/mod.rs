@@ -153,7 +153,7 @@ impl Drop for Mounted {
 pub fn assert_same(one: &Path, other: &Path) {
     let trees = [one, other].map(|path| format!("{}/", path.display()));
     let arguments =
-        ["-aHcn", "--delete", "--itemize-changes", "--omit-dir-times", &trees[0], &trees[1]];
+        ["-aHAXcn", "--delete", "--itemize-changes", "--omit-dir-times", &trees[0], &trees[1]];
     let differences = tool("rsync", &arguments, Path::new("/"));
     assert_eq!(differences, "", "of {} and {}", trees[0], trees[1]);
 }
