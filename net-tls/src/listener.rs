@@ -1,6 +1,7 @@
 //! Accepts on every shard and makes a task of each connection.
 
 use std::cell::Cell;
+use std::fmt::Display;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -137,8 +138,8 @@ impl Proxy {
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
     /// limits, timeouts, ticket keys. When it fails, nothing has changed.
     ///
-    /// Listeners, and where metrics and the access log are, stay what they are: others take a new process. The
-    /// log goes on in a new file if the old one was moved away.
+    /// Listeners, and where metrics and the access log are, stay what they are: others take a new
+    /// process. The log goes on in a new file if the old one was moved away.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
         let same = config.listeners.len() == self.listening.len()
             && config.listeners.iter().zip(&self.listening).all(|(new, old)| {
@@ -181,7 +182,8 @@ impl Proxy {
     }
 
     /// Serves on the current shard until the machine is asked to stop, then waits for the open
-    /// connections, at most for the configured time. What is open after that is cut off. Every shard of the machine has to call it.
+    /// connections, at most for the configured time. What is open after that is cut off. Every shard of
+    /// the machine has to call it.
     pub async fn serve(self: &Arc<Self>) -> Result<Stats, Error> {
         let shard = Rc::new(Shard::new());
         lock(&self.counters).push(Arc::clone(&shard.counters));
@@ -222,12 +224,8 @@ impl Proxy {
                 Err(error) => {
                     // Most likely descriptors have run out: connections wait in the backlog
                     // meanwhile, and some end.
-                    if let Some(others) = shard.pauses.due() {
-                        let address = &listening.address;
-                        tracing::warn!(
-                            "cannot accept on {address}: {error}; pausing ({others} more since the last line of this)"
-                        );
-                    }
+                    let address = &listening.address;
+                    shard.pauses.warn(format_args!("cannot accept on {address}: {error}; pausing"));
                     sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -398,13 +396,10 @@ impl Shard {
             Failure::Relay(_) => Counter::RelayFailed,
             Failure::CutOff => Counter::CutOff,
         });
-        let rare = match failure {
-            Failure::Refused(_) => &self.refusals,
-            Failure::Upstream(_) => &self.upstreams,
-            _ => return tracing::debug!("{failure}"),
-        };
-        if let Some(others) = rare.due() {
-            tracing::warn!("{failure} ({others} more since the last line of this)");
+        match failure {
+            Failure::Refused(_) => self.refusals.warn(failure),
+            Failure::Upstream(_) => self.upstreams.warn(failure),
+            _ => tracing::debug!("{failure}"),
         }
     }
 
@@ -432,6 +427,13 @@ struct Rare {
 }
 
 impl Rare {
+    /// Says it, if it is to be said.
+    fn warn(&self, line: impl Display) {
+        if let Some(others) = self.due() {
+            tracing::warn!("{line} ({others} more since the last line of this)");
+        }
+    }
+
     /// How many were left out since it was said last, if it is to be said again.
     fn due(&self) -> Option<u64> {
         let now = Instant::now();

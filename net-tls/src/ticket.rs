@@ -166,7 +166,7 @@ impl Ticketer {
         LessSafeKey::new(UnboundKey::from(okm))
     }
 
-    /// `now` since 1970, as below.
+    /// `now`: since 1970, here and below.
     fn seal(&self, plain: &[u8], now: Duration) -> Option<Vec<u8>> {
         let mut salt = [0; SALT_LEN];
         SystemRandom::new().fill(&mut salt).ok()?;

@@ -7,7 +7,7 @@ mod user;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, spawn, stopper, stopping};
@@ -99,9 +99,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
             async move {
                 if shard == 0 {
-                    let handed_over = Arc::new(AtomicBool::new(false));
-                    let flag = Arc::clone(&handed_over);
-                    reload::start(arguments, Arc::clone(&proxy), stopper(), flag)?;
+                    let handed_over = reload::start(arguments, Arc::clone(&proxy), stopper())?;
                     for address in proxy.addresses() {
                         eprintln!("listening on {address}");
                     }

@@ -27,13 +27,15 @@ const FILES_EVERY: Duration = Duration::from_secs(2);
 type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
-/// shard to wait for. `handed_over` is set before `stopper` stops this process for the next one.
+/// shard to wait for. The flag becomes true before `stopper` stops this process for the next one. Relaxed:
+/// who was stopped sees it, since the shards' mailbox orders what was written before a message.
 pub(super) fn start(
     arguments: Arc<Arguments>,
     proxy: Arc<Proxy>,
     stopper: Stopper,
-    handed_over: Arc<AtomicBool>,
-) -> Result<(), String> {
+) -> Result<Arc<AtomicBool>, String> {
+    let handed_over = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&handed_over);
     let listen = |signal: i32| {
         let flag = Arc::new(AtomicBool::new(false));
         let registered = signal_hook::flag::register(signal, Arc::clone(&flag));
@@ -51,7 +53,7 @@ pub(super) fn start(
                 match hand_over::start(&proxy) {
                     Ok(next) => {
                         tracing::info!("handed over to process {}", next.id());
-                        handed_over.store(true, Ordering::Relaxed);
+                        flag.store(true, Ordering::Relaxed);
                         stopper.stop();
                         return;
                     }
@@ -83,7 +85,7 @@ pub(super) fn start(
         }
     });
     spawned
-        .map(|_: JoinHandle<()>| ())
+        .map(|_: JoinHandle<()>| handed_over)
         .map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
 }
 

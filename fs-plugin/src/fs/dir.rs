@@ -24,12 +24,11 @@ use crate::fuse::request::Request;
 /// `new` is on the disk before it replaces another file, or a power cut might leave neither of them. ext4
 /// sees to that itself (`ext4_rename`, `auto_da_alloc`).
 async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<(), Errno> {
-    /// Of linux/magic.h.
-    const EXT4: i64 = 0xEF53;
     let is_file = |(parent, name): (&OwnedFd, &OsStr)| {
         fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_file(&stat))
     };
-    if !is_file(old) || !is_file(new) || fs::fstatfs(new.0)?.f_type == EXT4 {
+    let is_ext4 = fs::fstatfs(new.0)?.f_type == libc::EXT4_SUPER_MAGIC;
+    if is_ext4 || !is_file(old) || !is_file(new) {
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -243,54 +243,36 @@ impl Fs {
 
     /// The contents of a node, loaded, in use until [`Fs::put_file`].
     pub(crate) async fn load(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
+        self.load_for(nodeid, false).await
+    }
+
+    /// As [`Fs::load`], and they can be written.
+    pub(crate) async fn load_to_write(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
+        self.load_for(nodeid, true).await
+    }
+
+    async fn load_for(&self, nodeid: u64, to_write: bool) -> Result<Arc<File>, Errno> {
         let file = self.take_file(nodeid)?;
-        let loaded = {
-            let mut contents = file.write().await;
-            if contents.is_none() {
-                match self.open_contents(nodeid).await {
-                    Ok(opened) => {
-                        file.fill(&mut contents, opened);
-                        Ok(())
-                    }
-                    Err(errno) => Err(errno),
-                }
-            } else {
-                Ok(())
-            }
-        };
-        if let Err(errno) = loaded {
+        if let Err(errno) = self.fill(nodeid, &file, to_write).await {
             let _ = self.put_file(nodeid, &file).await;
             return Err(errno);
         }
         Ok(file)
     }
 
-    /// As [`Fs::load`]. What was loaded while the lower could not be written is loaded again: it may be
-    /// possible now.
-    pub(crate) async fn load_to_write(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
-        let file = self.load(nodeid).await?;
-        let loaded = {
-            let mut contents = file.write().await;
-            if contents.as_ref().is_some_and(Contents::is_writable) {
-                Ok(())
-            } else {
-                match self.open_contents(nodeid).await {
-                    Ok(opened) if opened.is_writable() => {
-                        // Nothing is in memory of what cannot be written.
-                        *contents = None;
-                        file.fill(&mut contents, opened);
-                        Ok(())
-                    }
-                    Ok(_) => Err(Errno::ROFS),
-                    Err(errno) => Err(errno),
-                }
-            }
-        };
-        if let Err(errno) = loaded {
-            let _ = self.put_file(nodeid, &file).await;
-            return Err(errno);
+    async fn fill(&self, nodeid: u64, file: &File, to_write: bool) -> Result<(), Errno> {
+        let mut contents = file.write().await;
+        if contents.as_ref().is_some_and(|loaded| loaded.is_writable() || !to_write) {
+            return Ok(());
         }
-        Ok(file)
+        let opened = self.open_contents(nodeid).await?;
+        if to_write && !opened.is_writable() {
+            return Err(Errno::ROFS);
+        }
+        // What was loaded while the lower could not be written has nothing in memory.
+        *contents = None;
+        file.fill(&mut contents, opened);
+        Ok(())
     }
 
     async fn open_contents(&self, nodeid: u64) -> Result<Contents<FileMedium>, Errno> {

@@ -181,10 +181,8 @@ impl Medium for FileMedium {
     }
 
     fn overwrites_in_place(&self) -> bool {
-        /// Magic numbers of linux/magic.h.
-        const EXT4: i64 = 0xEF53;
-        const XFS: i64 = 0x5846_5342;
-        fs::fstatfs(&self.file).is_ok_and(|stat| matches!(stat.f_type, EXT4 | XFS))
+        let known = [libc::EXT4_SUPER_MAGIC, libc::XFS_SUPER_MAGIC];
+        fs::fstatfs(&self.file).is_ok_and(|stat| known.contains(&stat.f_type))
     }
 
     fn epoch(&self) -> u32 {
