@@ -29,24 +29,12 @@ pub struct Found {
     pub chain: Vec<Range<u64>>,
 }
 
-/// What a commit has to show besides its records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verify {
-    /// Nothing: the file was closed in order.
-    Records,
-    /// What was not known to be durable, whole: a crash may have taken any of it.
-    Unsynced,
-    /// The same, but bytes that are there and wrong are not what a crash leaves: whoever reads them is
-    /// told, and nothing is cut for it.
-    NotLost,
-}
-
-/// The commit whose record ends at `end`, if it holds.
+/// The commit whose record ends at `end`, if it holds. `verify`: also what was not durable yet.
 pub async fn commit_at<M: Medium>(
     medium: &M,
     head: &Head,
     end: u64,
-    verify: Verify,
+    verify: bool,
 ) -> Result<Option<Found>, Error> {
     let Some((offset, record)) = record_ending_at(medium, head, end).await? else {
         return Ok(None);
@@ -72,7 +60,8 @@ pub async fn commit_at<M: Medium>(
         records.push(before);
     }
     chain.reverse();
-    let index = match index_of(medium, head, &records, verify).await {
+    let durable_end = verify.then_some(records[0].durable_end);
+    let index = match index_of(medium, head, &records, durable_end).await {
         Ok(Some(index)) => index,
         Ok(None) | Err(Error::Damaged { .. }) => return Ok(None),
         Err(error) => return Err(error),
@@ -80,13 +69,13 @@ pub async fn commit_at<M: Medium>(
     Ok(Some(Found { index, record: records.swap_remove(0), end, chain }))
 }
 
-/// The index that these records make, newest first. None: something of it does not show what
-/// `verify` wants.
+/// The index that these records make, newest first. None: something of it that ends behind
+/// `durable_end` does not verify.
 async fn index_of<M: Medium>(
     medium: &M,
     head: &Head,
     records: &[Record],
-    verify: Verify,
+    durable_end: Option<u64>,
 ) -> Result<Option<Mutex<Index>>, Error> {
     let chunk_len = 1 << head.chunk_len_log2;
     let index = match records[0].checkpoint {
@@ -104,8 +93,7 @@ async fn index_of<M: Medium>(
         let mut index = known(medium, head, &index, extent.logical..extent.end(), 0).await?;
         drop(index.lay_over(*extent));
     }
-    if verify != Verify::Records {
-        let durable_end = records[0].durable_end;
+    if let Some(durable_end) = durable_end {
         drop(known(medium, head, &index, 0..OFFSET_MAX, durable_end).await?);
         // What later extents cover altogether is not contents any more.
         let doubtful: Vec<_> = lock(&index)
@@ -115,11 +103,7 @@ async fn index_of<M: Medium>(
             .collect();
         let mut verified = BTreeSet::new();
         for extent in doubtful {
-            if !verified.insert(extent.physical) || verifies(medium, &extent).await? {
-                continue;
-            }
-            let stored = extent.physical..extent.stored_end();
-            if verify == Verify::Unsynced || is_lost(medium, stored).await? {
+            if verified.insert(extent.physical) && !verifies(medium, &extent).await? {
                 return Ok(None);
             }
         }
@@ -152,7 +136,7 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
                 && let Some((offset, record)) = record_ending_at(medium, head, end).await?
             {
                 durable_end = durable_end.max(record.durable_end);
-                if let Some(found) = commit_at(medium, head, end, Verify::Unsynced).await? {
+                if let Some(found) = commit_at(medium, head, end, true).await? {
                     let lost = Error::Damaged { what: "commit that was durable, behind", offset };
                     return if found.end < durable_end { Err(lost) } else { Ok(Some(found)) };
                 }
@@ -202,27 +186,6 @@ async fn record_starting_at<M: Medium>(
     };
     bytes.truncate(len);
     Ok(Record::parse(&bytes, head, offset).map(|record| (record, offset + len as u64)))
-}
-
-/// Whether something of `range` may never have reached the disk: the part of a sector that lies in it
-/// is zeros, as what was not written reads below a length that is durable.
-pub async fn is_lost<M: Medium>(medium: &M, range: Range<u64>) -> Result<bool, Error> {
-    const SECTOR: usize = 512;
-    const WINDOW: u64 = 1 << 20;
-    let mut start = range.start;
-    while start < range.end {
-        let end = range.end.min((start / WINDOW + 1) * WINDOW);
-        let within = |offset: u64| usize::try_from(offset).expect("a window");
-        let bytes = medium.read_at(start, within(end - start)).await?;
-        let first = SECTOR - within(start % WINDOW) % SECTOR;
-        let (first, others) = bytes.split_at(first.min(bytes.len()));
-        let mut sectors = std::iter::once(first).chain(others.chunks(SECTOR));
-        if sectors.any(|sector| sector.iter().all(|byte| *byte == 0)) {
-            return Ok(true);
-        }
-        start = end;
-    }
-    Ok(false)
 }
 
 /// Whether the stored bytes of an extent are what was written.
