@@ -13,6 +13,7 @@ use std::sync::Mutex;
 
 use super::format::{Extent, Form, Head, OFFSET_MAX, Record};
 use super::index::{Index, known, lock, read_node};
+use super::loss;
 use super::medium::Medium;
 use crate::error::Error;
 
@@ -29,12 +30,24 @@ pub struct Found {
     pub chain: Vec<Range<u64>>,
 }
 
-/// The commit whose record ends at `end`, if it holds. `verify`: also what was not durable yet.
+/// What a commit has to show besides its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// Nothing: the file was closed in order.
+    Records,
+    /// What was not known to be durable, whole: a crash may have taken any of it.
+    Unsynced,
+    /// The same, but bytes that are there and wrong are not what a crash leaves: whoever reads them is
+    /// told, and nothing is cut for it.
+    NotLost,
+}
+
+/// The commit whose record ends at `end`, if it holds.
 pub async fn commit_at<M: Medium>(
     medium: &M,
     head: &Head,
     end: u64,
-    verify: bool,
+    verify: Verify,
 ) -> Result<Option<Found>, Error> {
     let Some((offset, record)) = record_ending_at(medium, head, end).await? else {
         return Ok(None);
@@ -60,8 +73,7 @@ pub async fn commit_at<M: Medium>(
         records.push(before);
     }
     chain.reverse();
-    let durable_end = verify.then_some(records[0].durable_end);
-    let index = match index_of(medium, head, &records, durable_end).await {
+    let index = match index_of(medium, head, &records, end, verify).await {
         Ok(Some(index)) => index,
         Ok(None) | Err(Error::Damaged { .. }) => return Ok(None),
         Err(error) => return Err(error),
@@ -69,13 +81,14 @@ pub async fn commit_at<M: Medium>(
     Ok(Some(Found { index, record: records.swap_remove(0), end, chain }))
 }
 
-/// The index that these records make, newest first. None: something of it that ends behind
-/// `durable_end` does not verify.
+/// The index that these records make, newest first, in a file that ends with them. None: something of it
+/// does not show what `verify` wants.
 async fn index_of<M: Medium>(
     medium: &M,
     head: &Head,
     records: &[Record],
-    durable_end: Option<u64>,
+    end: u64,
+    verify: Verify,
 ) -> Result<Option<Mutex<Index>>, Error> {
     let chunk_len = 1 << head.chunk_len_log2;
     let index = match records[0].checkpoint {
@@ -93,7 +106,8 @@ async fn index_of<M: Medium>(
         let mut index = known(medium, head, &index, extent.logical..extent.end(), 0).await?;
         drop(index.lay_over(*extent));
     }
-    if let Some(durable_end) = durable_end {
+    if verify != Verify::Records {
+        let durable_end = records[0].durable_end;
         drop(known(medium, head, &index, 0..OFFSET_MAX, durable_end).await?);
         // What later extents cover altogether is not contents any more.
         let doubtful: Vec<_> = lock(&index)
@@ -103,7 +117,11 @@ async fn index_of<M: Medium>(
             .collect();
         let mut verified = BTreeSet::new();
         for extent in doubtful {
-            if verified.insert(extent.physical) && !verifies(medium, &extent).await? {
+            if !verified.insert(extent.physical) || verifies(medium, &extent).await? {
+                continue;
+            }
+            let stored = extent.physical..extent.stored_end();
+            if verify == Verify::Unsynced || loss::took_sectors(medium, stored, end).await? {
                 return Ok(None);
             }
         }
@@ -136,7 +154,7 @@ pub async fn newest<M: Medium>(medium: &M, head: &Head, end: u64) -> Result<Opti
                 && let Some((offset, record)) = record_ending_at(medium, head, end).await?
             {
                 durable_end = durable_end.max(record.durable_end);
-                if let Some(found) = commit_at(medium, head, end, true).await? {
+                if let Some(found) = commit_at(medium, head, end, Verify::Unsynced).await? {
                     let lost = Error::Damaged { what: "commit that was durable, behind", offset };
                     return if found.end < durable_end { Err(lost) } else { Ok(Some(found)) };
                 }

@@ -3,7 +3,8 @@
 use super::{Container, Medium, set_attribute};
 use crate::error::Error;
 use crate::store::format::{Attribute, Head, Kind, State};
-use crate::store::recovery::{self, Found};
+use crate::store::loss;
+use crate::store::recovery::{self, Found, Verify};
 
 /// Loads what the attribute says is a container.
 pub(super) async fn load<M: Medium>(
@@ -20,7 +21,7 @@ pub(super) async fn load<M: Medium>(
     let in_order = attribute.size_if_clean(len).is_some();
     if in_order {
         if let Some(head) = read_head(medium).await?
-            && let Some(found) = recovery::commit_at(medium, &head, len, false).await?
+            && let Some(found) = recovery::commit_at(medium, &head, len, Verify::Records).await?
         {
             let mut container = Container::loaded(head, found, Some(attribute.state));
             if attribute.durable {
@@ -37,14 +38,16 @@ pub(super) async fn load<M: Medium>(
     // Not closed in order: a crash, or a daemon that was killed. Or the mark of being closed is on
     // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
     // durable before the bytes (`ext4_da_should_update_i_disksize`).
-    recover(medium, len, attribute.state, writable).await
+    recover(medium, len, attribute.state, in_order, writable).await
 }
 
-/// The newest commit that holds; what lies behind it is cut.
+/// The newest commit that holds; what lies behind it is cut. `in_order`: the file is as long as when it
+/// was closed, and is cut only if some of it never reached the disk.
 pub(super) async fn recover<M: Medium>(
     medium: &M,
     len: u64,
     state: State,
+    in_order: bool,
     writable: bool,
 ) -> Result<Container, Error> {
     let found = match read_head(medium).await? {
@@ -66,6 +69,9 @@ pub(super) async fn recover<M: Medium>(
     };
     let end = container.physical;
     if end < len {
+        if in_order && !loss::took_frames(medium, end..len).await? {
+            return Err(Error::Damaged { what: "commit, behind", offset: end });
+        }
         tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
         if writable {
             if state == State::Clean {
@@ -85,7 +91,7 @@ pub(super) async fn closed_in_order<M: Medium>(
     let Some(head) = read_head(medium).await? else {
         return Ok(None);
     };
-    let found = recovery::commit_at(medium, &head, len, false).await?;
+    let found = recovery::commit_at(medium, &head, len, Verify::Records).await?;
     Ok(found.map(|found| (head, found)))
 }
 

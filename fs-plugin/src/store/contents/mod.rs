@@ -38,7 +38,7 @@ use super::format::{
 };
 use super::index::{self, Index};
 use super::medium::Medium;
-use super::recovery;
+use super::recovery::{self, Verify};
 use crate::error::Error;
 use append::{Append, Stored};
 use dead::Dead;
@@ -672,14 +672,16 @@ impl<M: Medium> Contents<M> {
             self.body
         {
             self.body = Body::Container(
-                match recovery::commit_at(&self.medium, &head, physical, true).await? {
+                match recovery::commit_at(&self.medium, &head, physical, Verify::NotLost).await? {
                     Some(found) => {
                         // Read back after the loss, if there was one: it is on the disk.
                         let durable_end = found.end;
                         let loaded = Container::loaded(head, found, Some(State::Clean));
                         Container { durable_end, ..loaded }
                     }
-                    None => recover(&self.medium, physical, State::Clean, self.writable).await?,
+                    None => {
+                        recover(&self.medium, physical, State::Clean, true, self.writable).await?
+                    }
                 },
             );
             self.forget_decoded();

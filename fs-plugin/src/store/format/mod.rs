@@ -281,10 +281,8 @@ impl Record {
 
     /// The length that the start of a record claims; None if there is no record.
     pub fn len_by_head(bytes: &[u8]) -> Option<usize> {
-        let mut fields = Fields(bytes);
-        let magic = fields.u32()?;
-        let len = (fields.u32()? as usize).checked_add(SKIPPABLE_HEAD_LEN)?;
-        (magic == SKIPPABLE_MAGIC && len <= bytes.len()).then_some(len)
+        let len = usize::try_from(skippable_len(bytes)?).ok()?;
+        (len <= bytes.len()).then_some(len)
     }
 
     /// The record in `bytes`, if it was written at `offset` of the file with this `head`.
@@ -523,6 +521,14 @@ pub fn skippable(len: usize) -> [u8; SKIPPABLE_HEAD_LEN] {
     bytes[..4].copy_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
     bytes[4..].copy_from_slice(&len.to_le_bytes());
     bytes
+}
+
+/// The length, head included, that the start of a skippable frame of ours claims.
+pub fn skippable_len(bytes: &[u8]) -> Option<u64> {
+    let mut fields = Fields(bytes);
+    let magic = fields.u32()?;
+    let len = u64::from(fields.u32()?) + SKIPPABLE_HEAD_LEN as u64;
+    (magic == SKIPPABLE_MAGIC).then_some(len)
 }
 
 /// Reads fields front to back.

@@ -119,17 +119,24 @@ impl CrashMedium {
             .iter()
             .position(|change| matches!(change, Change::SetLen(_)))
             .map_or(unsynced.len(), |at| metadata + at);
+        // What the page cache held.
+        let mut cached = image.clone();
         for (i, change) in unsynced[..truncation].iter().enumerate() {
+            cached.apply(change);
             match change {
                 Change::Write { bytes, offset } => {
                     let survives = random.below(4);
+                    let end = offset + bytes.len() as u64;
                     if i < metadata {
-                        image.extend_to(offset + bytes.len() as u64);
+                        image.extend_to(end);
                     }
-                    for (sector, part) in bytes.chunks(SECTOR).enumerate() {
-                        // All of it, some sectors of it, nothing.
+                    let first = to_index(*offset) / SECTOR * SECTOR;
+                    for sector in (first..to_index(end)).step_by(SECTOR) {
+                        // All of it, some sectors of it, nothing; what was written to a sector before
+                        // comes with it.
                         if survives > 1 || survives == 1 && random.below(2) == 0 {
-                            image.write_within(part, offset + (sector * SECTOR) as u64);
+                            let end = cached.bytes.len().min(sector + SECTOR);
+                            image.write_within(&cached.bytes[sector..end], sector as u64);
                         }
                     }
                 }
@@ -140,15 +147,25 @@ impl CrashMedium {
         if let Some(Change::SetLen(len)) = unsynced.get(truncation) {
             image.lose_truncation(*len, &unsynced[truncation + 1..], &mut random);
         }
-        let crashed = Self { epoch: self.epoch + 1, ..Self::default() };
-        // What was found after the crash is on the disk: the base of what is synced later.
-        *crashed.history.borrow_mut() =
+        self.restarted(image)
+    }
+
+    /// As after a restart before which everything came to the disk.
+    pub fn rebooted(&self) -> Self {
+        self.restarted(self.now.borrow().clone())
+    }
+
+    /// `image` after the power came back.
+    fn restarted(&self, image: Image) -> Self {
+        let restarted = Self { epoch: self.epoch + 1, ..Self::default() };
+        // What is found then is on the disk: the base of what is synced later.
+        *restarted.history.borrow_mut() =
             vec![Change::Write { bytes: image.bytes.clone(), offset: 0 }, Change::Sync];
         if let Some(attribute) = &image.attribute {
-            crashed.history.borrow_mut().insert(0, Change::SetAttribute(attribute.clone()));
+            restarted.history.borrow_mut().insert(0, Change::SetAttribute(attribute.clone()));
         }
-        *crashed.now.borrow_mut() = image;
-        crashed
+        *restarted.now.borrow_mut() = image;
+        restarted
     }
 
     fn change(&self, change: Change) -> io::Result<()> {
