@@ -7,13 +7,16 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use common::{MOUNT, Place, seeds};
+use std::process::Command;
+
+use common::{MOUNT, Place, SETPRIV, seeds, warpcore, warpcore_without_handles};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
 };
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use warpcore_need::{Need, need};
 
 /// Few, so that operations meet.
@@ -26,26 +29,72 @@ const SLOTS: usize = 4;
 enum Op {
     Chmod(usize, u32),
     Close(usize),
-    Copy { from: usize, to: usize, source: u64, target: u64, len: usize },
-    Fallocate { slot: usize, mode: FallocateFlags, offset: u64, len: u64 },
+    Copy {
+        from: usize,
+        to: usize,
+        source: u64,
+        target: u64,
+        len: usize,
+    },
+    Fallocate {
+        slot: usize,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    },
     GetXattr(usize, usize),
     Link(usize, usize),
+    /// Writes through a mapping, and reads it.
+    Map {
+        slot: usize,
+        shared: bool,
+        offset: u64,
+        len: usize,
+        byte: u8,
+    },
     List(usize),
     Mkdir(usize),
-    Open { slot: usize, name: usize, flags: OFlags },
-    Read { slot: usize, offset: u64, len: usize },
+    /// `direct`: on the mount past the page cache, at whatever alignment.
+    Open {
+        slot: usize,
+        name: usize,
+        flags: OFlags,
+        direct: bool,
+    },
+    Read {
+        slot: usize,
+        offset: u64,
+        len: usize,
+    },
     ReadLink(usize),
-    Rename { from: usize, to: usize, flags: RenameFlags },
+    Rename {
+        from: usize,
+        to: usize,
+        flags: RenameFlags,
+    },
     Rmdir(usize),
-    SetLen { slot: usize, len: u64 },
+    SetLen {
+        slot: usize,
+        len: u64,
+    },
     SetTime(usize, i64),
-    SetXattr { name: usize, key: usize, len: usize, flags: XattrFlags },
+    SetXattr {
+        name: usize,
+        key: usize,
+        len: usize,
+        flags: XattrFlags,
+    },
     Stat(usize),
     Symlink(usize, usize),
     Sync(usize),
     Truncate(usize, u64),
     Unlink(usize),
-    Write { slot: usize, offset: u64, len: usize, byte: u8 },
+    Write {
+        slot: usize,
+        offset: u64,
+        len: usize,
+        byte: u8,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -85,13 +134,17 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(XattrFlags::REPLACE),
     ];
     let files = prop_oneof![
-        6 => (slot.clone(), name.clone(), open)
-            .prop_map(|(slot, name, flags)| Op::Open { slot, name, flags }),
+        6 => (slot.clone(), name.clone(), open, prop::bool::weighted(0.2))
+            .prop_map(|(slot, name, flags, direct)| Op::Open { slot, name, flags, direct }),
         2 => slot.clone().prop_map(Op::Close),
         8 => (slot.clone(), offset.clone(), len.clone(), any::<u8>())
             .prop_map(|(slot, offset, len, byte)| Op::Write { slot, offset, len, byte }),
         4 => (slot.clone(), offset.clone(), len.clone())
             .prop_map(|(slot, offset, len)| Op::Read { slot, offset, len }),
+        4 => (slot.clone(), any::<bool>(), offset.clone(), len.clone(), any::<u8>())
+            .prop_map(|(slot, shared, offset, len, byte)| {
+                Op::Map { slot, shared, offset, len, byte }
+            }),
         2 => (slot.clone(), offset.clone()).prop_map(|(slot, len)| Op::SetLen { slot, len }),
         1 => (name.clone(), offset.clone()).prop_map(|(name, len)| Op::Truncate(name, len)),
         2 => (slot.clone(), fallocate, offset.clone(), 1..150_000_u64)
@@ -123,6 +176,8 @@ fn op() -> impl Strategy<Value = Op> {
 /// One of the two trees, and what is open in it.
 struct Side {
     root: PathBuf,
+    /// On the mount.
+    is_ours: bool,
     open: [Option<File>; SLOTS],
 }
 
@@ -138,9 +193,9 @@ fn seen<T>(result: std::io::Result<T>) -> Result<T, Errno> {
 }
 
 impl Side {
-    fn new(root: PathBuf) -> Self {
+    fn new(root: PathBuf, is_ours: bool) -> Self {
         fs::create_dir(&root).expect("new");
-        Self { root, open: Default::default() }
+        Self { root, is_ours, open: Default::default() }
     }
 
     fn slot(&self, slot: usize) -> Result<&File, Errno> {
@@ -175,11 +230,19 @@ impl Side {
             Op::Link(from, to) => done(seen(fs::hard_link(path(from), path(to)))),
             Op::List(name) => list(&path(name)),
             Op::Mkdir(name) => done(rustix::fs::mkdir(path(name), Mode::from_raw_mode(0o755))),
-            Op::Open { slot, name, flags } => {
+            Op::Map { slot, shared, offset, len, byte } => {
+                map(self.slot(slot)?, shared, offset, len, byte)
+            }
+            Op::Open { slot, name, flags, direct } => {
                 self.open[slot] = None;
                 let mode = Mode::from_raw_mode(0o644);
                 let fd = rustix::fs::open(path(name), flags | OFlags::CLOEXEC, mode)?;
-                self.open[slot] = Some(File::from(fd));
+                let file = File::from(fd);
+                if direct && self.is_ours && seen(file.metadata())?.is_file() {
+                    let flags = rustix::fs::fcntl_getfl(&file)? | OFlags::DIRECT;
+                    rustix::fs::fcntl_setfl(&file, flags)?;
+                }
+                self.open[slot] = Some(file);
                 Ok(String::new())
             }
             Op::Read { slot, offset, len } => {
@@ -212,12 +275,37 @@ impl Side {
             }
             Op::Unlink(name) => done(rustix::fs::unlink(path(name))),
             Op::Write { slot, offset, len, byte } => {
-                let lines = (0..=u8::MAX).flat_map(|line| [byte ^ line; 100]);
-                let bytes: Vec<u8> = lines.cycle().take(len).collect();
-                Ok(seen(self.slot(slot)?.write_at(&bytes, offset))?.to_string())
+                Ok(seen(self.slot(slot)?.write_at(&lines(byte, len), offset))?.to_string())
             }
         }
     }
+}
+
+fn lines(byte: u8, len: usize) -> Vec<u8> {
+    let lines = (0..=u8::MAX).flat_map(|line| [byte ^ line; 100]);
+    lines.cycle().take(len).collect()
+}
+
+/// Writes to a mapping of a part of the file, as far as that goes; what is in its pages afterwards.
+fn map(file: &File, shared: bool, offset: u64, len: usize, byte: u8) -> Seen {
+    let start = offset / 4096 * 4096;
+    let end = seen(file.metadata())?.len().min(offset + len as u64);
+    let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
+        return Ok("behind the end".to_owned());
+    };
+    let within = |len: u64| usize::try_from(len).expect("a part of a small file");
+    let (before, len) = (within(offset - start), within(len));
+    let flags = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+    let (null, prot) = (std::ptr::null_mut(), ProtFlags::READ | ProtFlags::WRITE);
+    // SAFETY: new memory; nobody else maps it or cuts the file while it is used below.
+    let pages = unsafe { mmap(null, before + len, prot, flags, file, start)? };
+    // SAFETY: as long as it was mapped, whole pages of which every one begins within the file.
+    let mapped = unsafe { std::slice::from_raw_parts_mut(pages.cast::<u8>(), before + len) };
+    mapped[before..].copy_from_slice(&lines(byte, len));
+    let found = digest(mapped);
+    // SAFETY: what was mapped above, and no reference to it is left.
+    unsafe { munmap(pages, before + len)? };
+    Ok(found)
 }
 
 /// Short enough to be printed, and different if anything is.
@@ -267,17 +355,18 @@ fn tree(root: &Path) -> Vec<(PathBuf, Seen)> {
     found
 }
 
-fn compare(options: &[&str]) {
+fn compare(program: fn() -> Command, options: &[&str]) {
     let cases = 60 * u32::try_from(seeds()).expect("a small number");
     let place = Place::new();
     let model = place.directory.path().join("model");
     fs::create_dir(&model).expect("new");
-    let mounted = place.mount(options);
+    let mounted = place.mount_by(program(), options);
     let number = std::cell::Cell::new(0_u32);
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(&prop::collection::vec(op(), 1..120), |ops| {
         let name = number.replace(number.get() + 1).to_string();
-        let mut sides = [&place.target, &model].map(|root| Side::new(root.join(&name)));
+        let sides = [(&place.target, true), (&model, false)];
+        let mut sides = sides.map(|(root, is_ours)| Side::new(root.join(&name), is_ours));
         for (nth, op) in ops.iter().enumerate() {
             let [ours, expected] = sides.each_mut().map(|side| side.apply(*op));
             prop_assert_eq!(ours, expected, "operation {}: {:?}", nth, op);
@@ -288,7 +377,7 @@ fn compare(options: &[&str]) {
     });
     result.unwrap_or_else(|error| panic!("{error}"));
     mounted.unmount();
-    let mounted = place.mount(options);
+    let mounted = place.mount_by(program(), options);
     for name in 0..number.get() {
         let [ours, expected] =
             [&place.target, &model].map(|root| tree(&root.join(name.to_string())));
@@ -300,13 +389,35 @@ fn compare(options: &[&str]) {
 #[test]
 fn with_write_back() {
     if need(&MOUNT) && need(&[Need::FuseUring]) {
-        compare(&[]);
+        compare(warpcore, &[]);
     }
 }
 
 #[test]
 fn with_write_through() {
     if need(&MOUNT) && need(&[Need::FuseUring]) {
-        compare(&["no_uring", "writethrough"]);
+        compare(warpcore, &["writethrough"]);
+    }
+}
+
+#[test]
+fn classic_with_write_back() {
+    if need(&MOUNT) {
+        compare(warpcore, &["no_uring"]);
+    }
+}
+
+#[test]
+fn classic_with_write_through() {
+    if need(&MOUNT) {
+        compare(warpcore, &["no_uring", "writethrough"]);
+    }
+}
+
+#[test]
+fn without_handles() {
+    if need(&MOUNT) && need(&[Need::FuseUring, SETPRIV]) {
+        compare(warpcore_without_handles, &[]);
+        compare(warpcore_without_handles, &["writethrough"]);
     }
 }

@@ -4,11 +4,14 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use common::disk::Disk;
-use common::{MOUNT, Place, noise, tool};
+use common::{MOUNT, Place, SETPRIV, noise, tool, warpcore_without_handles};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
@@ -48,6 +51,73 @@ fn too_few_descriptors_are_not_the_callers() {
         assert_eq!(read, b"open");
     }
     mounted.unmount();
+}
+
+/// Where inodes are found by their names they cost no descriptor either, and follow what becomes of them.
+#[test]
+fn a_tree_has_more_inodes_than_there_are_descriptors() {
+    if !(need(&MOUNT) && need(&[PRLIMIT, SETPRIV])) {
+        return;
+    }
+    let place = Place::new();
+    let mut limited = Command::new("prlimit");
+    let program = warpcore_without_handles();
+    limited.arg("--nofile=100:100").arg(program.get_program()).args(program.get_args());
+    let mounted = place.mount_by(limited, &[]);
+    let deep = place.target.join("a/b/c/d/e");
+    fs::create_dir_all(&deep).expect("makes");
+    for directory in 0..60 {
+        let directory = deep.join(directory.to_string());
+        fs::create_dir(&directory).expect("makes");
+        for name in 0..10 {
+            fs::write(directory.join(name.to_string()), name.to_string()).expect("writes");
+        }
+    }
+    // The kernel knows them all, and shall ask for all again.
+    let held: Vec<_> = ["", "59", "59/9"].map(|name| open_for_nothing(&deep.join(name))).into();
+    let other_link = deep.join("link");
+    fs::hard_link(deep.join("59/9"), &other_link).expect("links");
+    // No descriptor is kept of any directory on the way to this one.
+    for directory in 0..30 {
+        fs::write(deep.join(directory.to_string()).join("new"), "").expect("writes");
+    }
+    fs::rename(place.target.join("a/b"), place.target.join("moved")).expect("moves");
+    let deep = place.target.join("moved/c/d/e");
+    let nothing = rustix::fs::openat(&held[0], "nothing", OFlags::RDONLY, Mode::empty());
+    assert_eq!(nothing.expect_err("no such file"), Errno::NOENT);
+    for directory in 0..60 {
+        for name in 0..10 {
+            let path = deep.join(directory.to_string()).join(name.to_string());
+            assert_eq!(fs::read(&path).expect("reads"), name.to_string().as_bytes());
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("sets");
+        }
+    }
+    // The name that was last heard of goes, then the other one, and then there is none.
+    for (name, links) in [("link", 1), ("59/9", 0)] {
+        fs::remove_file(deep.join(name)).expect("removes");
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let stat = rustix::fs::statx(&held[2], "", flags, StatxFlags::NLINK).expect("held");
+        assert_eq!(stat.stx_nlink, links);
+    }
+    fs::remove_dir_all(deep.join("59")).expect("removes");
+    let removed = rustix::fs::openat(&held[1], "0", OFlags::RDONLY, Mode::empty());
+    assert_eq!(removed.expect_err("removed"), Errno::NOENT);
+    // Two change places, with what is in them.
+    let (one, other) = (deep.join("0"), deep.join("1"));
+    fs::write(one.join("of the first"), "").expect("writes");
+    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(&held[0], "0", &held[0], "1", exchange).expect("exchanges");
+    assert!(other.join("of the first").exists() && !one.join("of the first").exists());
+    fs::write(other.join("of the first"), "again").expect("writes");
+    fs::rename(other.join("of the first"), deep.join("2/3")).expect("replaces");
+    assert_eq!(fs::read(deep.join("2/3")).expect("reads"), b"again");
+    drop(held);
+    mounted.unmount();
+    assert_eq!(fs::read_dir(place.source.join("moved/c/d/e")).expect("lists").count(), 59);
+}
+
+fn open_for_nothing(path: &Path) -> OwnedFd {
+    rustix::fs::open(path, OFlags::PATH, Mode::empty()).expect("there")
 }
 
 /// The room that the lower filesystem keeps for root stays free, and what was acknowledged is there.

@@ -8,12 +8,19 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use common::{MOUNT, Place, seeds};
+use common::{MOUNT, Place, SETPRIV, seeds, warpcore, warpcore_without_handles};
 use warpcore_need::{Need, need};
 
 const PJDFSTEST: Need = Need::Crate("pjdfstest");
 const STRESS: Need = Need::Tool("stress-ng", "stress-ng");
 const FSX: Need = Need::Crate("fsx");
+
+/// Options of every kind of mount in long campaigns; else of the default one.
+fn kinds() -> &'static [&'static [&'static str]] {
+    const KINDS: [&[&str]; 4] =
+        [&[], &["no_uring"], &["writethrough"], &["no_uring", "writethrough"]];
+    if seeds() == 1 { &KINDS[..1] } else { &KINDS }
+}
 
 /// What other users may do is a part of it, so that every directory on the way lets them in.
 fn open_place() -> Place {
@@ -25,7 +32,7 @@ fn open_place() -> Place {
     place
 }
 
-fn pjdfstest(options: &[&str]) {
+fn pjdfstest(program: Command, options: &[&str]) {
     // Remounting needs an idle filesystem, which earlier tests of the suite do not leave.
     const CONFIGURATION: &str = r#"
         [features]
@@ -43,7 +50,7 @@ fn pjdfstest(options: &[&str]) {
     let place = open_place();
     let configuration = place.directory.path().join("pjdfstest.toml");
     fs::write(&configuration, CONFIGURATION).expect("writes");
-    let mounted = place.mount(&[options, &["allow_other"]].concat());
+    let mounted = place.mount_by(program, &[options, &["allow_other"]].concat());
     let output = Command::new("pjdfstest")
         .arg("-c")
         .arg(&configuration)
@@ -121,13 +128,11 @@ fn fsx(options: &[&str]) {
 fn stress_ng() {
     // What is not about files on a mount; FIEMAP and fs-verity are not FUSE's.
     const NOT_OURS: &str = "bind-mount,binderfs,eventfd,fiemap,ioprio,procfs,verity";
-    const KINDS: [&[&str]; 4] =
-        [&[], &["no_uring"], &["writethrough"], &["no_uring", "writethrough"]];
     if !(need(&MOUNT) && need(&[Need::FuseUring, STRESS])) {
         return;
     }
-    let (kinds, seconds) = if seeds() == 1 { (1, "1") } else { (KINDS.len(), "5") };
-    for kind in &KINDS[..kinds] {
+    let seconds = if seeds() == 1 { "1" } else { "5" };
+    for kind in kinds() {
         let place = Place::new();
         let mounted = place.mount(kind);
         let output = Command::new("stress-ng")
@@ -147,21 +152,42 @@ fn stress_ng() {
 #[test]
 fn pjdfstest_classic() {
     if need(&MOUNT) && need(&[PJDFSTEST]) {
-        pjdfstest(&["no_uring"]);
+        pjdfstest(warpcore(), &["no_uring"]);
     }
 }
 
 #[test]
 fn pjdfstest_io_uring() {
     if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
-        pjdfstest(&[]);
+        pjdfstest(warpcore(), &[]);
     }
 }
 
 #[test]
 fn pjdfstest_writethrough() {
     if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST]) {
-        pjdfstest(&["writethrough"]);
+        pjdfstest(warpcore(), &["writethrough"]);
+    }
+}
+
+#[test]
+fn pjdfstest_classic_writethrough() {
+    if need(&MOUNT) && need(&[PJDFSTEST]) {
+        pjdfstest(warpcore(), &["no_uring", "writethrough"]);
+    }
+}
+
+#[test]
+fn pjdfstest_without_handles() {
+    if need(&MOUNT) && need(&[Need::FuseUring, PJDFSTEST, SETPRIV]) {
+        pjdfstest(warpcore_without_handles(), &[]);
+    }
+}
+
+#[test]
+fn fsx_classic_writethrough() {
+    if need(&MOUNT) && need(&[FSX]) {
+        fsx(&["no_uring", "writethrough"]);
     }
 }
 
@@ -193,8 +219,14 @@ fn fio_verifies_what_it_wrote() {
     if !(need(&MOUNT) && need(&[FIO])) {
         return;
     }
+    for kind in kinds() {
+        fio(kind);
+    }
+}
+
+fn fio(options: &[&str]) {
     let place = Place::new();
-    let mounted = place.mount(&[]);
+    let mounted = place.mount(options);
     let common = "--name=job --size=16m --verify=crc32c --verify_fatal=1 --do_verify=1 \
                   --verify_state_save=0 --buffer_compress_percentage=50 --refill_buffers \
                   --output-format=terse";
@@ -211,7 +243,7 @@ fn fio_verifies_what_it_wrote() {
         let output = Command::new("fio").args(words).current_dir(&place.target).output();
         let output = output.expect("checked by need");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{job}: {said}");
+        assert!(output.status.success(), "{options:?}, {job}: {said}");
         fs::remove_file(place.target.join("job.0.0")).expect("fio's file");
     }
     // Nothing was left open.

@@ -1,4 +1,4 @@
-//! A mount by somebody without privileges: fusermount3 makes it, inodes are held by descriptors, and
+//! A mount by somebody without privileges: fusermount3 makes it, inodes are found by their names, and
 //! files that nobody may write to have no attribute of ours.
 
 mod common;
@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{MOUNT, Place, tool, warpcore};
+use common::{MOUNT, Place, SETPRIV, tool, warpcore};
 use warpcore_need::{Need, need};
 
 const NOBODY: u32 = 65534;
@@ -80,11 +80,7 @@ impl Drop for Server {
 
 #[test]
 fn a_user_mounts_what_is_theirs() {
-    let tools = [
-        Need::Tool("fusermount3", "fuse3"),
-        Need::Tool("rsync", "rsync"),
-        Need::Tool("setpriv", "util-linux"),
-    ];
+    let tools = [Need::Tool("fusermount3", "fuse3"), Need::Tool("rsync", "rsync"), SETPRIV];
     if !(need(&MOUNT) && need(&tools)) {
         return;
     }

@@ -24,6 +24,17 @@ pub fn warpcore() -> Command {
     Command::new(env!("CARGO_BIN_EXE_warpcore"))
 }
 
+pub const SETPRIV: Need = Need::Tool("setpriv", "util-linux");
+
+/// As [`warpcore`], without the privilege to open by file handle: inodes are found by their names, as on
+/// mounts of users who have none.
+pub fn warpcore_without_handles() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search"]);
+    command.arg(env!("CARGO_BIN_EXE_warpcore"));
+    command
+}
+
 /// Runs a tool and fails with its words if it fails.
 pub fn tool(program: impl AsRef<OsStr>, arguments: &[&str], directory: &Path) -> String {
     let output = Command::new(&program).args(arguments).current_dir(directory).output();

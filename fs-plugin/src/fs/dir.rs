@@ -14,6 +14,7 @@ use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
 use super::file::{mask, os};
+use super::inodes::Directory;
 use super::lookup::{Place, is_file};
 use super::lower::proc_path;
 use super::{Answer, Fs, MAX_WRITE, Reply, reply};
@@ -99,9 +100,10 @@ impl Fs {
         let parent = self.directory_fd(request.nodeid)?;
         let name = request.name()?;
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let _names = self.names_change();
         let held = self.hold(&parent, name);
         fs::unlinkat(&*parent, name, flags)?;
-        self.keep_nameless(held)?;
+        self.keep_nameless(held, &parent, name)?;
         DONE
     }
 
@@ -120,9 +122,15 @@ impl Fs {
         if flags.is_empty() {
             sync_replacement((&source, from), (&target, to)).await?;
         }
-        let held = self.hold(&target, to);
+        let names = self.names_change();
+        let moved = names.as_ref().and_then(|_| self.hold(&source, from));
+        let replaced = self.hold(&target, to);
         fs::renameat_with(&*source, from, &*target, to, flags)?;
-        self.keep_nameless(held)?;
+        match flags.contains(RenameFlags::EXCHANGE) {
+            true => self.keep_named(replaced, &source, from)?,
+            false => self.keep_nameless(replaced, &target, to)?,
+        }
+        self.keep_named(moved, &target, to)?;
         DONE
     }
 
@@ -169,7 +177,7 @@ impl Fs {
     /// As many entries as fit; with their attributes, each a lookup, if `plus`.
     pub(crate) async fn readdir(&self, request: &Request, plus: bool) -> Answer {
         let args: fuse_read_in = request.args()?;
-        let directory = self.directory(args.fh)?;
+        let directory = Directory::new(request.nodeid, self.directory(args.fh)?);
         let room = args.size.min(MAX_WRITE) as usize;
         let entries = read_entries(&directory, args.offset, room, plus)?;
         let mut bytes = Vec::with_capacity(room);

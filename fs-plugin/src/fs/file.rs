@@ -45,7 +45,8 @@ impl Fs {
         mask(args.umask);
         match self.create_file(request, &parent, name, args.mode) {
             Ok(contents) => {
-                let entry = self.entry_of(contents.medium().descriptor()).await?;
+                let named = Some((&parent, name));
+                let entry = self.entry_of(contents.medium().descriptor(), named).await?;
                 let file = self.take_file(entry.nodeid)?;
                 file.fill(&mut *file.write().await, contents);
                 created(&entry, args.flags)
@@ -91,7 +92,7 @@ impl Fs {
         let fd = fs::openat(&*parent, ".", flags, mode)?;
         self.give_to_caller(request, &parent, Place::Fd(&fd), mode)?;
         let contents = self.create_contents(request, fd)?;
-        let entry = self.entry_of(contents.medium().descriptor()).await?;
+        let entry = self.entry_of(contents.medium().descriptor(), None).await?;
         let file = self.take_file(entry.nodeid)?;
         file.fill(&mut *file.write().await, contents);
         created(&entry, args.flags)

@@ -1,111 +1,26 @@
-//! Inodes that the kernel knows: by number, until it forgets them.
+//! Names to inodes, and inodes to descriptors.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{self, FileType, Stat};
 use rustix::io::Errno;
-use slab::Slab;
 use warpcore_runtime::queue;
 use zerocopy::FromBytes;
 
 use super::file_in_use::File;
-use super::lower::{Address, Found, Lower};
+use super::inodes::{Base, Directory, Inode, Inodes, Way, Whereabouts};
+use super::lower::Address;
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
 
-/// Every inode that the kernel may name.
-pub(crate) struct Inodes {
-    /// `nodeid` is the index + 1; the root is first.
-    nodes: Slab<Inode>,
-    /// By number of the lower inode. Only the newest of those that had it.
-    by_number: HashMap<u64, usize>,
-    /// Directories that were worked in lately: a name in them is found without opening them.
-    directories: HashMap<u64, Arc<OwnedFd>>,
-    /// Counts reuses of node ids.
-    generation: u64,
-}
-
-struct Inode {
-    address: Address,
-    number: u64,
-    generation: u64,
-    /// Times that the kernel was told of it.
-    lookups: u64,
-    /// The contents, while somebody uses them.
-    file: Option<Arc<File>>,
-}
-
-/// Descriptors of directories that are kept open.
-const DIRECTORIES_MAX: usize = 256;
-
-impl Inodes {
-    pub(crate) fn new(lower: &Lower) -> Result<Self, Errno> {
-        let Found { number, address, .. } = lower.find(lower.root(), OsStr::new("."))?;
-        let mut nodes = Slab::new();
-        let root = Inode {
-            address,
-            number,
-            generation: 0,
-            // The kernel knows it by itself and never forgets it.
-            lookups: 1,
-            file: None,
-        };
-        let index = nodes.insert(root);
-        debug_assert_eq!(index as u64 + 1, FUSE_ROOT_ID);
-        Ok(Self {
-            nodes,
-            by_number: HashMap::from([(number, index)]),
-            directories: HashMap::new(),
-            generation: 0,
-        })
-    }
-
-    fn get(&self, nodeid: u64) -> Result<&Inode, Errno> {
-        // ESTALE makes the kernel look the name up again.
-        self.nodes.get(index_of(nodeid)?).ok_or(Errno::STALE)
-    }
-
-    /// The node of an inode that was just found, new or known.
-    fn remember(&mut self, found: &Found) -> (u64, u64) {
-        let Found { number, address, .. } = found;
-        if let Some(&index) = self.by_number.get(number)
-            && let Some(node) = self.nodes.get_mut(index)
-            && node.address == *address
-        {
-            node.lookups += 1;
-            return (index as u64 + 1, node.generation);
-        }
-        // New, or the number of an inode that is gone was used again.
-        self.generation += 1;
-        let generation = self.generation;
-        let (number, address) = (*number, address.clone());
-        let index =
-            self.nodes.insert(Inode { address, number, generation, lookups: 1, file: None });
-        self.by_number.insert(number, index);
-        (index as u64 + 1, generation)
-    }
-
-    fn forget(&mut self, nodeid: u64, lookups: u64) {
-        let Ok(index) = index_of(nodeid) else { return };
-        if nodeid == FUSE_ROOT_ID {
-            return;
-        }
-        let Some(node) = self.nodes.get_mut(index) else { return };
-        node.lookups = node.lookups.saturating_sub(lookups);
-        if node.lookups == 0 {
-            let number = node.number;
-            self.nodes.remove(index);
-            self.directories.remove(&nodeid);
-            if self.by_number.get(&number) == Some(&index) {
-                self.by_number.remove(&number);
-            }
-        }
-    }
+/// An inode whose name is being taken away, which the kernel knows.
+pub(crate) struct Held {
+    nodeid: u64,
+    fd: Arc<OwnedFd>,
 }
 
 impl Fs {
@@ -120,28 +35,40 @@ impl Fs {
     }
 
     /// Finds a name and tells the kernel of it.
-    pub(crate) async fn entry(&self, parent: &OwnedFd, name: &OsStr) -> Answer {
+    pub(crate) async fn entry(&self, parent: &Directory, name: &OsStr) -> Answer {
         reply::with(&self.entry_out(parent, name).await?)
     }
 
     pub(crate) async fn entry_out(
         &self,
-        parent: &OwnedFd,
+        parent: &Directory,
         name: &OsStr,
     ) -> Result<fuse_entry_out, Errno> {
-        let found = self.lower.find(parent.as_fd(), name)?;
-        self.told(&found).await
+        let (found, node) = {
+            let _names = self.names_stay();
+            let found = self.lower.find(parent.as_fd(), name)?;
+            let node = self.inodes().remember(&found, Some((parent, name)))?;
+            (found, node)
+        };
+        self.told(node, &found.fd).await
     }
 
-    /// As [`Fs::entry_out`], of an inode that has no name.
-    pub(crate) async fn entry_of(&self, fd: &Arc<OwnedFd>) -> Result<fuse_entry_out, Errno> {
-        let found = self.lower.identify(fd)?;
-        self.told(&found).await
+    /// As [`Fs::entry_out`], of a file that was just made, with this name or none.
+    pub(crate) async fn entry_of(
+        &self,
+        fd: &Arc<OwnedFd>,
+        name: Option<(&Directory, &OsStr)>,
+    ) -> Result<fuse_entry_out, Errno> {
+        let node = self.inodes().remember(&self.lower.identify(fd)?, name)?;
+        self.told(node, fd).await
     }
 
-    async fn told(&self, found: &Found) -> Result<fuse_entry_out, Errno> {
-        let (nodeid, generation) = self.inodes().remember(found);
-        match self.attributes(nodeid, &found.fd).await {
+    async fn told(
+        &self,
+        (nodeid, generation): (u64, u64),
+        fd: &OwnedFd,
+    ) -> Result<fuse_entry_out, Errno> {
+        match self.attributes(nodeid, fd).await {
             Ok(attr) => Ok(fuse_entry_out {
                 nodeid,
                 generation,
@@ -177,62 +104,107 @@ impl Fs {
 
     /// A descriptor of a node, open for nothing, or for whatever its contents need.
     pub(crate) fn path_fd(&self, nodeid: u64) -> Result<Arc<OwnedFd>, Errno> {
-        let (address, file) = {
-            let inodes = self.inodes();
-            let node = inodes.get(nodeid)?;
-            (node.address.clone(), node.file.clone())
-        };
+        let file = self.inodes().get(nodeid)?.file.clone();
         match file.and_then(|file| file.descriptor().clone()) {
             Some(fd) => Ok(fd),
-            None => self.lower.path_fd(&address),
+            None => self.lower.path_fd(&self.address(nodeid)?),
         }
     }
 
-    /// An `O_PATH` descriptor of a directory, kept open for the next who asks.
-    pub(crate) fn directory_fd(&self, nodeid: u64) -> Result<Arc<OwnedFd>, Errno> {
+    /// Where a node is now.
+    pub(crate) fn address(&self, nodeid: u64) -> Result<Address, Errno> {
+        let _names = self.names_stay();
+        let Way { base, names } = {
+            let inodes = self.inodes();
+            match &inodes.get(nodeid)?.whereabouts {
+                Whereabouts::At(address) => return Ok(address.clone()),
+                Whereabouts::Named { .. } => inodes.way_to(nodeid)?,
+            }
+        };
+        let mut fd = match base {
+            Base::Open(fd) => fd,
+            Base::At(address) => self.lower.path_fd(&address)?,
+        };
+        for (name, number) in names.into_iter().rev() {
+            fd = match self.lower.find(fd.as_fd(), &name) {
+                Ok(found) if found.number == number => found.fd,
+                // Somebody has moved it below us. The kernel looks it up again.
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => return Err(Errno::STALE),
+                Err(errno) => return Err(errno),
+            };
+        }
+        Address::pinned(&fd)
+    }
+
+    /// Where inodes are found by names, none is taken away meanwhile. Locked before the inodes are, and never
+    /// held across an await.
+    fn names_stay(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let names = self.names.as_ref()?;
+        Some(names.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As [`Fs::names_stay`], while names are taken away.
+    pub(crate) fn names_change(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let names = self.names.as_ref()?;
+        Some(names.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A directory, kept open for the next who asks.
+    pub(crate) fn directory_fd(&self, nodeid: u64) -> Result<Directory, Errno> {
         if let Some(fd) = self.inodes().directories.get(&nodeid) {
-            return Ok(Arc::clone(fd));
+            return Ok(Directory::new(nodeid, Arc::clone(fd)));
         }
         let fd = self.path_fd(nodeid)?;
         let mut inodes = self.inodes();
-        let crowded = inodes.directories.len() >= DIRECTORIES_MAX;
+        let crowded = inodes.directories.len() >= inodes.directories_max;
         let old = crowded.then(|| std::mem::take(&mut inodes.directories));
         inodes.directories.insert(nodeid, Arc::clone(&fd));
         drop(inodes);
         // Closing them takes time.
         drop(old);
-        Ok(fd)
+        Ok(Directory::new(nodeid, fd))
     }
 
-    /// Before a name is taken away: a descriptor of its inode, if the kernel knows that.
-    pub(crate) fn hold(&self, parent: &OwnedFd, name: &OsStr) -> Option<(u64, Arc<OwnedFd>)> {
+    /// Before a name is taken away: its inode, if the kernel knows that.
+    pub(crate) fn hold(&self, parent: &Directory, name: &OsStr) -> Option<Held> {
         let found = self.lower.find(parent.as_fd(), name).ok()?;
-        let inodes = self.inodes();
-        let index = *inodes.by_number.get(&found.number)?;
-        // The number alone may have been another inode's before.
-        let is_it = inodes.nodes.get(index)?.address == found.address;
-        is_it.then_some((index as u64 + 1, found.fd))
+        let nodeid = self.inodes().node_of(&found)?;
+        Some(Held { nodeid, fd: found.fd })
     }
 
-    /// After it: an inode without a name is found by the descriptor that was held, as long as the
-    /// kernel knows it (it may be a working directory, or a FIFO that is open).
-    pub(crate) fn keep_nameless(&self, held: Option<(u64, Arc<OwnedFd>)>) -> Result<(), Errno> {
-        let Some((nodeid, fd)) = held else { return Ok(()) };
+    /// After it: an inode without a name, or of which we know no other, is found by the descriptor that
+    /// was held, as long as the kernel knows it (it may be a working directory, or a FIFO that is open).
+    pub(crate) fn keep_nameless(
+        &self,
+        held: Option<Held>,
+        parent: &Directory,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        let Some(Held { nodeid, fd }) = held else { return Ok(()) };
         let stat = fs::fstat(&fd)?;
-        if stat.st_nlink == 0 {
-            let address = Address::pinned(&fd)?;
-            let mut inodes = self.inodes();
-            if let Some(node) = inodes.nodes.get_mut(index_of(nodeid)?)
-                && node.number == stat.st_ino
-            {
-                node.address = address;
-            }
+        let mut inodes = self.inodes();
+        if let Ok(node) = inodes.get(nodeid)
+            && node.number == stat.st_ino
+            && (stat.st_nlink == 0 || node.whereabouts.is(parent.nodeid, name))
+        {
+            inodes.move_to(nodeid, Whereabouts::At(Address::pinned(&fd)?))?;
         }
         Ok(())
     }
 
-    pub(crate) fn address(&self, nodeid: u64) -> Result<Address, Errno> {
-        Ok(self.inodes().get(nodeid)?.address.clone())
+    /// After it has got another name: that is where it is found, if there are no handles.
+    pub(crate) fn keep_named(
+        &self,
+        held: Option<Held>,
+        parent: &Directory,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        match held {
+            Some(Held { nodeid, .. }) if !self.lower.by_handle() => {
+                self.inodes().name(nodeid, parent, name)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The node of an inode, if the kernel knows it, without telling it again.
@@ -244,7 +216,7 @@ impl Fs {
     /// The contents of a node, in use until [`Fs::put_file`]. Not loaded yet, maybe.
     pub(crate) fn take_file(&self, nodeid: u64) -> Result<Arc<File>, Errno> {
         let mut inodes = self.inodes();
-        let node = inodes.nodes.get_mut(index_of(nodeid)?).ok_or(Errno::STALE)?;
+        let node = inodes.get_mut(nodeid)?;
         let file =
             node.file.get_or_insert_with(|| Arc::new(File::new(Arc::clone(&self.in_memory))));
         file.users.fetch_add(1, Ordering::Relaxed);
@@ -277,8 +249,7 @@ impl Fs {
         *contents = None;
         drop(contents);
         let mut inodes = self.inodes();
-        if let Ok(index) = index_of(nodeid)
-            && let Some(node) = inodes.nodes.get_mut(index)
+        if let Ok(node) = inodes.get_mut(nodeid)
             && node.file.as_ref().is_some_and(|other| Arc::ptr_eq(other, file))
             && file.users.load(Ordering::Relaxed) == 0
         {
@@ -313,8 +284,4 @@ pub(crate) enum Place<'a> {
 /// Whether this is a regular file, whose contents are ours to store.
 pub(crate) fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-}
-
-fn index_of(nodeid: u64) -> Result<usize, Errno> {
-    nodeid.checked_sub(1).and_then(|index| usize::try_from(index).ok()).ok_or(Errno::INVAL)
 }

@@ -1,7 +1,8 @@
 //! The lower directory: how an inode is found again without holding a descriptor for it.
 //!
 //! As root an inode is kept as a file handle (open_by_handle_at(2)), which survives renames and
-//! costs no descriptor; where that is not permitted or not supported, as an `O_PATH` descriptor.
+//! costs no descriptor; where that is not permitted or not supported, by its name (`lookup.rs`), or as
+//! an `O_PATH` descriptor if it has none.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -40,8 +41,8 @@ pub(crate) enum Address {
 pub(crate) struct Found {
     /// Its inode number.
     pub(crate) number: u64,
-    /// Where to find it again.
-    pub(crate) address: Address,
+    /// Where to find it again, if there are handles.
+    pub(crate) handle: Option<Address>,
     /// A descriptor of it, open for nothing maybe.
     pub(crate) fd: Arc<OwnedFd>,
 }
@@ -108,6 +109,11 @@ impl Lower {
         self.root.as_fd()
     }
 
+    /// Whether inodes are found by handles.
+    pub(crate) fn by_handle(&self) -> bool {
+        self.by_handle
+    }
+
     pub(crate) fn owner(&self) -> (u32, u32) {
         self.owner
     }
@@ -127,11 +133,8 @@ impl Lower {
             // Another filesystem is mounted there: its inode numbers are not ours to tell apart.
             return Err(Errno::XDEV);
         }
-        let address = match self.by_handle {
-            true => self.handle(fd.as_fd())?,
-            false => Address::pinned(fd)?,
-        };
-        Ok(Found { number: stat.st_ino, address, fd: Arc::clone(fd) })
+        let handle = self.by_handle.then(|| self.handle(fd.as_fd())).transpose()?;
+        Ok(Found { number: stat.st_ino, handle, fd: Arc::clone(fd) })
     }
 
     /// An `O_PATH` descriptor of an inode.

@@ -6,6 +6,7 @@ mod attr;
 mod dir;
 mod file;
 mod file_in_use;
+mod inodes;
 mod lookup;
 mod lower;
 mod range;
@@ -15,7 +16,7 @@ mod xattr;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use futures_lite::FutureExt;
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ use crate::fuse::request::Request;
 use crate::mount::Config;
 use crate::store::contents::{AHEAD_MAX, Options};
 use file_in_use::InMemory;
-use lookup::Inodes;
+use inodes::Inodes;
 pub(crate) use lower::Lower;
 
 /// The most bytes that one WRITE carries, and one READ asks for.
@@ -40,6 +41,8 @@ pub(crate) struct Fs {
     options: Options,
     in_memory: Arc<InMemory>,
     inodes: Mutex<Inodes>,
+    /// Where inodes are found by names, who changes one is alone.
+    names: Option<RwLock<()>>,
     /// Open directories, by their handle.
     directories: Mutex<Slab<Arc<OwnedFd>>>,
     /// Agree on io_uring, if the kernel offers it.
@@ -86,6 +89,7 @@ impl Fs {
         let (dirty, index) = <(AtomicU64, AtomicU64)>::default();
         let inodes = Mutex::new(Inodes::new(&lower)?);
         Ok(Self {
+            names: (!lower.by_handle()).then(RwLock::default),
             lower,
             options,
             in_memory: Arc::new(InMemory { dirty, dirty_max, index, index_max }),
