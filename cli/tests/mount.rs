@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -293,6 +293,60 @@ both_transports! {
             fs::read(entry.expect("an entry").path()).expect("every file opens");
         }
         mounted.unmount();
+    }
+
+    /// O_SYNC and O_DSYNC: what write(2) returned for is there after the daemon was killed.
+    fn written_synchronously_and_killed(place, options) needs [] {
+        for (name, flag) in [("sync", libc::O_SYNC), ("dsync", libc::O_DSYNC)] {
+            let mounted = place.mount(options);
+            let path = place.target.join(name);
+            let mut file = File::options();
+            file.write(true).create_new(true).custom_flags(flag);
+            let mut file = file.open(&path).expect("creates");
+            for line in 0..50 {
+                writeln!(file, "line {line}").expect("writes");
+            }
+            mounted.kill();
+            drop(file);
+            let mounted = place.mount(options);
+            let text = fs::read_to_string(&path).expect("reads");
+            assert_eq!(text.lines().last(), Some("line 49"), "{name}");
+            mounted.unmount();
+        }
+    }
+
+    /// Somebody who reads a file that is being replaced sees one version or another, whole.
+    fn replaced_while_it_is_read(place, options) needs [] {
+        let mounted = place.mount(options);
+        let path = place.target.join("name");
+        let text = |version: usize| format!("version {version}\n").repeat(3000);
+        fs::write(&path, text(0)).expect("writes");
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for directory in ["a", "b"] {
+                let directory = place.target.join(directory);
+                fs::create_dir(&directory).expect("makes");
+                let (stop, path) = (&stop, &path);
+                scope.spawn(move || {
+                    for version in 1.. {
+                        let new = directory.join("new");
+                        fs::write(&new, text(version)).expect("writes");
+                        fs::rename(&new, path).expect("replaces");
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                });
+            }
+            for _ in 0..300 {
+                let found = fs::read_to_string(&path).expect("always there");
+                let line = found.lines().next().expect("never empty");
+                assert!(found.lines().all(|other| other == line) && found.lines().count() == 3000);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        mounted.unmount();
+        assert_eq!(fs::read_dir(&place.source).expect("lists").count(), 3);
     }
 
     fn plain_files_in_the_source_are_read_and_written_in_place(place, options) needs [] {

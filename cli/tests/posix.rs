@@ -7,6 +7,9 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{MOUNT, Place, tool};
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
@@ -386,6 +389,100 @@ fn stats(place: &Place, path: &str) -> String {
 fn number(stats: &str, name: &str) -> u64 {
     let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{name} of {stats}"))
+}
+
+/// Room, names and inodes are the lower filesystem's.
+#[test]
+fn the_room_that_is_left_is_the_lowers() {
+    on_every(&[], |place| {
+        let [ours, lower] = [&place.target, &place.source].map(|path| {
+            let stat = rustix::fs::statvfs(path).expect("known");
+            (stat.f_blocks, stat.f_frsize, stat.f_files, stat.f_namemax)
+        });
+        assert_eq!(ours, lower);
+    });
+}
+
+/// What the kernel forgets takes no memory of ours.
+#[test]
+fn what_is_removed_is_forgotten() {
+    on_every(&[], |place| {
+        let paths: Vec<_> = (0..500).map(|name| place.target.join(name.to_string())).collect();
+        for path in &paths {
+            fs::write(path, "x").expect("writes");
+        }
+        assert!(number(&stats(place, "."), "inodes") > 500);
+        for path in &paths {
+            fs::remove_file(path).expect("removes");
+        }
+        // The kernel tells it when it has nothing else to do.
+        while number(&stats(place, "."), "inodes") > 1 {
+            std::thread::yield_now();
+        }
+    });
+}
+
+/// What is written reaches the lower filesystem though nobody closes or syncs it.
+#[test]
+fn what_stays_open_is_stored_after_some_seconds() {
+    on(&[&["no_uring", "writethrough"], &["writethrough"]], &[], |place| {
+        let file = open_rw(place, "log");
+        file.write_all_at(b"a line\n", 0).expect("writes");
+        let stored = || fs::metadata(place.source.join("log")).expect("there").len();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while stored() == 0 {
+            assert!(Instant::now() < deadline, "never stored");
+            std::thread::yield_now();
+        }
+        assert_eq!(number(&stats(place, "log"), "dirty"), 0);
+    });
+}
+
+/// ramfs has no attributes of users, and no file handles.
+#[test]
+fn a_lower_filesystem_that_has_only_files() {
+    if !(need(&MOUNT) && need(&[Need::FuseUring])) {
+        return;
+    }
+    struct Ramfs<'a>(&'a Place);
+    impl Drop for Ramfs<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0.source).output();
+        }
+    }
+    for options in [&[][..], &["no_uring", "writethrough"]] {
+        let place = Place::new();
+        let source = place.source.to_str().expect("UTF-8");
+        tool("mount", &["-t", "ramfs", "none", source], Path::new("/"));
+        let _lower = Ramfs(&place);
+        let text = "compressible ".repeat(10_000);
+        let mounted = place.mount(options);
+        fs::create_dir(place.target.join("directory")).expect("makes");
+        for name in ["one", "directory/two"] {
+            fs::write(place.target.join(name), &text).expect("writes");
+        }
+        fs::write(place.target.join("empty"), "").expect("writes");
+        fs::rename(place.target.join("directory"), place.target.join("moved")).expect("moves");
+        fs::hard_link(place.target.join("one"), place.target.join("moved/one")).expect("links");
+        let flags = rustix::fs::XattrFlags::empty();
+        let refused = rustix::fs::setxattr(place.target.join("one"), "user.mark", b"x", flags);
+        assert_eq!(refused.expect_err("there are none"), Errno::OPNOTSUPP);
+        mounted.unmount();
+        let stored = fs::metadata(place.source.join("one")).expect("there").len();
+        assert!(stored < 10_000, "{stored} bytes");
+        let mounted = place.mount(options);
+        for name in ["one", "moved/one", "moved/two"] {
+            let path = place.target.join(name);
+            assert_eq!(fs::metadata(&path).expect("there").len(), text.len() as u64, "{name}");
+            assert!(fs::read_to_string(&path).expect("reads") == text, "{name}");
+        }
+        let mut file = File::options().append(true).open(place.target.join("one")).expect("opens");
+        file.write_all(b"end").expect("writes");
+        drop(file);
+        assert!(fs::read(place.target.join("moved/one")).expect("reads").ends_with(b"end"));
+        assert_eq!(fs::metadata(place.target.join("empty")).expect("there").len(), 0);
+        mounted.unmount();
+    }
 }
 
 /// In two processes: what one has mapped and changed, the other sees, and it is kept.

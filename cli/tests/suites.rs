@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{MOUNT, Place, SETPRIV, seeds, warpcore, warpcore_without_handles};
 use warpcore_need::{Need, need};
@@ -209,6 +209,44 @@ fn fsx_classic() {
 fn fsx_io_uring() {
     if need(&MOUNT) && need(&[Need::FuseUring, FSX]) {
         fsx(&["chunk=16k"]);
+    }
+}
+
+/// Its files open after the daemon was killed, and hold what verifies.
+#[test]
+fn fsx_and_a_killed_daemon() {
+    if !(need(&MOUNT) && need(&[FSX])) {
+        return;
+    }
+    for (round, (_, exercise)) in (0..6 * seeds()).zip(EXERCISES.iter().cycle()) {
+        let place = Place::new();
+        let configuration = place.directory.path().join("fsx.toml");
+        fs::write(&configuration, exercise).expect("writes");
+        let options: &[&str] = if round % 2 == 0 { &[] } else { &["no_uring", "writethrough"] };
+        let mounted = place.mount(options);
+        let mut fsx = Command::new("fsx")
+            .args(["-N", "1000000", "-S", &round.to_string(), "-f"])
+            .arg(&configuration)
+            .args(["-P".as_ref(), place.directory.path()])
+            .arg(place.target.join("file"))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("checked by need");
+        // So much has reached the lower filesystem.
+        let enough = 20_000 * (round + 1);
+        while fs::metadata(place.source.join("file")).map_or(0, |file| file.len()) < enough {
+            assert!(fsx.try_wait().expect("ours").is_none(), "round {round}: ended by itself");
+            std::thread::yield_now();
+        }
+        mounted.kill();
+        assert!(!fsx.wait().expect("ours").success());
+        let mounted = place.mount(options);
+        fs::read(place.target.join("file"))
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        mounted.unmount();
+        let checked = warpcore().args(["fs", "check"]).arg(&place.source).output().expect("runs");
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     }
 }
 
