@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use common::{CHUNK, Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 use warpcore_fs::store::contents::{AHEAD_MAX, Contents, Options};
 use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
@@ -72,6 +73,7 @@ proptest! {
             for round in 0..3 {
                 let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
                 let crashed = Rc::new(medium.crashed(point));
+                let recovers_from = crashed.changes();
                 let mut after = open(&queue, &crashed);
                 let Some(found) = read_whole(&queue, &mut after) else {
                     // The mark of an orderly close came through and some bytes before it did not.
@@ -86,6 +88,12 @@ proptest! {
                     whole || is_mixture(&found, &history.states[durable..]),
                     "after {changes} changes: {} bytes that never were", found.len()
                 );
+                // Recovery that is cut short is made again.
+                for changes in recovers_from..=crashed.changes() {
+                    let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
+                    let mut again = open(&queue, &Rc::new(crashed.crashed(point)));
+                    prop_assert!(read_all(&queue, &mut again) == found, "recovered otherwise");
+                }
                 // It can be written, closed and read again.
                 let end = found.len() as u64;
                 run(&queue, after.write(&queue, end, b"after the crash")).expect("writes");
@@ -475,47 +483,142 @@ proptest! {
         count in 0..60_usize,
         errno in prop_oneof![Just(libc::ENOSPC), Just(libc::EDQUOT), Just(libc::EIO)],
     ) {
-        let queue = Rc::new(Queue::new(32));
-        let medium = Rc::new(CrashMedium::default());
-        medium.fail_change_after(count, errno);
-        let Ok(mut contents) = Contents::create(Rc::clone(&medium), options()) else {
-            prop_assert!(!medium.is_failing());
-            return Ok(());
+        fail_change(&steps, count, errno)?;
+    }
+}
+
+/// Runs steps while the change after `count` fails. False: there are not so many.
+fn fail_change(steps: &[Step], count: usize, errno: i32) -> Result<bool, TestCaseError> {
+    let queue = Rc::new(Queue::new(32));
+    let medium = Rc::new(CrashMedium::default());
+    medium.fail_change_after(count, errno);
+    let Ok(mut contents) = Contents::create(Rc::clone(&medium), options()) else {
+        prop_assert!(!medium.is_failing());
+        return Ok(true);
+    };
+    let mut model = Vec::new();
+    let mut told = 0;
+    for step in steps {
+        let result = match step {
+            // Half of a copy may have been made.
+            Step::Copy { .. } => Ok(()),
+            Step::Reopen { .. } => match run(&queue, contents.close(&queue)) {
+                Ok(()) => {
+                    let open = Contents::open(Rc::clone(&medium), options(), true);
+                    contents = run(&queue, open).expect("opens");
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            step => try_apply(&queue, &mut contents, &mut model, step),
         };
+        if let Err(error) = result {
+            told += 1;
+            prop_assert!(!medium.is_failing(), "told before it failed: {}", error);
+            prop_assert!([errno, libc::EIO].contains(&error.errno()), "{}", error);
+        }
+    }
+    let all = read(&queue, &contents, 0, model.len() + 1);
+    prop_assert!(all.expect("accepted bytes are readable") == model);
+    let mut closed = run(&queue, contents.close(&queue));
+    if closed.is_err() && told == 0 {
+        closed = run(&queue, contents.close(&queue));
+    }
+    match closed {
+        Ok(()) => prop_assert!(read_all(&queue, &mut open(&queue, &medium)) == model),
+        // A sync had failed: never called clean.
+        Err(error) => prop_assert_eq!(error.errno(), libc::EIO),
+    }
+    Ok(!medium.is_failing())
+}
+
+/// Every one of them, in a life that has all there is.
+#[test]
+fn each_change_may_fail() {
+    let write = |offset, len, data| Step::Write { offset, len, data };
+    let steps = [
+        Step::Append { len: 3 * CHUNK, data: Data::Text(1) },
+        Step::Commit,
+        Step::Append { len: 100, data: Data::Noise(2) },
+        Step::Sync,
+        write(CHUNK, 50, Data::Noise(3)),
+        Step::Sync,
+        write(CHUNK + 60, 50, Data::Noise(4)),
+        Step::Sync,
+        write(2 * CHUNK - 10, 20, Data::Text(5)),
+        Step::Sync,
+        Step::PunchHole { offset: 100, len: CHUNK },
+        Step::SetSize(2 * CHUNK + 5),
+        Step::Reopen { orderly: true, keep_attribute: true },
+        write(0, 2 * CHUNK, Data::Noise(6)),
+        Step::CommitInOrder,
+        Step::Compact,
+        Step::Append { len: CHUNK, data: Data::Zeros },
+        Step::SetSize(0),
+        Step::Append { len: 2 * CHUNK, data: Data::Text(7) },
+    ];
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
+        let counts = (0..).take_while(|count| {
+            let went_on = fail_change(&steps, *count, errno);
+            went_on.unwrap_or_else(|error| panic!("change {count}, errno {errno}: {error}"))
+        });
+        assert!(counts.count() > 25);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500 * seeds(), ..ProptestConfig::default() })]
+
+    /// One read of the backing file fails, whichever: whoever needed it is told, and nothing is taken for
+    /// lost that could not be read for a moment.
+    #[test]
+    fn a_failed_read_is_told_and_hurts_nothing(steps in steps(), count in 0..100_usize) {
+        let queue = Rc::new(Queue::new(32));
+        let (medium, mut contents) = create();
+        medium.fail_read_after(count);
         let mut model = Vec::new();
-        let mut told = 0;
         for step in steps {
             let result = match step {
-                // Half of a copy may have been made.
                 Step::Copy { .. } => Ok(()),
-                Step::Reopen { .. } => match run(&queue, contents.close(&queue)) {
-                    Ok(()) => {
-                        let open = Contents::open(Rc::clone(&medium), options(), true);
-                        contents = run(&queue, open).expect("opens");
-                        Ok(())
-                    }
-                    Err(error) => Err(error),
-                },
+                Step::Reopen { .. } => {
+                    run(&queue, contents.close(&queue)).map(|()| contents = reopen(&queue, &medium))
+                }
                 ref step => try_apply(&queue, &mut contents, &mut model, step),
             };
             if let Err(error) = result {
-                told += 1;
-                prop_assert!(!medium.is_failing(), "told before it failed: {}", error);
-                prop_assert!([errno, libc::EIO].contains(&error.errno()), "{}", error);
+                prop_assert_eq!(error.errno(), libc::EIO);
             }
         }
-        let all = read(&queue, &contents, 0, model.len() + 1);
-        prop_assert!(all.expect("accepted bytes are readable") == model);
-        let mut closed = run(&queue, contents.close(&queue));
-        if closed.is_err() && told == 0 {
-            closed = run(&queue, contents.close(&queue));
+        if let Ok(all) = read(&queue, &contents, 0, model.len() + 1) {
+            prop_assert!(all == model);
         }
-        match closed {
-            Ok(()) => prop_assert!(read_all(&queue, &mut open(&queue, &medium)) == model),
-            // A sync had failed: never called clean.
-            Err(error) => prop_assert_eq!(error.errno(), libc::EIO),
-        }
+        medium.stop_failing_reads();
+        prop_assert!(read_all(&queue, &mut contents) == model);
+        run(&queue, contents.commit(&queue)).expect("commits");
+        // Killed: whichever read of what it finds then fails, it is found the next time.
+        drop(contents);
+        prop_assert!(read_all(&queue, &mut reopen(&queue, &medium)) == model);
     }
+}
+
+/// Opens a file, and again for each read that fails on the way: that changes nothing.
+fn reopen(queue: &Rc<Queue>, medium: &Rc<CrashMedium>) -> File {
+    let before = (medium.bytes(), medium.attribute().expect("in memory"));
+    medium.stop_failing_reads();
+    for count in 0.. {
+        medium.fail_read_after(count);
+        let opened = run(queue, Contents::open(Rc::clone(medium), options(), true));
+        let is_over = medium.stop_failing_reads();
+        match opened {
+            Ok(contents) => {
+                assert!(is_over, "opened without what it needs");
+                return contents;
+            }
+            Err(error) => assert_eq!(error.errno(), libc::EIO),
+        }
+        assert!((medium.bytes(), medium.attribute().expect("in memory")) == before, "changed");
+    }
+    unreachable!("reads end")
 }
 
 /// A part of an unsynced commit is lost under a mark of orderly closing; the file is opened, written

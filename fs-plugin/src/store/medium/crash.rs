@@ -29,6 +29,8 @@ pub struct CrashMedium {
     failing_syncs: std::cell::Cell<u32>,
     /// Fail, with this error, the change that comes after so many.
     failing_change: std::cell::Cell<Option<(usize, i32)>>,
+    /// Fail the read that comes after so many.
+    failing_read: std::cell::Cell<Option<usize>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -85,6 +87,16 @@ impl CrashMedium {
     /// Whether [`CrashMedium::fail_change_after`] has not come to it yet.
     pub fn is_failing(&self) -> bool {
         self.failing_change.get().is_some()
+    }
+
+    /// The read after `count` more fails (EIO).
+    pub fn fail_read_after(&self, count: usize) {
+        self.failing_read.set(Some(count));
+    }
+
+    /// Whether [`CrashMedium::fail_read_after`] has not come to it yet; it does not any more.
+    pub fn stop_failing_reads(&self) -> bool {
+        self.failing_read.take().is_some()
     }
 
     /// The bytes as they are now.
@@ -248,6 +260,11 @@ impl Image {
 
 impl Medium for CrashMedium {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let left = self.failing_read.get();
+        self.failing_read.set(left.and_then(|left| left.checked_sub(1)));
+        if left == Some(0) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let now = self.now.borrow();
         let start = to_index(offset).min(now.bytes.len());
         let end = (start + len).min(now.bytes.len());
