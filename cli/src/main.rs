@@ -7,6 +7,7 @@ mod devices;
 mod fs;
 mod mount;
 mod proxy;
+mod storage;
 
 use std::process::ExitCode;
 

@@ -37,12 +37,15 @@ fn what_was_there_before_is_compressed_and_the_same() {
                   os.chmod('attributes',0o4711); os.chown('attributes',3,4); \
                   os.chmod('attributes',0o4711)";
     tool("python3", &["-c", script], &place.source);
-    // Of a run that was killed.
-    fs::write(name(".warpcore-compress.5"), "half").expect("writes");
+    // Of a run that was killed; and somebody's own.
+    let number = fs::metadata(name("attributes")).expect("there").ino();
+    let leftover = name(&format!(".warpcore-compress.{number}"));
+    fs::write(&leftover, "half").expect("writes");
+    fs::write(name(".warpcore-compress.0"), "mine").expect("writes");
 
     let said = upkeep("compress", &place.source);
     assert!(said.contains("one: skipped: it has other names"), "{said}");
-    assert!(!name(".warpcore-compress.5").exists());
+    assert!(!leftover.exists() && name(".warpcore-compress.0").exists());
     let stat = upkeep("stat", &name("attributes"));
     assert!(stat.contains("Container"), "{stat}");
     let metadata = fs::metadata(name("attributes")).expect("there");
@@ -53,8 +56,10 @@ fn what_was_there_before_is_compressed_and_the_same() {
     assert!(again.contains("0 files written again"), "{again}");
 
     let mounted = place.mount(&[]);
-    let refused = refused(warpcore().args(["fs", "compress"]).arg(&place.source), 1);
-    assert!(refused.contains("is mounted, or being worked on"), "{refused}");
+    for command in ["compress", "check"] {
+        let refused = refused(warpcore().args(["fs", command]).arg(&place.source), 1);
+        assert!(refused.contains("is mounted, or being worked on"), "{refused}");
+    }
     assert_same(tree, &place.target.join("perl"));
     let shown = |name: &str| fs::read(place.target.join(name)).expect("reads");
     assert!(shown("attributes") == text.as_bytes() && shown("two") == text.as_bytes());
@@ -70,6 +75,29 @@ fn what_was_there_before_is_compressed_and_the_same() {
     assert_eq!(value, "b'1'\n");
     drop(file);
     mounted.unmount();
+}
+
+/// With another codec, in other chunks; what a codec does not have is refused.
+#[test]
+fn what_was_there_before_is_compressed_as_is_said() {
+    let place = Place::new();
+    let text = "a line of text that is long enough to be found again\n".repeat(10_000);
+    fs::write(place.source.join("file"), &text).expect("writes");
+    let compress = |arguments: &[&str]| {
+        let mut command = warpcore();
+        command.args(["fs", "compress"]).arg(&place.source).args(arguments);
+        command
+    };
+    let said = refused(&mut compress(&["--codec", "deflate", "--level", "12"]), 1);
+    assert!(said.contains("deflate has no level 12"), "{said}");
+    let said = refused(&mut compress(&["--chunk", "5k"]), 2);
+    assert!(said.contains("4k, 8k"), "{said}");
+    let output = compress(&["--codec", "deflate", "--level", "9", "--chunk", "16k"]).output();
+    assert!(output.expect("runs").status.success());
+    let stat = upkeep("stat", &place.source.join("file"));
+    let stored = format!("deflate   {} bytes as ", text.len());
+    let extents = format!("extents   {}", text.len().div_ceil(16 << 10));
+    assert!(stat.contains(&stored) && stat.contains(&extents), "{stat}");
 }
 
 #[test]
@@ -94,11 +122,17 @@ fn what_was_rewritten_is_compacted_and_linear_again() {
     mounted.unmount();
     let stored = place.source.join("file");
     let before = fs::metadata(&stored).expect("there").len();
+    let dead = |stat: &str| {
+        let line = stat.lines().find_map(|line| line.strip_prefix("dead"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        number.unwrap_or_else(|| panic!("{stat}"))
+    };
     let stat = upkeep("stat", &stored);
-    assert!(stat.contains("linear    false"), "{stat}");
+    assert!(stat.contains("linear    false") && dead(&stat) > 10_000, "{stat}");
     upkeep("compact", &place.source);
     let stat = upkeep("stat", &stored);
     assert!(stat.contains("linear    true"), "{stat}");
+    assert_eq!(dead(&stat), 0);
     let after = fs::metadata(&stored).expect("there");
     assert!(after.len() < before / 2, "{} of {before}", after.len());
     assert_eq!(after.mtime(), modified);

@@ -11,10 +11,12 @@ use clap::Subcommand;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::Kind;
 use warpcore_fs::store::medium::FileMedium;
+use warpcore_offload::Codec;
 use warpcore_runtime::{Builder, queue};
 
 use crate::Failure;
 use crate::demo::progress;
+use crate::storage;
 
 /// Look at stored files without a mount, and keep them in order
 ///
@@ -30,14 +32,15 @@ pub(crate) struct Arguments {
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Command {
     /// Write the contents of a stored file to standard output
     Cat {
         /// A stored file
         path: PathBuf,
     },
-    /// Read and verify everything; damaged files are named, and the exit code is 1
+    /// Read and verify everything; damaged files are named, and the exit code is 1. SRC must not be
+    /// mounted: see `scrub`
     Check {
         /// A stored file, or a directory of them
         path: PathBuf,
@@ -53,9 +56,15 @@ enum Command {
     Compress {
         /// A file, or a directory of them
         path: PathBuf,
-        /// Level of zstd: -7 to 19, not 0
-        #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
-        #[arg(value_parser = clap::value_parser!(i32).range(-7..=19))]
+        /// 4k to 128k, a power of two: what is compressed at a time
+        #[arg(long, value_name = "SIZE", default_value = "64k", value_parser = storage::chunk)]
+        chunk: u8,
+        /// zstd or deflate
+        #[arg(long, value_name = "NAME", default_value = "zstd", value_parser = storage::codec)]
+        codec: Codec,
+        /// zstd -7 to 19, not 0; deflate 0 to 9
+        #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true)]
+        #[arg(value_parser = storage::level)]
         level: i32,
     },
     /// Read everything through the mount, past the page cache; what cannot be read is named, and the
@@ -64,7 +73,7 @@ enum Command {
         /// A file or directory in MNT
         path: PathBuf,
     },
-    /// Show how files are stored: lengths, ratio, extents
+    /// Show how files are stored: lengths, ratio, extents, what is dead
     Stat {
         /// A stored file, or a directory of them
         path: PathBuf,
@@ -72,24 +81,19 @@ enum Command {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let Command::Compress { codec, level, .. } = arguments.command {
+        storage::check_level(codec, level)?;
+    }
     let mut outputs = Builder::new().shards(1).run(move |_| {
-        let command = match &arguments.command {
-            Command::Cat { path } => Command::Cat { path: path.clone() },
-            Command::Check { path } => Command::Check { path: path.clone() },
-            Command::Compact { path } => Command::Compact { path: path.clone() },
-            Command::Compress { path, level } => {
-                Command::Compress { path: path.clone(), level: *level }
-            }
-            Command::Scrub { path } => Command::Scrub { path: path.clone() },
-            Command::Stat { path } => Command::Stat { path: path.clone() },
-        };
+        let command = arguments.command.clone();
         async move {
             let result = match command {
                 Command::Cat { path } => cat(&path).await,
                 Command::Check { path } => check(&path).await,
                 Command::Compact { path } => upkeep::compact(&path).await,
-                Command::Compress { path, level } => {
-                    let options = Options { level, ..Options::default() };
+                Command::Compress { path, chunk, codec, level } => {
+                    let options =
+                        Options { chunk_len_log2: chunk, codec, level, ..Options::default() };
                     upkeep::compress(&path, options).await
                 }
                 Command::Scrub { path } => scrub(&path),
@@ -131,6 +135,8 @@ async fn cat(path: &Path) -> Result<(), Failure> {
 
 async fn check(path: &Path) -> Result<(), Failure> {
     let (mut good, mut bad) = (0_u64, 0_u64);
+    // What is being written may look damaged.
+    let _locks = upkeep::lock(path)?;
     for path in files(path)? {
         let checked = match open(&path).await {
             Ok(contents) => contents
@@ -181,12 +187,16 @@ fn scrub(path: &Path) -> Result<(), Failure> {
 
 async fn stat(path: &Path) -> Result<(), Failure> {
     let (mut files_count, mut plain, mut size, mut physical, mut stored) = (0, 0, 0, 0, 0);
-    let mut allocated = 0;
+    let (mut allocated, mut dead) = (0, 0);
     let mut codecs = BTreeMap::<_, (u64, u64)>::new();
     let single = path.is_file();
     for path in files(path)? {
-        allocated += std::fs::metadata(&path)?.blocks() * 512;
+        let on_disk = std::fs::metadata(&path)?.blocks() * 512;
+        allocated += on_disk;
         let report = open(&path).await?.report().await?;
+        if report.kind == Kind::Container && !report.linear {
+            dead += on_disk.saturating_sub(report.stored);
+        }
         for share in &report.codecs {
             let sum = codecs.entry(share.codec.name()).or_default();
             *sum = (sum.0 + share.len, sum.1 + share.stored);
@@ -206,6 +216,7 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     println!("contents  {size} bytes");
     println!("backing   {physical} bytes, {stored} of them contents");
     println!("on disk   {allocated} bytes");
+    println!("dead      {dead} bytes, about, which compact gives back");
     for (name, (len, stored)) in codecs {
         println!("{name:<9} {len} bytes as {stored}");
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, SeekFrom, Timespec, Timestamps, XattrFlags};
@@ -193,7 +193,7 @@ fn seek(file: &File, from: SeekFrom) -> Result<Option<u64>, Failure> {
 }
 
 /// Keeps the tree from being mounted, or worked on by another of us, meanwhile.
-fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
+pub(super) fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
     let path = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
     let mut locks = Vec::new();
     for (depth, directory) in path.ancestors().filter(|path| path.is_dir()).enumerate() {
@@ -217,8 +217,12 @@ fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
 /// Name of the file that a plain one is compressed to, before its inode number.
 const LEFTOVER: &str = ".warpcore-compress.";
 
+/// Whether this is what a plain file beside it was being compressed to.
 fn is_leftover(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LEFTOVER))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(Ok(number)) = name.strip_prefix(LEFTOVER).map(str::parse::<u64>) else { return false };
+    let beside = path.parent().and_then(|directory| fs::read_dir(directory).ok());
+    beside.into_iter().flatten().flatten().any(|entry| entry.ino() == number)
 }
 
 fn modified(metadata: &fs::Metadata) -> Result<(i64, u32), Failure> {

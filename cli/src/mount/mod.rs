@@ -14,6 +14,7 @@ use warpcore_runtime::Builder;
 
 use crate::Failure;
 use crate::devices::{self, Selection};
+use crate::storage;
 use daemon::Role;
 
 pub(crate) use daemon::arguments;
@@ -109,10 +110,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::WriteThrough => config.cache = Cache::WriteThrough,
         }
     }
-    let (codec, level) = (config.contents.codec, config.contents.level);
-    if codec == Codec::Deflate && !(0..=9).contains(&level) || codec == Codec::Zstd && level == 0 {
-        return Err(format!("{codec} has no level {level}: see `warpcore mount --help`").into());
-    }
+    storage::check_level(config.contents.codec, config.contents.level)?;
     let summaries = serve(config, devices)?;
     let mut stats = Stats::default();
     summaries.iter().for_each(|summary| stats.add(&summary.queue));
@@ -163,26 +161,11 @@ fn parse(option: &str) -> Result<MountOption, String> {
         ("ro", "") => Ok(MountOption::Flag(Flag::ReadOnly)),
         ("no_uring", "") => Ok(MountOption::NoUring),
         ("writethrough", "") => Ok(MountOption::WriteThrough),
-        ("chunk", value) => {
-            let kib = value.to_ascii_lowercase().strip_suffix('k').map(str::parse::<u32>);
-            match kib {
-                Some(Ok(kib @ 4..=128)) if kib.is_power_of_two() => {
-                    let log2 = 10 + kib.trailing_zeros();
-                    Ok(MountOption::ChunkLenLog2(u8::try_from(log2).expect("at most 17")))
-                }
-                _ => Err(format!("chunk={value}: 4k, 8k, 16k, 32k, 64k or 128k")),
-            }
-        }
+        ("chunk", value) => Ok(MountOption::ChunkLenLog2(storage::chunk(value)?)),
         ("dirty", value) => Ok(MountOption::DirtyMax(mib(name, value)?)),
         ("index", value) => Ok(MountOption::IndexMax(mib(name, value)?)),
-        ("codec", value) => match Codec::from_name(value) {
-            Some(codec @ (Codec::Deflate | Codec::Zstd)) => Ok(MountOption::Codec(codec)),
-            _ => Err(format!("codec={value}: zstd or deflate")),
-        },
-        ("level", value) => match value.parse() {
-            Ok(level @ -7..=19) => Ok(MountOption::Level(level)),
-            _ => Err(format!("level={value}: -7 to 19")),
-        },
+        ("codec", value) => Ok(MountOption::Codec(storage::codec(value)?)),
+        ("level", value) => Ok(MountOption::Level(storage::level(value)?)),
         _ => Err(format!("unknown mount option `{option}`")),
     }
 }
