@@ -158,9 +158,9 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let can_verify = |certified: &CertifiedKey| {
-            let is_ecdsa = certified.key.algorithm() == SignatureAlgorithm::ECDSA;
+            let is_rsa = certified.key.algorithm() == SignatureAlgorithm::RSA;
             certified.key.choose_scheme(hello.signature_schemes()).is_some()
-                && hello.cipher_suites().iter().any(|suite| suits(*suite, is_ecdsa))
+                && hello.cipher_suites().iter().any(|suite| suits(*suite, is_rsa))
         };
         let named = hello.server_name().and_then(|name| lookup(&self.by_name, name));
         let candidates = named.unwrap_or(&self.default);
@@ -170,10 +170,10 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// Whether a suite can be used with a certificate: those of TLS 1.3 with any, those of TLS 1.2 say
-/// with which.
-fn suits(suite: CipherSuite, is_ecdsa: bool) -> bool {
+/// with which; Ed25519 goes with ECDSA (RFC 8422, section 5.10).
+fn suits(suite: CipherSuite, is_rsa: bool) -> bool {
     let Some(name) = suite.as_str() else { return false };
-    name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_ECDSA_") == is_ecdsa
+    name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_RSA_") == is_rsa
 }
 
 /// What there is for a name: under it, or under the `*.` that stands for it (RFC 6125, section 6.4.3:

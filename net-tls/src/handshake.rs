@@ -197,6 +197,7 @@ pub(crate) fn suspend(request: impl FnOnce() -> Asked) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::pin::Pin;
 
     use rustls::client::Resumption;
     use rustls::pki_types::ServerName;
@@ -204,7 +205,7 @@ mod tests {
     use rustls::version::{TLS12, TLS13};
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
     use warpcore_need::{Need, need};
-    use warpcore_offload::{EcdsaSign, KeyExchange, Queue, Sign};
+    use warpcore_offload::{EcdsaSign, Kernel, KeyExchange, Queue, Sign, together};
 
     use super::*;
     use crate::config::{CertificateConfig, SiteConfig};
@@ -225,14 +226,29 @@ mod tests {
         }
     }
 
-    /// One site with an RSA key and one with an ECDSA key, and clients of every kind that trust both.
+    /// A name for each kind of key; the first is of the kind that is exchanged and signed on the queue.
+    const NAMES: [&str; 6] = [
+        "rsa2048.example",
+        "p256.example",
+        "p384.example",
+        "ed25519.example",
+        "rsa3072.example",
+        "rsa4096.example",
+    ];
+
+    /// A site for each name, and clients of every kind that trust all.
     fn sites_and_clients() -> (Sites, Vec<Arc<ClientConfig>>) {
         let place = tempfile::tempdir().expect("a temporary directory");
         let mut roots = RootCertStore::empty();
-        let rsa = rsa_key();
-        let ecdsa = rcgen::KeyPair::generate().expect("a key").serialize_pem();
         let mut sites = Vec::new();
-        for (name, pem) in [("rsa.example", rsa), ("ecdsa.example", ecdsa)] {
+        for name in NAMES {
+            let made = |kind| rcgen::KeyPair::generate_for(kind).expect("a key").serialize_pem();
+            let pem = match name {
+                "p256.example" => made(&rcgen::PKCS_ECDSA_P256_SHA256),
+                "p384.example" => made(&rcgen::PKCS_ECDSA_P384_SHA384),
+                "ed25519.example" => made(&rcgen::PKCS_ED25519),
+                name => rsa_key(&name[3..7]),
+            };
             let key = rcgen::KeyPair::from_pem(&pem).expect("a good key");
             let params = rcgen::CertificateParams::new([name.to_owned()]).expect("a good name");
             let certificate = params.self_signed(&key).expect("signs itself");
@@ -275,12 +291,12 @@ mod tests {
         upstream::pools(&configs, &Pools::new()).expect("good")
     }
 
-    /// A fresh key in PEM.
-    fn rsa_key() -> String {
-        let bits = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+    /// A fresh key in PEM, of so many bits.
+    fn rsa_key(bits: &str) -> String {
         let mut openssl = std::process::Command::new("openssl");
-        let made =
-            openssl.args(["genpkey", "-quiet"]).args(bits).output().expect("openssl is there");
+        openssl.args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt"]);
+        let made = openssl.arg(format!("rsa_keygen_bits:{bits}")).output();
+        let made = made.expect("openssl is there");
         String::from_utf8(made.stdout).expect("PEM is ASCII")
     }
 
@@ -288,51 +304,70 @@ mod tests {
     enum Side {
         Hello(Box<Acceptor>),
         Waiting(Asked, Suspended),
+        Asked(LocalBoxFuture<Answer>, Suspended),
         Tls(Box<ServerConnection>),
+    }
+
+    type LocalBoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+
+    /// What was asked for, submitted.
+    fn submit(asked: Asked, queue: &Queue) -> LocalBoxFuture<Answer> {
+        match asked {
+            Asked::Exchange(peer) => {
+                let submitted = queue.submit(KeyExchange::new(peer));
+                Box::pin(async { Answer::Exchanged(submitted.await) })
+            }
+            Asked::Sign(SignRequest::Ecdsa { key, message }) => {
+                let submitted = queue.submit(EcdsaSign::new(key, message));
+                Box::pin(async { Answer::Signed(submitted.await.result) })
+            }
+            Asked::Sign(SignRequest::Rsa { key, scheme, message }) => {
+                let submitted = queue.submit(Sign::new(key, scheme, message));
+                Box::pin(async { Answer::Signed(submitted.await.result) })
+            }
+        }
     }
 
     struct Talk {
         client: ClientConnection,
+        signing: Signing,
         side: Side,
     }
 
     impl Talk {
-        fn new(client: &Arc<ClientConfig>, name: &'static str) -> Self {
+        fn new(client: &Arc<ClientConfig>, name: &'static str, signing: Signing) -> Self {
             let name = ServerName::try_from(name).expect("a good name");
             let client = ClientConnection::new(Arc::clone(client), name).expect("good");
-            Self { client, side: Side::Hello(Box::default()) }
+            Self { client, signing, side: Side::Hello(Box::default()) }
         }
 
-        /// One step: what was asked for is answered, or what the client has said is processed. None: both
-        /// have shaken hands.
+        /// One step: what was asked for is submitted, or answered, or what the client has said is processed.
+        /// None: both have shaken hands.
         fn step(self, sites: &Sites, queue: &Queue) -> Option<Self> {
-            let Self { mut client, side } = self;
+            let Self { mut client, signing, side } = self;
             let mut said = Vec::new();
             while client.wants_write() {
                 client.write_tls(&mut said).expect("to memory");
             }
             let mut said = &said[..];
             let step = match side {
-                Side::Waiting(asked, suspended) => suspended.complete(match asked {
-                    Asked::Exchange(peer) => {
-                        Answer::Exchanged(queue.run(queue.submit(KeyExchange::new(peer))))
-                    }
-                    Asked::Sign(SignRequest::Ecdsa { key, message }) => {
-                        Answer::Signed(queue.run(queue.submit(EcdsaSign::new(key, message))).result)
-                    }
-                    Asked::Sign(SignRequest::Rsa { key, scheme, message }) => Answer::Signed(
-                        queue.run(queue.submit(Sign::new(key, scheme, message))).result,
-                    ),
-                }),
+                Side::Waiting(asked, suspended) => {
+                    let side = Side::Asked(submit(asked, queue), suspended);
+                    return Some(Self { client, signing, side });
+                }
+                Side::Asked(answer, suspended) => suspended.complete(queue.run(answer)),
                 Side::Hello(mut acceptor) => {
                     acceptor.read_tls(&mut said).expect("from memory");
                     match acceptor.accept().map_err(|(error, _)| error).expect("a good hello") {
-                        None => return Some(Self { client, side: Side::Hello(acceptor) }),
+                        None => {
+                            let side = Side::Hello(acceptor);
+                            return Some(Self { client, signing, side });
+                        }
                         Some(accepted) => {
                             let name = accepted.client_hello().server_name().map(str::to_owned);
-                            let site = sites.find(name.as_deref()).expect("one of two");
+                            let site = sites.find(name.as_deref()).expect("one of them");
                             let tls = Arc::clone(&site.tls);
-                            Call::Accept(Box::new(accepted), tls).start(Signing::Offloaded)
+                            Call::Accept(Box::new(accepted), tls).start(signing)
                         }
                     }
                 }
@@ -340,12 +375,13 @@ mod tests {
                     while !said.is_empty() {
                         tls.read_tls(&mut said).expect("from memory");
                     }
-                    Call::Process(tls).start(Signing::Offloaded)
+                    Call::Process(tls).start(signing)
                 }
             };
             let mut tls = match step {
                 Step::Pending(asked, suspended) => {
-                    return Some(Self { client, side: Side::Waiting(asked, suspended) });
+                    let side = Side::Waiting(asked, suspended);
+                    return Some(Self { client, signing, side });
                 }
                 Step::Processed(processed) => processed.expect("a good client"),
             };
@@ -359,12 +395,14 @@ mod tests {
                 client.process_new_packets().expect("a good server, and signature");
             }
             let is_over = !tls.is_handshaking() && !client.is_handshaking();
-            (!is_over || client.wants_write()).then_some(Self { client, side: Side::Tls(tls) })
+            let side = Side::Tls(tls);
+            (!is_over || client.wants_write()).then_some(Self { client, signing, side })
         }
     }
 
-    /// Many at a time, in both versions, with both kinds of keys and with the hybrid; what they ask for is
-    /// answered in any order, and some are dropped while they wait.
+    /// Many at a time, in both versions, with every kind of key and with the hybrid, on the queue and in
+    /// place; what they ask for is submitted together and answered in any order, and some are dropped while
+    /// they wait.
     #[test]
     fn handshakes_end_well_in_any_order() {
         const AT_A_TIME: usize = 64;
@@ -373,14 +411,18 @@ mod tests {
         }
         let count = 10_000;
         let (sites, clients) = sites_and_clients();
-        let queue = Queue::new(8);
+        let queue = Queue::new(AT_A_TIME);
         let mut random = Random(0x5eed);
         let (mut begun, mut ended, mut dropped) = (0, 0, 0);
         let mut talks = Vec::new();
         while ended + dropped < count {
             if talks.len() < AT_A_TIME && begun < count && random.below(3) == 0 {
-                let name = ["rsa.example", "ecdsa.example"][random.below(2)];
-                talks.push(Talk::new(&clients[random.below(clients.len())], name));
+                // Few of the long ones.
+                let kinds = if random.below(20) == 0 { NAMES.len() } else { 4 };
+                let client = &clients[random.below(clients.len())];
+                let in_place = random.below(4) == 0;
+                let signing = if in_place { Signing::InPlace } else { Signing::Offloaded };
+                talks.push(Talk::new(client, NAMES[random.below(kinds)], signing));
                 begun += 1;
                 continue;
             }
@@ -388,7 +430,8 @@ mod tests {
                 continue;
             }
             let talk: Talk = talks.swap_remove(random.below(talks.len()));
-            if matches!(talk.side, Side::Waiting(..)) && random.below(50) == 0 {
+            let waits = matches!(talk.side, Side::Waiting(..) | Side::Asked(..));
+            if waits && random.below(50) == 0 {
                 dropped += 1;
                 continue;
             }
@@ -399,7 +442,10 @@ mod tests {
         }
         assert!(ended > count / 2 && dropped > 0, "{ended} ended, {dropped} dropped");
         assert!((1..=AT_A_TIME).contains(&stack::free()), "{} stacks are back", stack::free());
-        assert_eq!(queue.stats().in_flight(), 0);
+        let stats = queue.stats();
+        assert_eq!(stats.in_flight(), 0);
+        let alone = together(Kernel::Sign).is_none();
+        assert!(alone || stats.kernel(Kernel::Sign).batch_len_max > 1, "never together");
     }
 
     /// As a task's end drops those that it holds, also one that panics: each call ends in an error of
@@ -415,7 +461,7 @@ mod tests {
         let waiting = || -> Vec<Talk> {
             let all = clients.iter().cycle().take(COUNT).enumerate();
             let waits = |(n, client): (usize, _)| {
-                let mut talk = Talk::new(client, "rsa.example");
+                let mut talk = Talk::new(client, NAMES[0], Signing::Offloaded);
                 loop {
                     match &talk.side {
                         // Every other of those that do both waits for the second.
@@ -440,7 +486,7 @@ mod tests {
         assert_eq!(payload.downcast_ref(), Some(&"a task's"));
         assert_eq!(stack::free(), COUNT);
         // And whoever comes then shakes hands.
-        let mut talk = Some(Talk::new(&clients[0], "rsa.example"));
+        let mut talk = Some(Talk::new(&clients[0], NAMES[0], Signing::Offloaded));
         while let Some(one) = talk {
             talk = one.step(&sites, &queue);
         }
