@@ -11,8 +11,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{refused, tool, warpcore};
+use rustix::net::sockopt::set_socket_linger;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -44,6 +46,10 @@ fn sayings(child: &mut Child) -> impl FnMut(&str) -> String + use<> {
         let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(what));
         line.unwrap_or_else(|| panic!("never said `{what}`"))
     }
+}
+
+fn address_in(line: &str) -> SocketAddr {
+    line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("an address")
 }
 
 #[test]
@@ -244,6 +250,104 @@ fn a_new_process_takes_over() {
     said("connections, ");
 }
 
+/// Who has connected when it is told to end is served; who comes later is refused at once.
+#[test]
+fn draining_under_load_fails_nobody() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let upstream = echoes().to_string();
+    let mut command = proxy(place.path(), &place.path().join("key.pem"), "127.0.0.1:0", &upstream);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    let address = address_in(&said("listening on "));
+    let client = client(place.path());
+    let served = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Ok(stream) = TcpStream::connect(address) {
+                        echoed_on(&client, stream).expect("who gets in is served");
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        while served.load(Ordering::Relaxed) < 100 {
+            assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+            thread::yield_now();
+        }
+        tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    });
+    assert!(child.wait().expect("ours").success());
+    let all = served.load(Ordering::Relaxed);
+    assert_eq!(
+        said("connections, "),
+        format!("{all} connections, {all} handshakes, 0 failed, 0 cut off")
+    );
+}
+
+/// Clients that end in every way, at every stage: no descriptor is left of them.
+#[test]
+fn whoever_hangs_up_leaves_no_descriptor() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let upstream = echoes().to_string();
+    let mut command = proxy(place.path(), &place.path().join("key.pem"), "127.0.0.1:0", &upstream);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    let address = address_in(&said("listening on "));
+    let client = client(place.path());
+    let name = || ServerName::try_from("localhost").expect("a good name");
+    let descriptors = || {
+        let path = format!("/proc/{}/fd", child.id());
+        std::fs::read_dir(path).expect("it runs").count()
+    };
+    echoed(&client, address).expect("served");
+    let hang_up = |round: usize| {
+        let mut tls = ClientConnection::new(Arc::clone(&client), name()).expect("a good config");
+        let mut stream = TcpStream::connect(address).expect("listens");
+        if round.is_multiple_of(2) {
+            // A reset instead of an end.
+            set_socket_linger(&stream, Some(Duration::ZERO)).expect("an option");
+        }
+        let mut hello = Vec::new();
+        tls.write_tls(&mut hello).expect("to memory");
+        match round % 5 {
+            0 => {}
+            1 => stream.write_all(&hello[..round]).expect("sends"),
+            // Its signature is in flight, or its answer.
+            2 => stream.write_all(&hello).expect("sends"),
+            3 => {
+                stream.write_all(&hello).expect("sends");
+                while tls.is_handshaking() {
+                    tls.complete_io(&mut stream).expect("shakes hands");
+                }
+            }
+            _ => {
+                stream.write_all(&hello).expect("sends");
+                let mut stream = StreamOwned::new(tls, stream);
+                stream.write_all(b"he").expect("sends");
+                stream.flush().expect("sends");
+            }
+        }
+    };
+    let before = descriptors();
+    (0..200).for_each(hang_up);
+    echoed(&client, address).expect("served");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while descriptors() > before {
+        assert!(Instant::now() < deadline, "{before} descriptors before, {} now", descriptors());
+        thread::yield_now();
+    }
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    assert!(child.wait().expect("ours").success());
+}
+
 /// As systemd does it: the socket listens before there is a process, whose every state is told.
 #[test]
 fn a_service_manager_gives_the_socket_and_is_told() {
@@ -326,9 +430,13 @@ fn client(place: &Path) -> Arc<ClientConfig> {
 }
 
 fn echoed(client: &Arc<ClientConfig>, address: SocketAddr) -> io::Result<()> {
+    echoed_on(client, TcpStream::connect(address)?)
+}
+
+fn echoed_on(client: &Arc<ClientConfig>, stream: TcpStream) -> io::Result<()> {
     let name = ServerName::try_from("localhost").expect("a good name");
     let tls = ClientConnection::new(Arc::clone(client), name).expect("a good config");
-    let mut stream = StreamOwned::new(tls, TcpStream::connect(address)?);
+    let mut stream = StreamOwned::new(tls, stream);
     stream.write_all(b"hello")?;
     let mut bytes = [0; 5];
     stream.read_exact(&mut bytes)?;
@@ -352,8 +460,7 @@ fn without_descriptors_clients_wait() {
     command.arg("--key").arg(place.path().join("key.pem"));
     let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
     let mut said = sayings(&mut child);
-    let line = said("listening on ");
-    let address = line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("an address");
+    let address = address_in(&said("listening on "));
     let silent: Vec<_> =
         (0..100).map(|_| TcpStream::connect(address).expect("a backlog takes it")).collect();
     said("cannot accept on ");

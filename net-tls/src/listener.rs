@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -41,6 +42,9 @@ pub struct Proxy {
     metrics: Option<OwnedFd>,
 }
 
+/// What connecting takes, after the first packet, to nearly everybody.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
 /// What a reload replaces.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -61,6 +65,8 @@ pub(crate) struct Listening {
     /// One for each shard of an IP address, one for all of a path. Empty once nobody is to connect any
     /// more.
     sockets: Mutex<Vec<OwnedFd>>,
+    /// Another process may have them too.
+    is_shared: AtomicBool,
 }
 
 impl Proxy {
@@ -83,7 +89,9 @@ impl Proxy {
         let access_log = access_log.map_err(|error| error.at("access_log"))?;
         let mut listening = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
-            let listen = match take(&mut given, &listener.address) {
+            let given = take(&mut given, &listener.address);
+            let is_shared = AtomicBool::new(!given.is_empty());
+            let listen = match given {
                 sockets if sockets.is_empty() => listen(&listener.address),
                 sockets => Ok((listener.address.clone(), sockets)),
             };
@@ -95,6 +103,7 @@ impl Proxy {
                 proxy_protocol: listener.proxy_protocol,
                 usage: Arc::default(),
                 sockets: Mutex::new(sockets),
+                is_shared,
             }));
         }
         let metrics = config.metrics.as_ref().map(|address| {
@@ -119,6 +128,7 @@ impl Proxy {
     pub fn sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
         let mut sockets = Vec::new();
         for listening in &self.listening {
+            listening.is_shared.store(true, Ordering::Relaxed);
             for socket in &*lock(&listening.sockets) {
                 sockets.push(socket.try_clone()?);
             }
@@ -230,7 +240,16 @@ impl Proxy {
                 }
             }
         }
-        // Who connects from here on is refused, unless another process has the socket too.
+        // Who is connecting is still let in; who connects from here on is refused, unless another process
+        // has the socket too.
+        if !listening.is_shared.load(Ordering::Relaxed) && socket.ignore_new().is_ok() {
+            let _ = timeout(ROUND_TRIP, async {
+                while let Ok(client) = socket.accept().await {
+                    self.visited(&listening, client, &shard);
+                }
+            })
+            .await;
+        }
         lock(&listening.sockets).clear();
         for client in socket.close().await {
             self.visited(&listening, client, &shard);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 
 use crate::buf::{IoBuf, IoBufMut};
 use crate::op::{self, AcceptMulti, SharedFd};
@@ -107,6 +107,27 @@ impl Listener {
     /// Cancelling is safe: a connection is returned by this call or the next.
     pub async fn accept(&mut self) -> io::Result<Stream> {
         poll_fn(|cx| self.accept.poll_next(cx)).await.map(Stream::accepted)
+    }
+
+    /// From here on the kernel does not hear who begins to connect over TCP, and who has begun may go on.
+    /// Who is not heard asks again, a second later at first: is the listener closed by then, they are
+    /// refused. The others would be reset if it were closed at once. Whoever else has this socket is deaf
+    /// too.
+    pub fn ignore_new(&self) -> io::Result<()> {
+        /// Where the flags are in a TCP header, and which is SYN (RFC 9293, section 3.1).
+        const FLAGS: u32 = 13;
+        const SYN: u32 = 0x02;
+        let operation = |code: u32, jump_if_equal, k| {
+            let code = u16::try_from(code).expect("of 16 bits");
+            SockFilter::new(code, jump_if_equal, 0, k)
+        };
+        SockRef::from(&*self.fd).attach_filter(&[
+            operation(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, FLAGS),
+            operation(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, SYN),
+            operation(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0),
+            operation(libc::BPF_RET | libc::BPF_K, 0, 0),
+            operation(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+        ])
     }
 
     /// Stops listening on this shard, and says who was accepted before and not taken yet. Others who
