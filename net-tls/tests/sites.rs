@@ -13,9 +13,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ALL_VERSIONS, ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 use warpcore_need::{Need, need};
 use warpcore_tls::{
@@ -90,15 +94,34 @@ impl Authority {
     }
 
     fn client(&self) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.issuer.der().clone()).expect("a good root");
-        client(roots, None)
+        self.client_of(ALL_VERSIONS, None)
     }
 
     fn client_with(&self, certificate: &CertificateConfig) -> ClientConfig {
+        self.client_of(ALL_VERSIONS, Some(certificate))
+    }
+
+    fn client_of(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        certificate: Option<&CertificateConfig>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a good root");
-        client(roots, Some(certificate))
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .expect("supported")
+            .with_root_certificates(roots);
+        match certificate {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let chain = CertificateDer::pem_file_iter(&pair.chain).expect("readable");
+                let chain = chain.collect::<Result<_, _>>().expect("good");
+                let key = PrivateKeyDer::from_pem_file(&pair.key).expect("good");
+                builder.with_client_auth_cert(chain, key).expect("a good pair")
+            }
+        }
     }
 }
 
@@ -113,23 +136,6 @@ fn authority_params(name: &str) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
-}
-
-fn client(roots: RootCertStore, certificate: Option<&CertificateConfig>) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("supported")
-        .with_root_certificates(roots);
-    match certificate {
-        None => builder.with_no_client_auth(),
-        Some(pair) => {
-            let chain = CertificateDer::pem_file_iter(&pair.chain).expect("readable");
-            let chain = chain.collect::<Result<_, _>>().expect("good");
-            let key = PrivateKeyDer::from_pem_file(&pair.key).expect("good");
-            builder.with_client_auth_cert(chain, key).expect("a good pair")
-        }
-    }
 }
 
 fn site(names: &[&str], certificates: &[CertificateConfig]) -> SiteConfig {
@@ -282,16 +288,38 @@ fn clients_show_certificates_that_are_not_revoked() {
     let required = SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) };
     let mut optional = required.clone();
     optional.client_certificates.as_mut().expect("set").optional = true;
-    let clients = [
-        Arc::new(authority.client()),
-        Arc::new(authority.client_with(&good)),
-        Arc::new(authority.client_with(&bad)),
-    ];
-    for (site, expected) in [(required, [false, true, false]), (optional, [true, true, false])] {
-        let proxy = Running::start(&config(vec![site]), 1);
-        let served = clients.each_ref().map(|client| shown("a.example", client, proxy.address));
-        assert_eq!(served.each_ref().map(Result::is_ok), expected, "{served:?}");
-        proxy.stop();
+    for version in ALL_VERSIONS {
+        let clients = [None, Some(&good), Some(&bad)]
+            .map(|certificate| Arc::new(authority.client_of(&[version], certificate)));
+        for (site, expected) in
+            [(&required, [false, true, false]), (&optional, [true, true, false])]
+        {
+            let proxy = Running::start(&config(vec![site.clone()]), 1);
+            let served = clients.each_ref().map(|client| shown("a.example", client, proxy.address));
+            assert_eq!(served.each_ref().map(Result::is_ok), expected, "{version:?}: {served:?}");
+            proxy.stop();
+        }
+    }
+}
+
+/// What a client was given before a reload counts after it, also where no file has the keys.
+#[test]
+fn tickets_outlive_a_reload() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let pairs = [authority.ecdsa("server", &["a.example"])];
+    let config = config(vec![site(&[], &pairs)]);
+    for version in ALL_VERSIONS {
+        let proxy = Running::start(&config, 1);
+        let client = Arc::new(authority.client_of(&[version], None));
+        for _ in 0..3 {
+            shown("a.example", &client, proxy.address).expect("served");
+            proxy.proxy.reload(&config).expect("good");
+        }
+        let stats = proxy.stop();
+        assert_eq!((stats.handshakes, stats.resumed), (3, 2), "{version:?}");
     }
 }
 
@@ -345,20 +373,8 @@ fn a_ticket_counts_where_the_same_clients_do() {
         let ticket_keys = ticket_keys.map(Path::to_owned);
         Running::start(&Config { ticket_keys, ..config(vec![site]) }, 1)
     };
-    for tls12 in [false, true] {
-        let mut client = authority.client();
-        if tls12 {
-            let version: &[_] = &[&rustls::version::TLS12];
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let mut roots = RootCertStore::empty();
-            roots.add(authority.issuer.der().clone()).expect("a good root");
-            client = ClientConfig::builder_with_provider(provider)
-                .with_protocol_versions(version)
-                .expect("supported")
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-        }
-        let client = Arc::new(client);
+    for version in ALL_VERSIONS {
+        let client = Arc::new(authority.client_of(&[version], None));
         let resumed = |proxy: Running| {
             shown("a.example", &client, proxy.address).expect("served");
             proxy.stop().resumed
@@ -367,6 +383,79 @@ fn a_ticket_counts_where_the_same_clients_do() {
         assert_eq!(resumed(start(renewed.clone(), Some(&keys))), 1, "the same policy");
         assert_eq!(resumed(start(guarded.clone(), Some(&keys))), 0, "other clients count");
         assert_eq!(resumed(start(open.clone(), None)), 0, "other keys");
+    }
+}
+
+/// A client that shows the tickets of every name to every other.
+#[derive(Debug)]
+struct OneForAll(ClientSessionMemoryCache);
+
+impl OneForAll {
+    fn name() -> ServerName<'static> {
+        ServerName::try_from("all").expect("a good name")
+    }
+}
+
+impl ClientSessionStore for OneForAll {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        self.0.set_kx_hint(Self::name(), group);
+    }
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        self.0.kx_hint(&Self::name())
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.0.set_tls12_session(Self::name(), value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.0.tls12_session(&Self::name())
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        self.0.remove_tls12_session(&Self::name());
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(Self::name(), value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(&Self::name())
+    }
+}
+
+/// Two names of one listener, one of which asks who the client is: no ticket of the other lets it in.
+#[test]
+fn a_ticket_of_another_name_does_not_count() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let clients = ClientCertificates {
+        authorities: authority.write("authorities.pem", authority.issuer.pem()),
+        revoked: Vec::new(),
+        optional: false,
+    };
+    // One certificate for both: to the client they are the same.
+    let pairs = [authority.ecdsa("both", &["open.example", "guarded.example"])];
+    let guarded =
+        SiteConfig { client_certificates: Some(clients), ..site(&["guarded.example"], &pairs) };
+    let config = config(vec![site(&["open.example"], &pairs), guarded]);
+    for version in ALL_VERSIONS {
+        let proxy = Running::start(&config, 1);
+        let mut client = authority.client_of(&[version], None);
+        client.resumption =
+            Resumption::store(Arc::new(OneForAll(ClientSessionMemoryCache::new(9))));
+        let client = Arc::new(client);
+        for _ in 0..2 {
+            shown("open.example", &client, proxy.address).expect("served");
+        }
+        shown("guarded.example", &client, proxy.address).expect_err("who is it?");
+        let stats = proxy.stop();
+        assert_eq!((stats.handshakes, stats.resumed), (2, 1), "{version:?}");
+        assert_eq!(stats.handshakes_failed, 1);
     }
 }
 
@@ -394,7 +483,7 @@ fn a_reload_is_whole_or_nothing_and_nobody_fails() {
     });
     let proxy = Running::start(&configs[0], 2);
     let mut client = authority.client();
-    client.resumption = rustls::client::Resumption::disabled();
+    client.resumption = Resumption::disabled();
     let client = Arc::new(client);
     let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {

@@ -4,7 +4,8 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use common::{Identity, LOOPBACK, Running, client_config, connect, echo, exchange, talk, upstream};
@@ -128,7 +129,7 @@ fn the_least_busy_upstream_is_next_and_protocols_have_their_own() {
 
     let mut h2 = (*client).clone();
     h2.alpn_protocols = vec![b"h2".to_vec()];
-    let answer = exchange(&std::sync::Arc::new(h2), proxy.address, b"who").expect("answered");
+    let answer = exchange(&Arc::new(h2), proxy.address, b"who").expect("answered");
     assert_eq!(answer, b"h2");
     proxy.stop();
 }
@@ -172,17 +173,133 @@ fn a_balancer_in_front_says_who_the_client_is() {
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
     let line = b"PROXY TCP6 2001:db8::1 2001:db8::2 1234 443\r\n";
-    let mut stream = connect(&client, proxy.address);
-    // In two pieces, the second with the ClientHello behind it.
-    stream.sock.write_all(&line[..20]).expect("sends");
-    let mut rest = line[20..].to_vec();
-    stream.conn.write_tls(&mut rest).expect("to memory");
-    stream.sock.write_all(&rest).expect("sends");
-    assert_eq!(talk(stream, b"x").expect("answered"), [&line[..], b"x"].concat());
+    // The same in binary (section 2.2 of proxy-protocol.txt), with an addition that says nothing (NOOP).
+    let [from, to] = [1, 2].map(|last| {
+        let mut address = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        address[15] = last;
+        address
+    });
+    let ports = [1234_u16.to_be_bytes(), 443_u16.to_be_bytes()].concat();
+    let addresses = [&from[..], &to, &ports, &[4, 0, 1, 7]].concat();
+    let signature = b"\r\n\r\n\0\r\nQUIT\n";
+    let binary = [&signature[..], &[0x21, 0x21, 0, 40], &addresses].concat();
+    // A check of the balancer's own: it is the client.
+    let local = [&signature[..], &[0x20, 0, 0, 0]].concat();
+    for header in [&line[..], &binary, &local] {
+        let mut stream = connect(&client, proxy.address);
+        let own = stream.sock.local_addr().expect("connected");
+        // In two pieces, the second with the ClientHello behind it.
+        stream.sock.write_all(&header[..14]).expect("sends");
+        let mut rest = header[14..].to_vec();
+        stream.conn.write_tls(&mut rest).expect("to memory");
+        stream.sock.write_all(&rest).expect("sends");
+        let answer = talk(stream, b"x").expect("answered");
+        let direct = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} ", own.port());
+        let told = if header == local { direct.as_bytes() } else { line };
+        assert!(answer.starts_with(told) && answer.ends_with(b"\r\nx"), "{header:?}: {answer:?}");
+    }
     // Without one nobody comes in.
     exchange(&client, proxy.address, b"x").expect_err("refused");
     let stats = proxy.stop();
-    assert_eq!((stats.handshakes, stats.handshakes_failed), (1, 1));
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (3, 1));
+}
+
+#[test]
+fn both_families_on_both_sides() {
+    if !(need(&NEEDS) && need(&[Need::Ipv6])) {
+        return;
+    }
+    let identity = Identity::new();
+    let back = TcpListener::bind("[::1]:0").expect("binds");
+    let mut config = config(&identity, &[back.local_addr().expect("bound").to_string()]);
+    let mut second = config.listeners[0].clone();
+    second.address = Address::Tcp("[::1]:0".parse().expect("an address"));
+    config.listeners.push(second);
+    std::thread::spawn(move || {
+        for stream in back.incoming().map_while(Result::ok) {
+            echo(stream);
+        }
+    });
+    let proxy = Running::start(&config, 2);
+    let client = client_config(&identity, &TLS13);
+    for address in proxy.proxy.addresses() {
+        let Address::Tcp(address) = address else { panic!("{address}") };
+        assert_eq!(exchange(&client, address, b"x").expect("answered"), b"x", "{address}");
+    }
+    assert_eq!(proxy.stop().handshakes, 2);
+}
+
+/// One of two is gone for a while: nobody notices, and it is asked again once it is back.
+#[test]
+fn an_upstream_that_dies_under_load_fails_nobody() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    // Its connections end with a byte of its own, and those that it has when it dies end well.
+    let serve = |listener: TcpListener, stop: Arc<AtomicBool>| {
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::spawn(move || {
+                    let _ = stream.read_to_end(&mut Vec::new());
+                    let _ = stream.write_all(b"mortal");
+                });
+            }
+        })
+    };
+    let listener = TcpListener::bind(LOOPBACK).expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let mut config = config(&identity, &[address.to_string(), named("immortal").to_string()]);
+    config.pools.get_mut("upstream").expect("there").check = Some(Duration::from_millis(20));
+    let proxy = Running::start(&config, 2);
+    let client = client_config(&identity, &TLS13);
+    let (over, mortal, immortal) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    // Who is in its backlog when it dies would be reset: nobody is, just then.
+    let gate = RwLock::new(());
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let _connecting = gate.read();
+                        let answer = exchange(&client, proxy.address, b"who").expect("answered");
+                        let count = if answer == b"mortal" { &mortal } else { &immortal };
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let until_more_of = |count: &AtomicU64| {
+            let enough = count.load(Ordering::Relaxed) + 20;
+            while count.load(Ordering::Relaxed) < enough {
+                assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+                std::thread::yield_now();
+            }
+        };
+        let mut listener = listener;
+        for _ in 0..3 {
+            let stop = Arc::new(AtomicBool::new(false));
+            let again = listener.try_clone().expect("clones");
+            let serving = serve(again, Arc::clone(&stop));
+            until_more_of(&mortal);
+            {
+                let _nobody = gate.write();
+                stop.store(true, Ordering::Relaxed);
+                // Wakes it up.
+                drop(TcpStream::connect(address));
+                serving.join().expect("no panic");
+                drop(listener);
+            }
+            until_more_of(&immortal);
+            listener = TcpListener::bind(address).expect("free again");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes_failed, stats.upstream_failed, stats.relay_failed), (0, 0, 0));
 }
 
 #[test]
