@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use rustls::server::Acceptor;
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
-use warpcore_offload::{EcdsaSign, KeyExchange, Sign};
+use warpcore_offload::{EcdsaSign, Kernel, KeyExchange, Sign};
 use warpcore_runtime::net::{Address, Stream};
 use warpcore_runtime::{queue, timeout};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -21,7 +21,7 @@ use crate::proxy_protocol::{self, Agreed, CertifiedClient, Endpoints, NAME_LEN_M
 use crate::relay::relay;
 use crate::signer::SignRequest;
 use crate::site::{Site, Sites};
-use crate::stats::{Counter, Refusal};
+use crate::stats::{Counter, Counters, Refusal};
 
 /// Room for one read of a socket: the largest TLS record and its header.
 pub(crate) const RECEIVE_LEN_BYTES: usize = 16 * 1024 + 256;
@@ -118,13 +118,14 @@ pub(crate) async fn serve(
                 _client = one_of(endpoints.source.ip())?;
             }
         }
-        shake_hands(proxy.signing, &active.sites[listening.number], &client, received).await
+        let sites = &active.sites[listening.number];
+        shake_hands(proxy.signing, sites, &client, &shard.counters, received).await
     });
     let Shaken { tls, received, site } = shaken.await.unwrap_or(Err(Failure::Timeout))?;
     drop((pending, active));
     let took = visit.accepted_at.elapsed();
     visit.agreed(&tls, took);
-    shard.counters.took(took);
+    shard.counters.handshakes.add(took);
     visit.suite.iter().for_each(|suite| shard.counters.agreed(*suite));
     shard.counters.count(match (visit.version, visit.resumed) {
         (Some(ProtocolVersion::TLSv1_3), false) => Counter::Tls13Full,
@@ -251,6 +252,7 @@ async fn shake_hands(
     signing: Signing,
     sites: &Sites,
     client: &Stream,
+    counters: &Counters,
     mut received: BytesMut,
 ) -> Result<Shaken, Failure> {
     let mut acceptor = Acceptor::default();
@@ -277,7 +279,7 @@ async fn shake_hands(
     let site = Arc::clone(site);
     let mut call = Call::Accept(Box::new(accepted), Arc::clone(&site.tls));
     loop {
-        let mut tls = match complete(call.start(signing)).await {
+        let mut tls = match complete(call.start(signing), counters).await {
             Ok(tls) => tls,
             Err(refused) => return Err(refuse(client, refused).await),
         };
@@ -297,23 +299,28 @@ async fn shake_hands(
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Answers what a call asks for, until it has returned.
-async fn complete(mut step: Step) -> Result<Box<ServerConnection>, Refused> {
+async fn complete(mut step: Step, counters: &Counters) -> Result<Box<ServerConnection>, Refused> {
     loop {
         let (asked, suspended) = match step {
             Step::Processed(processed) => return processed,
             Step::Pending(asked, suspended) => (asked, suspended),
         };
-        let answer = match asked {
+        let asked_at = Instant::now();
+        let (kernel, answer) = match asked {
             Asked::Exchange(peer) => {
-                Answer::Exchanged(queue().submit(KeyExchange::new(peer)).await)
+                let exchanged = queue().submit(KeyExchange::new(peer)).await;
+                (Kernel::KeyExchange, Answer::Exchanged(exchanged))
             }
             Asked::Sign(SignRequest::Ecdsa { key, message }) => {
-                Answer::Signed(queue().submit(EcdsaSign::new(key, message)).await.result)
+                let signed = queue().submit(EcdsaSign::new(key, message)).await;
+                (Kernel::Ecdsa, Answer::Signed(signed.result))
             }
             Asked::Sign(SignRequest::Rsa { key, scheme, message }) => {
-                Answer::Signed(queue().submit(Sign::new(key, scheme, message)).await.result)
+                let signed = queue().submit(Sign::new(key, scheme, message)).await;
+                (Kernel::Sign, Answer::Signed(signed.result))
             }
         };
+        counters.asked(kernel).add(asked_at.elapsed());
         step = suspended.complete(answer);
     }
 }

@@ -11,7 +11,7 @@ use warpcore_runtime::{spawn, timeout, until_stopped};
 
 use crate::connection::suite_name;
 use crate::listener::{Proxy, lock};
-use crate::stats::{Counter, HANDSHAKE_MS, SUITES};
+use crate::stats::{ASKED, CLASSES_US, Counter, Durations, SUITES};
 use crate::upstream::{Upstream, now_ms};
 
 /// Answers whoever asks, until the machine is asked to stop: who has the socket then may be another
@@ -153,24 +153,44 @@ fn counters(proxy: &Proxy, text: &mut String) {
 }
 
 fn handshakes(proxy: &Proxy, text: &mut String) {
-    let mut classes = [0; HANDSHAKE_MS.len() + 1];
-    let mut us = 0;
-    for counters in &*lock(&proxy.counters) {
-        let (of_shard, of_shard_us) = counters.handshakes();
+    let shards = lock(&proxy.counters);
+    let help = "From accept to the end of the handshake.";
+    let mut family = Family::new(text, "handshake_seconds", "histogram", help);
+    histogram(&mut family, "", shards.iter().map(|counters| &counters.handshakes));
+    let help = "From a request of a handshake to an offload queue to its answer.";
+    let mut family = Family::new(text, "offload_seconds", "histogram", help);
+    for kernel in ASKED {
+        let of_shards = shards.iter().map(|counters| counters.asked(kernel));
+        histogram(&mut family, &of_kernel(kernel), of_shards);
+    }
+}
+
+/// Durations of all shards.
+fn histogram<'a>(
+    family: &mut Family<'_>,
+    labels: &str,
+    shards: impl Iterator<Item = &'a Durations>,
+) {
+    let (mut classes, mut us) = ([0; CLASSES_US.len() + 1], 0);
+    for (of_shard, of_shard_us) in shards.map(Durations::get) {
         classes.iter_mut().zip(of_shard).for_each(|(sum, class)| *sum += class);
         us += of_shard_us;
     }
-    let help = "From accept to the end of the handshake.";
-    let mut family = Family::new(text, "handshake_seconds", "histogram", help);
+    let comma = if labels.is_empty() { "" } else { "," };
     let mut sum = 0;
-    for (class, ms) in classes.iter().zip(HANDSHAKE_MS) {
+    for (class, bound) in classes.iter().zip(CLASSES_US) {
         sum += class;
-        family.line("_bucket", &format!("le=\"{}\"", ms as f64 / 1000.0), sum);
+        let bound = bound as f64 / 1e6;
+        family.line("_bucket", &format!("{labels}{comma}le=\"{bound}\""), sum);
     }
-    sum += classes[HANDSHAKE_MS.len()];
-    family.line("_bucket", "le=\"+Inf\"", sum);
-    family.line("_sum", "", us as f64 / 1e6);
-    family.line("_count", "", sum);
+    sum += classes[CLASSES_US.len()];
+    family.line("_bucket", &format!("{labels}{comma}le=\"+Inf\""), sum);
+    family.line("_sum", labels, us as f64 / 1e6);
+    family.line("_count", labels, sum);
+}
+
+fn of_kernel(kernel: Kernel) -> String {
+    format!("kernel=\"{}\"", kernel.name())
 }
 
 fn queues(proxy: &Proxy, text: &mut String) {
@@ -180,25 +200,23 @@ fn queues(proxy: &Proxy, text: &mut String) {
     Family::new(text, "offload_in_flight", "gauge", help).line("", "", queue.in_flight());
     let help = "Times that an offload queue had no room.";
     Family::new(text, "offload_full_total", "counter", help).line("", "", queue.full);
-    let kernels = [Kernel::Ecdsa, Kernel::KeyExchange, Kernel::Sign];
-    let label = |kernel: Kernel| format!("kernel=\"{}\"", kernel.name());
     let help = "Requests by the size of the batch that they were computed in.";
     let mut family = Family::new(text, "offload_batch_requests", "histogram", help);
-    for kernel in kernels {
+    for kernel in ASKED {
         let stats = queue.kernel(kernel);
         let mut sum = 0;
         for (class, bound) in stats.batch_classes.iter().zip(["1", "3", "7", "15", "+Inf"]) {
             sum += class;
-            family.line("_bucket", &format!("{},le=\"{bound}\"", label(kernel)), sum);
+            family.line("_bucket", &format!("{},le=\"{bound}\"", of_kernel(kernel)), sum);
         }
-        family.line("_sum", &label(kernel), stats.requests);
-        family.line("_count", &label(kernel), stats.batches);
+        family.line("_sum", &of_kernel(kernel), stats.requests);
+        family.line("_count", &of_kernel(kernel), stats.batches);
     }
     let help = "Requests that a device should have done, and software did.";
     let mut family = Family::new(text, "offload_fallbacks_total", "counter", help);
-    for kernel in kernels {
+    for kernel in ASKED {
         let stats = queue.kernel(kernel);
-        family.line("", &label(kernel), stats.redone + stats.spilled);
+        family.line("", &of_kernel(kernel), stats.redone + stats.spilled);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::CipherSuite;
+use warpcore_offload::Kernel;
 
 /// What a proxy has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -124,8 +125,36 @@ impl Counter {
     }
 }
 
-/// Upper bounds of the classes of handshakes, in milliseconds; the last class has none.
-pub(crate) const HANDSHAKE_MS: [u64; 12] = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 5000];
+/// Upper bounds of the classes of durations, in microseconds; the last class has none.
+pub(crate) const CLASSES_US: [u64; 15] = [
+    100, 200, 500, 1000, 2000, 3000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 5_000_000,
+];
+
+/// How long things took, by class.
+#[derive(Debug, Default)]
+pub(crate) struct Durations {
+    classes: [AtomicU64; CLASSES_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Durations {
+    pub(crate) fn add(&self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let class = CLASSES_US.iter().position(|bound| us <= *bound);
+        add(&self.classes[class.unwrap_or(CLASSES_US.len())], 1);
+        add(&self.sum_us, us);
+    }
+
+    /// How many are in each class, and microseconds of all.
+    pub(crate) fn get(&self) -> ([u64; CLASSES_US.len() + 1], u64) {
+        let classes = std::array::from_fn(|class| self.classes[class].load(Ordering::Relaxed));
+        (classes, self.sum_us.load(Ordering::Relaxed))
+    }
+}
+
+/// What handshakes ask of the queue.
+pub(crate) const ASKED: [Kernel; 3] = [Kernel::Ecdsa, Kernel::KeyExchange, Kernel::Sign];
 
 /// Every suite of the provider.
 pub(crate) const SUITES: [CipherSuite; 9] = [
@@ -144,9 +173,9 @@ pub(crate) const SUITES: [CipherSuite; 9] = [
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     counts: [AtomicU64; Counter::ALL.len()],
-    /// Handshakes that ended well, by how long they took, and how long all of them.
-    handshake_classes: [AtomicU64; HANDSHAKE_MS.len() + 1],
-    handshake_us: AtomicU64,
+    /// Handshakes that ended well.
+    pub(crate) handshakes: Durations,
+    asked: [Durations; Kernel::ALL.len()],
     /// As [`SUITES`].
     suites: [AtomicU64; SUITES.len()],
     /// As the shard has told last.
@@ -162,11 +191,9 @@ impl Counters {
         add(&self.counts[counter as usize], count);
     }
 
-    pub(crate) fn took(&self, handshake: Duration) {
-        let us = u64::try_from(handshake.as_micros()).unwrap_or(u64::MAX);
-        let class = HANDSHAKE_MS.iter().position(|ms| us <= ms * 1000);
-        add(&self.handshake_classes[class.unwrap_or(HANDSHAKE_MS.len())], 1);
-        add(&self.handshake_us, us);
+    /// From a request of a handshake to its answer.
+    pub(crate) fn asked(&self, kernel: Kernel) -> &Durations {
+        &self.asked[kernel as usize]
     }
 
     pub(crate) fn agreed(&self, suite: CipherSuite) {
@@ -191,13 +218,6 @@ impl Counters {
 
     pub(crate) fn get(&self, counter: Counter) -> u64 {
         self.counts[counter as usize].load(Ordering::Relaxed)
-    }
-
-    /// Of each class, and microseconds of all.
-    pub(crate) fn handshakes(&self) -> ([u64; HANDSHAKE_MS.len() + 1], u64) {
-        let classes =
-            std::array::from_fn(|class| self.handshake_classes[class].load(Ordering::Relaxed));
-        (classes, self.handshake_us.load(Ordering::Relaxed))
     }
 
     /// As people count them, without the queue's.
