@@ -2,6 +2,7 @@
 //! its own.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,19 +116,27 @@ pub(crate) fn text(proxy: &Proxy) -> String {
             open.line("", &labels, upstream.connections());
         }
     }
+    let sites = || active.sites.iter().flat_map(|sites| sites.all());
     let help = "Until when a certificate is valid, in seconds since 1970.";
-    let mut expires = Family::new(&mut text, "certificate_expires_seconds", "gauge", help);
-    let sites = active.sites.iter().flat_map(|sites| sites.all());
-    let mut paths: Vec<_> = sites
-        .flat_map(|site| site.certificates())
-        .map(|certificate| (&certificate.chain, certificate.expires))
-        .collect();
-    paths.sort_unstable();
-    paths.dedup();
-    for (path, seconds) in paths {
-        expires.line("", &format!("chain=\"{}\"", escape(&path.to_string_lossy())), seconds);
-    }
+    let family = Family::new(&mut text, "certificate_expires_seconds", "gauge", help);
+    let certificates = sites().flat_map(|site| site.certificates());
+    let chains = certificates.map(|certificate| (certificate.chain.as_path(), certificate.expires));
+    of_files(family, "chain", chains);
+    let help = "When a newer list of the revoked is due, in seconds since 1970.";
+    let family = Family::new(&mut text, "revocation_list_expires_seconds", "gauge", help);
+    let lists = sites().flat_map(|site| site.revoked());
+    of_files(family, "list", lists.filter_map(|list| Some((list.path.as_path(), list.expires?))));
     text
+}
+
+/// A line for each file.
+fn of_files<'a>(mut family: Family<'_>, label: &str, files: impl Iterator<Item = (&'a Path, i64)>) {
+    let mut files: Vec<_> = files.collect();
+    files.sort_unstable();
+    files.dedup();
+    for (path, seconds) in files {
+        family.line("", &format!("{label}=\"{}\"", escape(&path.to_string_lossy())), seconds);
+    }
 }
 
 fn counters(proxy: &Proxy, text: &mut String) {

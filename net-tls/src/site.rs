@@ -1,6 +1,8 @@
 //! What is served under which names: certificates, protocols, who may come, and where to.
 
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -10,6 +12,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
+use time::OffsetDateTime;
+use x509_parser::parse_x509_crl;
 
 use crate::certificates::{self, Certificate, Certificates, lookup};
 use crate::config::{CertificateConfig, ClientCertificates, SiteConfig};
@@ -25,6 +29,16 @@ pub(crate) struct Site {
     certificates: Arc<Certificates>,
     pool: Arc<Pool>,
     pool_by_alpn: HashMap<Vec<u8>, Arc<Pool>>,
+    revoked: Vec<RevocationList>,
+}
+
+/// Who has been revoked.
+#[derive(Debug)]
+pub(crate) struct RevocationList {
+    pub(crate) path: PathBuf,
+    der: CertificateRevocationListDer<'static>,
+    /// When the next one should have come, in seconds since 1970.
+    pub(crate) expires: Option<i64>,
 }
 
 impl Site {
@@ -46,7 +60,9 @@ impl Site {
             let pool = pool(name).map_err(|error| error.at(&place))?;
             pool_by_alpn.insert(protocol.clone().into_bytes(), pool);
         }
-        let mut tls = tls(config, Arc::clone(&certificates))?;
+        let revoked = config.client_certificates.as_ref().map(read_revoked).transpose();
+        let revoked = revoked.map_err(|error| error.at("client_certificates"))?.unwrap_or_default();
+        let mut tls = tls(config, &revoked, Arc::clone(&certificates))?;
         let policy = policy(config, certificates.all())?;
         tls.ticketer = Arc::new(Ticketer { masters: Arc::clone(masters), policy });
         Ok(Self {
@@ -54,6 +70,7 @@ impl Site {
             certificates,
             pool: pool(&config.pool).map_err(|error| error.at("pool"))?,
             pool_by_alpn,
+            revoked,
         })
     }
 
@@ -64,6 +81,10 @@ impl Site {
 
     pub(crate) fn certificates(&self) -> &[Certificate] {
         self.certificates.all()
+    }
+
+    pub(crate) fn revoked(&self) -> &[RevocationList] {
+        &self.revoked
     }
 }
 
@@ -172,12 +193,41 @@ fn policy(config: &SiteConfig, certificates: &[Certificate]) -> Result<[u8; 32],
     Ok(Ticketer::policy(parts))
 }
 
-fn tls(config: &SiteConfig, certificates: Arc<Certificates>) -> Result<ServerConfig, Error> {
+/// Every list in the files. One whose time is over counts all the same: refusing its clients would be
+/// worse. It is said, and to be seen in the metrics.
+fn read_revoked(config: &ClientCertificates) -> Result<Vec<RevocationList>, Error> {
+    let mut revoked = Vec::new();
+    for path in &config.revoked {
+        let fail = |cause: &str| Error::Certificate { path: path.clone(), cause: cause.to_owned() };
+        let pem = certificates::read(path)?;
+        let before = revoked.len();
+        for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
+            let der = der.map_err(|_| fail("the PEM text is broken or cut short"))?;
+            let parsed = parse_x509_crl(&der);
+            let (_, parsed) = parsed.map_err(|_| fail("an X509 CRL in it is broken"))?;
+            let expires = parsed.next_update().map(|time| time.timestamp());
+            if expires.is_some_and(|expires| expires < OffsetDateTime::now_utc().unix_timestamp()) {
+                tracing::warn!("{}: the time of this list is over", path.display());
+            }
+            revoked.push(RevocationList { path: path.clone(), der, expires });
+        }
+        if revoked.len() == before {
+            return Err(fail("no PEM section X509 CRL in it"));
+        }
+    }
+    Ok(revoked)
+}
+
+fn tls(
+    config: &SiteConfig,
+    revoked: &[RevocationList],
+    certificates: Arc<Certificates>,
+) -> Result<ServerConfig, Error> {
     let versions: &[_] = if config.tls13_only { &[&TLS13] } else { &[&TLS13, &TLS12] };
     let provider = provider();
     let verifier = match &config.client_certificates {
         Some(clients) => {
-            let verifier = client_verifier(clients, &provider);
+            let verifier = client_verifier(clients, revoked, &provider);
             verifier.map_err(|error| error.at("client_certificates"))?
         }
         None => WebPkiClientVerifier::no_client_auth(),
@@ -195,34 +245,22 @@ fn tls(config: &SiteConfig, certificates: Arc<Certificates>) -> Result<ServerCon
 
 fn client_verifier(
     config: &ClientCertificates,
+    revoked: &[RevocationList],
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let mut authorities = RootCertStore::empty();
-    let fail = |path: &std::path::PathBuf, error: &dyn std::fmt::Display| Error::Certificate {
-        path: path.clone(),
-        cause: error.to_string(),
-    };
     let path = &config.authorities;
+    let fail =
+        |error: &dyn Display| Error::Certificate { path: path.clone(), cause: error.to_string() };
     for certificate in certificates::read_certificates(path)? {
-        authorities.add(certificate).map_err(|error| fail(path, &error))?;
-    }
-    let mut revoked = Vec::new();
-    for path in &config.revoked {
-        let pem = certificates::read(path)?;
-        let before = revoked.len();
-        for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
-            revoked.push(list.map_err(|_| fail(path, &"the PEM text is broken or cut short"))?);
-        }
-        if revoked.len() == before {
-            return Err(fail(path, &"no PEM section X509 CRL in it"));
-        }
+        authorities.add(certificate).map_err(|error| fail(&error))?;
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), Arc::clone(provider))
-            .with_crls(revoked)
+            .with_crls(revoked.iter().map(|list| list.der.clone()))
             .allow_unknown_revocation_status();
     let builder = if config.optional { builder.allow_unauthenticated() } else { builder };
-    builder.build().map_err(|error| fail(path, &error))
+    builder.build().map_err(|error| fail(&error))
 }
 
 #[cfg(test)]

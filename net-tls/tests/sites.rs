@@ -344,8 +344,14 @@ fn a_client_that_is_revoked_does_not_resume() {
     for _ in 0..2 {
         shown("a.example", &client, proxy.address).expect("served");
     }
-    authority.revoked(&["client"]);
+    let list = authority.revoked(&["client"]);
     proxy.proxy.reload(&config).expect("good");
+    let due = time::OffsetDateTime::now_utc() + time::Duration::days(1);
+    let line = format!("revocation_list_expires_seconds{{list=\"{}\"}} ", list.display());
+    let text = proxy.proxy.metrics();
+    let (_, seconds) = text.split_once(&line).unwrap_or_else(|| panic!("{text}"));
+    let seconds: i64 = seconds.lines().next().and_then(|line| line.parse().ok()).expect("a number");
+    assert!((due.unix_timestamp() - 60..=due.unix_timestamp()).contains(&seconds), "{seconds}");
     shown("a.example", &client, proxy.address).expect_err("revoked");
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
