@@ -130,6 +130,19 @@ fn a_configuration_is_checked_without_listening() {
         config.display()
     );
     assert!(said.contains(&expected), "{said}");
+    write_config(place.path(), "web");
+    let good = std::fs::read_to_string(&config).expect("there");
+    let (_, listener) = good.split_once("[[listener]]").expect("one");
+    let twice = format!("{good}\n[[listener]]{listener}").replace("127.0.0.1:0", "127.0.0.1:1");
+    for (text, why) in [
+        (&twice, ":12: listener.1.address: 127.0.0.1:1 is listener.0.address too"),
+        (&format!("user = \"nobody at all\"\n{good}"), "no user is called `nobody at all`"),
+        (&format!("access_log = \"/nowhere/log\"\n{good}"), ":1: access_log: cannot"),
+    ] {
+        std::fs::write(&config, text).expect("written");
+        let said = refused(&mut check(&config), 1);
+        assert!(said.contains(why), "{said}");
+    }
     std::fs::remove_file(place.path().join("key.pem")).expect("removed");
     write_config(place.path(), "web");
     let said = refused(&mut check(&config), 1);

@@ -501,7 +501,7 @@ fn fail_change(steps: &[Step], count: usize, errno: i32) -> Result<bool, TestCas
     for step in steps {
         let result = match step {
             // Half of a copy may have been made.
-            Step::Copy { .. } => Ok(()),
+            Step::Copy { .. } | Step::CopyWithin { .. } => Ok(()),
             Step::Reopen { .. } => match run(&queue, contents.close(&queue)) {
                 Ok(()) => {
                     let open = Contents::open(Rc::clone(&medium), options(), true);
@@ -579,7 +579,7 @@ proptest! {
         let mut model = Vec::new();
         for step in steps {
             let result = match step {
-                Step::Copy { .. } => Ok(()),
+                Step::Copy { .. } | Step::CopyWithin { .. } => Ok(()),
                 Step::Reopen { .. } => {
                     run(&queue, contents.close(&queue)).map(|()| contents = reopen(&queue, &medium))
                 }

@@ -1,7 +1,8 @@
 //! A line of JSON for each connection that has ended.
 
 use std::borrow::Cow;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -55,6 +56,18 @@ impl AccessLog {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let file = Mutex::new(open(path)?);
         Ok(Self { path: path.to_owned(), file, lines: Mutex::default() })
+    }
+
+    /// Whether it could be opened, or made.
+    pub(crate) fn check(path: &Path) -> Result<(), Error> {
+        let there = match OpenOptions::new().append(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+                fs::read_dir(directory.unwrap_or_else(|| Path::new("."))).map(drop)
+            }
+            opened => opened.map(drop),
+        };
+        there.map_err(|error| cannot_write(path, &error))
     }
 
     /// After the file was moved away: goes on in a new one.
@@ -113,6 +126,9 @@ impl AccessLog {
 
 fn open(path: &Path) -> Result<File, Error> {
     let file = OpenOptions::new().append(true).create(true).open(path);
-    let fail = |error| Error::config(format!("cannot write to {}: {error}", path.display()));
-    file.map(File::from).map_err(fail)
+    file.map(File::from).map_err(|error| cannot_write(path, &error))
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Error {
+    Error::config(format!("cannot write to {}: {error}", path.display()))
 }

@@ -327,8 +327,24 @@ async fn complete(mut step: Step, counters: &Counters) -> Result<Box<ServerConne
 
 /// Tells the client why, as far as it listens.
 async fn refuse(client: &Stream, refused: Refused) -> Failure {
+    /// For what the client had sent before it could know.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const RECEIVES_MAX: usize = 16;
     let _ = client.send_all(refused.alert).await;
     let _ = client.shutdown(Shutdown::Write);
+    // What is not read when the socket is closed resets the connection, and the alert is lost.
+    let rest = async {
+        let mut rest = Vec::with_capacity(RECEIVE_LEN_BYTES);
+        for _ in 0..RECEIVES_MAX {
+            rest.clear();
+            let result;
+            (result, rest) = client.recv(rest).await;
+            if !matches!(result, Ok(1..)) {
+                return;
+            }
+        }
+    };
+    let _ = timeout(PATIENCE, rest).await;
     Failure::Protocol(refused.error.into())
 }
 

@@ -1,6 +1,7 @@
 //! Accepts on every shard and makes a task of each connection.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
@@ -142,7 +143,9 @@ impl Proxy {
     /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
     pub fn check(config: &Config) -> Result<(), Error> {
         let masters = masters(config)?;
-        Active::new(config, &masters, &Pools::new()).map(drop)
+        Active::new(config, &masters, &Pools::new())?;
+        let log = config.access_log.as_deref().map(AccessLog::check).transpose();
+        log.map_err(|error| error.at("access_log")).map(drop)
     }
 
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
@@ -305,6 +308,22 @@ fn masters(config: &Config) -> Result<Arc<Masters>, Error> {
     Ok(Arc::new(masters))
 }
 
+/// Refuses an address that is asked for twice. Port 0 is another one each time.
+fn check_addresses(config: &Config) -> Result<(), Error> {
+    let mut taken = BTreeMap::new();
+    let listeners = config.listeners.iter().enumerate();
+    let listeners =
+        listeners.map(|(number, one)| (format!("listener.{number}.address"), &one.address));
+    let metrics = config.metrics.iter().map(|address| ("metrics".to_owned(), address));
+    for (key, address) in listeners.chain(metrics) {
+        let is_any = matches!(address, Address::Tcp(address) if address.port() == 0);
+        if let Some(before) = taken.insert(address, key.clone()).filter(|_| !is_any) {
+            return Err(Error::config(format!("{address} is {before} too")).at(&key));
+        }
+    }
+    Ok(())
+}
+
 /// Those of the given sockets that have this address.
 fn take(given: &mut Vec<(Address, OwnedFd)>, address: &Address) -> Vec<OwnedFd> {
     given.extract_if(.., |(of, _)| of == address).map(|(_, socket)| socket).collect()
@@ -331,6 +350,7 @@ async fn check(pool: Arc<Pool>, patience: Duration) {
 impl Active {
     /// `before`: the pools that are in use.
     fn new(config: &Config, masters: &Arc<Masters>, before: &Pools) -> Result<Self, Error> {
+        check_addresses(config)?;
         let pools = upstream::pools(&config.pools, before)?;
         let mut sites = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {

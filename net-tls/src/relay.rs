@@ -36,6 +36,8 @@ struct Relay<'a> {
     upstream_ended: Cell<bool>,
     /// The client has been told so.
     client_ended: Cell<bool>,
+    /// The client is being told so, and may hang up before we know that it has been.
+    client_ends: Cell<bool>,
     traffic: &'a Traffic,
 }
 
@@ -70,6 +72,7 @@ pub(crate) async fn relay(
         active_at: Cell::new(Instant::now()),
         upstream_ended: Cell::new(false),
         client_ended: Cell::new(false),
+        client_ends: Cell::new(false),
         traffic,
     };
     both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await
@@ -95,7 +98,7 @@ impl Relay<'_> {
                 received = bytes;
                 match result {
                     // It was told that no more will come, and does not care to say so too.
-                    Ok(0) | Err(_) if self.client_ended.get() => return Ok(()),
+                    Ok(0) | Err(_) if self.client_ends.get() => return Ok(()),
                     Ok(0) => return Err("the client hung up without close_notify".into()),
                     Ok(_) => self.active(),
                     Err(error) => return Err(error.into()),
@@ -131,8 +134,10 @@ impl Relay<'_> {
             self.active();
             if ended {
                 self.tls.borrow_mut().send_close_notify();
-                let sent = self.send_records().await;
-                let told = sent.and_then(|()| self.client.shutdown(Shutdown::Write));
+                self.client_ends.set(true);
+                let told = self.send_records().await;
+                // That is the end; who has seen it may be gone by now.
+                let _ = self.client.shutdown(Shutdown::Write);
                 return end(told, &self.client_ended, &self.upstream_ended);
             }
             self.tls.borrow_mut().writer().write_all(&plain)?;

@@ -188,7 +188,11 @@ fn nonsense(signing: Signing) {
     let identity = Identity::new();
     let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
     let mut stream = TcpStream::connect(proxy.address).expect("connects");
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sends");
+    // More than is read at once: what is not read must not take the alert away.
+    let body = "x".repeat(100_000);
+    let request =
+        format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("sends");
     let mut answer = Vec::new();
     std::io::Read::read_to_end(&mut stream, &mut answer).expect("is closed in order");
     assert_eq!(answer.first(), Some(&21), "an alert (RFC 8446, section 5.1)");

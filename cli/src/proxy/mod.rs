@@ -81,6 +81,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = arguments.read()?;
     if arguments.check {
         Proxy::check(&config).map_err(|error| arguments.locate(error))?;
+        config.user.as_deref().map(user::find).transpose()?;
         println!("{}: good", arguments.config.expect("required by --check").display());
         return Ok(());
     }
@@ -89,7 +90,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
-        user::become_user(user, config.access_log.as_deref())?;
+        user::become_user(&user::find(user)?, config.access_log.as_deref())?;
     }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);

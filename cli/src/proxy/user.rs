@@ -9,17 +9,29 @@ use rustix::process::geteuid;
 
 use crate::Failure;
 
-/// Becomes `name`, with its groups, for good, if this is root; `log` is opened again as that user. While
+/// Somebody that this machine knows.
+pub(super) struct User {
+    name: CString,
+    uid: u32,
+    gid: u32,
+}
+
+/// Who is called `name`. While this process has one thread.
+pub(super) fn find(name: &str) -> Result<User, Failure> {
+    let name = CString::new(name).map_err(|_| format!("no user is called {name:?}"))?;
+    // SAFETY: `name` is a C string; nobody else asks for users, and what is returned is read before
+    // anybody could.
+    let found = unsafe { libc::getpwnam(name.as_ptr()).as_ref() };
+    let found = found.ok_or_else(|| format!("no user is called `{}`", name.to_string_lossy()))?;
+    Ok(User { uid: found.pw_uid, gid: found.pw_gid, name })
+}
+
+/// Becomes `user`, with its groups, for good, if this is root; `log` is opened again as that user. While
 /// this process has one thread: others would stay who they are.
-pub(super) fn become_user(name: &str, log: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn become_user(user: &User, log: Option<&Path>) -> Result<(), Failure> {
+    let (name, uid, gid) = (user.name.to_string_lossy(), user.uid, user.gid);
     let fail =
         |what: &str, error: io::Error| -> Failure { format!("{what} {name}: {error}").into() };
-    let user = CString::new(name).map_err(|_| format!("no user is called {name:?}"))?;
-    // SAFETY: `user` is a C string; nobody else asks for users, and what is returned is read before
-    // anybody could.
-    let found = unsafe { libc::getpwnam(user.as_ptr()).as_ref() };
-    let found = found.ok_or_else(|| format!("no user is called `{name}`"))?;
-    let (uid, gid) = (found.pw_uid, found.pw_gid);
     if !geteuid().is_root() {
         // It is already if the process before this one was.
         if geteuid().as_raw() != uid {
@@ -31,7 +43,7 @@ pub(super) fn become_user(name: &str, log: Option<&Path>) -> Result<(), Failure>
         chown(log, Some(uid), Some(gid)).map_err(|error| fail("cannot give the log to", error))?;
     }
     // SAFETY: takes a C string and numbers only.
-    if unsafe { libc::initgroups(user.as_ptr(), gid) } != 0 {
+    if unsafe { libc::initgroups(user.name.as_ptr(), gid) } != 0 {
         return Err(fail("cannot take the groups of", io::Error::last_os_error()));
     }
     // SAFETY: takes numbers only.

@@ -41,6 +41,12 @@ pub enum Step {
         to: usize,
         len: usize,
     },
+    /// From another place of the same file.
+    CopyWithin {
+        from: usize,
+        to: usize,
+        len: usize,
+    },
     PunchHole {
         offset: usize,
         len: usize,
@@ -115,6 +121,8 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Read { offset, len }),
         1 => (data(), offset.clone(), offset.clone(), len.clone())
             .prop_map(|(data, from, to, len)| Step::Copy { data, from, to, len }),
+        1 => (offset.clone(), offset.clone(), len.clone())
+            .prop_map(|(from, to, len)| Step::CopyWithin { from, to, len }),
         1 => (offset.clone(), len)
             .prop_map(|(offset, len)| Step::PunchHole { offset, len }),
         1 => offset.prop_map(Step::SetSize),
@@ -162,6 +170,17 @@ pub fn try_apply(
             if copied > 0 {
                 model.resize(model.len().max(to + copied), 0);
                 model[to..to + copied].copy_from_slice(&source[from..from + copied]);
+            }
+        }
+        Step::CopyWithin { from, to, len } => {
+            // What overlaps the kernel refuses.
+            let len = len.min(from.abs_diff(to));
+            let copied = contents.copy_within(queue, from as u64, to as u64, len as u64);
+            let copied = usize::try_from(run(queue, copied)?).expect("small");
+            assert_eq!(copied, len.min(model.len().saturating_sub(from)));
+            if copied > 0 {
+                model.resize(model.len().max(to + copied), 0);
+                model.copy_within(from..from + copied, to);
             }
         }
         Step::PunchHole { offset, len } => {

@@ -23,24 +23,11 @@ impl<M: Medium> Contents<M> {
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;
         source.commit(queue).await?;
-        let (mut from, mut to, mut left) = (from, to, len);
-        while left > 0 {
-            let mut copied = self.copy_stored(queue, source, from, to, left).await?;
-            if copied == 0 {
-                // Byte by byte, up to the next border of a chunk here.
-                let chunk_len = self.chunk_len();
-                copied = left.min(chunk_len - to % chunk_len);
-                let mut bytes = vec![0; to_index(copied)];
-                // All are there: `len` was bounded by the length of a file that is held.
-                source.read(queue, from, &mut bytes).await?;
-                self.write(queue, to, &bytes).await?;
-            }
-            (from, to, left) = (from + copied, to + copied, left - copied);
-        }
+        self.copy(queue, Some(source), from, to, len).await?;
         Ok(len)
     }
 
-    /// As [`Contents::copy_from`], from another place of the same file.
+    /// As [`Contents::copy_from`], from another place of the same file, which does not overlap.
     pub async fn copy_within(
         &mut self,
         queue: &Queue,
@@ -48,57 +35,81 @@ impl<M: Medium> Contents<M> {
         to: u64,
         len: u64,
     ) -> Result<u64, Error> {
-        const PART: usize = 1 << 20;
-        let mut part = vec![0; PART];
-        let mut done = 0;
-        while done < len {
-            let room = to_index((len - done).min(PART as u64));
-            let read = self.read(queue, from + done, &mut part[..room]).await?;
-            if read == 0 {
-                break;
-            }
-            self.write(queue, to + done, &part[..read]).await?;
-            done += read as u64;
-        }
-        Ok(done)
+        let len = len.min(self.size()?.saturating_sub(from));
+        let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
+        end.ok_or_else(|| errno(libc::EFBIG))?;
+        self.commit(queue).await?;
+        self.copy(queue, None, from, to, len).await?;
+        Ok(len)
     }
 
-    /// Copies what is stored of the next whole chunks, up to a record's worth. 0: there are none, or
-    /// they are stored otherwise.
-    async fn copy_stored(
+    /// `source`: which has been committed; None if it is this file.
+    async fn copy(
         &mut self,
         queue: &Queue,
-        source: &Self,
+        source: Option<&Self>,
         from: u64,
         to: u64,
         len: u64,
-    ) -> Result<u64, Error> {
+    ) -> Result<(), Error> {
+        let (mut from, mut to, mut left) = (from, to, len);
+        while left > 0 {
+            let chunks = source.unwrap_or(self).chunks_at(from, to, left).await?;
+            let copied = match chunks {
+                Some(chunks) if self.takes(&chunks) => self.put_chunks(queue, to, chunks).await?,
+                _ => {
+                    // Byte by byte, up to the next border of a chunk here.
+                    let chunk_len = self.chunk_len();
+                    let copied = left.min(chunk_len - to % chunk_len);
+                    let mut bytes = vec![0; to_index(copied)];
+                    // All are there: `len` was bounded by the length of a file that is held.
+                    source.unwrap_or(self).read(queue, from, &mut bytes).await?;
+                    self.write(queue, to, &bytes).await?;
+                    copied
+                }
+            };
+            (from, to, left) = (from + copied, to + copied, left - copied);
+        }
+        Ok(())
+    }
+
+    /// What is stored of the next whole chunks, up to a record's worth, for another place. None: there are
+    /// none, or they are not stored as wholes.
+    async fn chunks_at(&self, from: u64, to: u64, len: u64) -> Result<Option<Chunks>, Error> {
         const CHUNKS_MAX: u64 = 16;
-        self.check_writable()?;
-        let Body::Container(Container { head: Some(head), .. }) = &source.body else {
-            return Ok(0);
+        let Body::Container(Container { head: Some(head), .. }) = &self.body else {
+            return Ok(None);
         };
         let chunk_len = 1 << head.chunk_len_log2;
         let len = len.min(CHUNKS_MAX * chunk_len) / chunk_len * chunk_len;
-        let fits = from.is_multiple_of(chunk_len) && to.is_multiple_of(chunk_len) && len > 0;
-        let Body::Container(own) = &mut self.body else { return Ok(0) };
-        // A file that has nothing yet takes the chunks of what it gets.
-        let same = match own.head {
-            Some(own) => own.chunk_len_log2 == head.chunk_len_log2,
-            None => own.dirty.is_empty() || self.options.chunk_len_log2 == head.chunk_len_log2,
-        };
-        if !fits || !same {
-            return Ok(0);
+        if !from.is_multiple_of(chunk_len) || !to.is_multiple_of(chunk_len) || len == 0 {
+            return Ok(None);
         }
         let mut stored = Vec::new();
-        for (visible, extent) in source.pieces(from..from + len).await? {
+        for (visible, extent) in self.pieces(from..from + len).await? {
             if visible != (extent.logical..extent.end()) {
-                return Ok(0);
+                return Ok(None);
             }
-            let span = source.stored(&extent).await?;
+            let span = self.stored(&extent).await?;
             stored.push(Stored { logical: extent.logical - from + to, ..span });
         }
-        self.options.chunk_len_log2 = head.chunk_len_log2;
+        Ok(Some(Chunks { stored, len, chunk_len_log2: head.chunk_len_log2 }))
+    }
+
+    /// Whether chunks of that length are this file's. One that has nothing yet takes those that it gets.
+    fn takes(&self, chunks: &Chunks) -> bool {
+        let Body::Container(own) = &self.body else { return false };
+        match own.head {
+            Some(own) => own.chunk_len_log2 == chunks.chunk_len_log2,
+            None => own.dirty.is_empty() || self.options.chunk_len_log2 == chunks.chunk_len_log2,
+        }
+    }
+
+    /// Puts chunks at `to`, and says how many bytes of the file that is.
+    async fn put_chunks(&mut self, queue: &Queue, to: u64, chunks: Chunks) -> Result<u64, Error> {
+        let Chunks { stored, len, chunk_len_log2 } = chunks;
+        self.check_writable()?;
+        self.options.chunk_len_log2 = chunk_len_log2;
         self.begin_change().await?;
         // Before a record may be written: it tells the time.
         self.touch();
@@ -113,11 +124,19 @@ impl<M: Medium> Contents<M> {
         for (start, end) in gaps {
             // Where nothing was stored a hole is a hole.
             if container.index().within(start..end).next().is_some() {
-                container.take_out(start..end, chunk_len);
+                container.take_out(start..end, 1 << chunk_len_log2);
             }
         }
         container.size = container.size.max(to + len);
         container.changed = true;
         Ok(len)
     }
+}
+
+/// Whole chunks as they are stored, for their new place.
+struct Chunks {
+    stored: Vec<Stored>,
+    /// Bytes of the file, holes included.
+    len: u64,
+    chunk_len_log2: u8,
 }
