@@ -54,10 +54,13 @@ impl<M: Medium> Contents<M> {
     ) -> Result<(), Error> {
         let (mut from, mut to, mut left) = (from, to, len);
         while left > 0 {
-            let chunks = source.unwrap_or(self).chunks_at(from, to, left).await?;
+            let chunks = match source {
+                Some(source) if !self.takes_chunks_of(source) => None,
+                source => source.unwrap_or(self).chunks_at(from, to, left).await?,
+            };
             let copied = match chunks {
-                Some(chunks) if self.takes(&chunks) => self.put_chunks(queue, to, chunks).await?,
-                _ => {
+                Some(chunks) => self.put_chunks(queue, to, chunks).await?,
+                None => {
                     // Byte by byte, up to the next border of a chunk here.
                     let chunk_len = self.chunk_len();
                     let copied = left.min(chunk_len - to % chunk_len);
@@ -96,12 +99,16 @@ impl<M: Medium> Contents<M> {
         Ok(Some(Chunks { stored, len, chunk_len_log2: head.chunk_len_log2 }))
     }
 
-    /// Whether chunks of that length are this file's. One that has nothing yet takes those that it gets.
-    fn takes(&self, chunks: &Chunks) -> bool {
-        let Body::Container(own) = &self.body else { return false };
+    /// Whether both have chunks of one length. A file that has nothing yet takes those that it gets.
+    fn takes_chunks_of(&self, source: &Self) -> bool {
+        let (Body::Container(own), Body::Container(Container { head: Some(head), .. })) =
+            (&self.body, &source.body)
+        else {
+            return false;
+        };
         match own.head {
-            Some(own) => own.chunk_len_log2 == chunks.chunk_len_log2,
-            None => own.dirty.is_empty() || self.options.chunk_len_log2 == chunks.chunk_len_log2,
+            Some(own) => own.chunk_len_log2 == head.chunk_len_log2,
+            None => own.dirty.is_empty() || self.options.chunk_len_log2 == head.chunk_len_log2,
         }
     }
 
