@@ -48,6 +48,16 @@ fn sayings(child: &mut Child) -> impl FnMut(&str) -> String + use<> {
     }
 }
 
+/// A proxy in front of an echo, what it says, and where it is.
+fn serving(place: &Path) -> (Child, impl FnMut(&str) -> String, SocketAddr) {
+    let upstream = echoes().to_string();
+    let mut command = proxy(place, &place.join("key.pem"), "127.0.0.1:0", &upstream);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    let address = address_in(&said("listening on "));
+    (child, said, address)
+}
+
 fn address_in(line: &str) -> SocketAddr {
     line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("an address")
 }
@@ -270,11 +280,7 @@ fn draining_under_load_fails_nobody() {
         return;
     }
     let place = identity();
-    let upstream = echoes().to_string();
-    let mut command = proxy(place.path(), &place.path().join("key.pem"), "127.0.0.1:0", &upstream);
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut said = sayings(&mut child);
-    let address = address_in(&said("listening on "));
+    let (mut child, mut said, address) = serving(place.path());
     let client = client(place.path());
     let served = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -309,11 +315,7 @@ fn whoever_hangs_up_leaves_no_descriptor() {
         return;
     }
     let place = identity();
-    let upstream = echoes().to_string();
-    let mut command = proxy(place.path(), &place.path().join("key.pem"), "127.0.0.1:0", &upstream);
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut said = sayings(&mut child);
-    let address = address_in(&said("listening on "));
+    let (mut child, _said, address) = serving(place.path());
     let client = client(place.path());
     let name = || ServerName::try_from("localhost").expect("a good name");
     let descriptors = || {
