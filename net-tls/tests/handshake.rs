@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{Identity, Running, client_config, connect, echo, exchange, upstream};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::SockRef;
 use warpcore_need::{Need, need};
 use warpcore_offload::{Devices, Fault, Faults, Kernel, Model, ModelKind, together};
 use warpcore_tls::Signing;
@@ -134,11 +135,14 @@ fn vanishing(signing: Signing) {
 }
 
 /// At each byte of what it says first, and of its answer to the server: in both versions, by an end in
-/// order and by a reset.
+/// order, by a reset, and by silence.
 fn stopping(signing: Signing) {
     let identity = Identity::new();
-    let proxy = Running::start(&identity.config(upstream(echo), signing), 1);
+    let mut config = identity.config(upstream(echo), signing);
+    config.timeouts.handshake = Duration::from_secs(2);
+    let proxy = Running::start(&config, 1);
     let mut connections = 0;
+    let mut silent = Vec::new();
     for version in [&TLS12, &TLS13] {
         let config = client_config(&identity, version);
         for answers in [false, true] {
@@ -163,13 +167,22 @@ fn stopping(signing: Signing) {
                     break;
                 }
                 stream.sock.write_all(&said[..len]).expect("sends");
-                if len % 2 == 0 {
-                    stream.sock.shutdown(std::net::Shutdown::Write).expect("open");
+                match (len + usize::from(answers)) % 3 {
+                    0 => stream.sock.shutdown(std::net::Shutdown::Write).expect("open"),
+                    1 => {
+                        let socket = SockRef::from(&stream.sock);
+                        socket.set_linger(Some(Duration::ZERO)).expect("an option");
+                    }
+                    _ => silent.push(stream.sock),
                 }
                 len += 1;
             }
             assert!(len > 30, "{len} bytes");
         }
+    }
+    // Until they are out of time.
+    for mut stream in silent {
+        let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
     }
     for line in ["connections{", "handshakes_pending{", "upstream_connections{"] {
         let is_zero =
