@@ -516,10 +516,14 @@ fn root_becomes_somebody_else() {
     }
     tool("kill", &["-HUP", &child.id().to_string()], Path::new("/"));
     said("reloaded");
+    let before = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs").count();
     tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
     let next = said("handed over to process ");
     assert!(child.wait().expect("ours").success());
     let next = next.rsplit(' ').next().expect("a number");
+    // It has as many cores, not the one of the shard that has started it: a thread for each.
+    let tasks = std::fs::read_dir(format!("/proc/{next}/task")).expect("it runs").count();
+    assert_eq!(tasks, before);
     tool("kill", &["-TERM", next], Path::new("/"));
     said("connections, ");
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::thread::sched_getaffinity;
 use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Error, Proxy, Stats};
@@ -94,13 +95,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);
+    // Each shard takes one of them.
+    let cpus = sched_getaffinity(None)?;
     let shards = Builder::new().stop_on_signals(true).devices(devices).run({
         let proxy = Arc::clone(&proxy);
         move |shard| {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
             async move {
                 if shard == 0 {
-                    let handed_over = reload::start(arguments, Arc::clone(&proxy), stopper())?;
+                    let handed_over =
+                        reload::start(arguments, Arc::clone(&proxy), stopper(), cpus)?;
                     for address in proxy.addresses() {
                         eprintln!("listening on {address}");
                     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::consts::{SIGHUP, SIGUSR2};
 use warpcore_runtime::Stopper;
 use warpcore_tls::{Config, Proxy};
@@ -28,11 +29,13 @@ type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
 /// shard to wait for. The flag becomes true before `stopper` stops this process for the next one. Relaxed:
-/// who was stopped sees it, since the shards' mailbox orders what was written before a message.
+/// who was stopped sees it, since the shards' mailbox orders what was written before a message. `cpus`: those
+/// that the next process is to have, which it inherits from the thread that starts it.
 pub(super) fn start(
     arguments: Arc<Arguments>,
     proxy: Arc<Proxy>,
     stopper: Stopper,
+    cpus: CpuSet,
 ) -> Result<Arc<AtomicBool>, String> {
     let handed_over = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&handed_over);
@@ -43,6 +46,9 @@ pub(super) fn start(
     };
     let (asked, replaced) = (listen(SIGHUP)?, listen(SIGUSR2)?);
     let spawned = thread::Builder::new().name("reload".to_owned()).spawn(move || {
+        if let Err(errno) = sched_setaffinity(None, &cpus) {
+            tracing::warn!("the next process will have one core: {errno}");
+        }
         let config = arguments.read();
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
