@@ -6,7 +6,6 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-
 use std::process::Command;
 
 use common::{MOUNT, Place, SETPRIV, seeds, warpcore, warpcore_without_handles};

@@ -263,6 +263,7 @@ fn a_new_process_takes_over() {
         let added = said("listening on ");
         let next = said("handed over to process ");
         assert!(child.wait().expect("ours").success());
+        said("connections, ");
         wait();
         let added = added.rsplit(' ').next().expect("an address");
         echoed(client, added.parse().expect("an address")).expect("served");
@@ -520,6 +521,7 @@ fn root_becomes_somebody_else() {
     tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
     let next = said("handed over to process ");
     assert!(child.wait().expect("ours").success());
+    said("connections, ");
     let next = next.rsplit(' ').next().expect("a number");
     // It has as many cores, not the one of the shard that has started it: a thread for each.
     let tasks = std::fs::read_dir(format!("/proc/{next}/task")).expect("it runs").count();

@@ -236,7 +236,7 @@ fn an_upstream_that_dies_under_load_fails_nobody() {
         return;
     }
     let identity = Identity::new();
-    // Its connections end with a byte of its own, and those that it has when it dies end well.
+    // Connections that it has when it dies end well.
     let serve = |listener: TcpListener, stop: Arc<AtomicBool>| {
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
