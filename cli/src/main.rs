@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 
+// They panic where nobody reads any more.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod demo;
 mod devices;
 mod fs;
@@ -9,6 +12,8 @@ mod mount;
 mod proxy;
 mod storage;
 
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -47,10 +52,21 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("warpcore: {failure}");
+            note(format_args!("warpcore: {failure}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// A line of what was asked for.
+fn print(line: impl Display) -> Result<(), Failure> {
+    let written = writeln!(io::stdout(), "{line}");
+    written.map_err(|error| format!("standard output: {error}").into())
+}
+
+/// A line about what goes on. Whoever read them may have gone, which ends nothing.
+fn note(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Events go to stderr, from the level in `WARPCORE_LOG` on (error, warn, info, debug, trace).
@@ -58,8 +74,10 @@ fn log() {
     let level = std::env::var("WARPCORE_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
         .with_max_level(level.unwrap_or(LevelFilter::WARN))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(io::stderr)
+        // It would be told on stderr, by a panic if that is what is gone.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
 }

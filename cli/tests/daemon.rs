@@ -81,7 +81,10 @@ fn a_server_without_its_supervisor_ends_in_order() {
         return;
     }
     let place = Place::new();
-    let (server, supervisor) = daemon(&place);
+    let mut command = warpcore();
+    // Nobody reads what it says of its end.
+    command.args(["mount", "--daemon"]).env("WARPCORE_LOG", "info");
+    let (server, supervisor) = mount(&place, command.arg(&place.source).arg(&place.target));
     fs::write(place.target.join("file"), "closed").expect("writes");
     kill(&supervisor);
     wait_until("unmounted", || !is_mounted(&place));

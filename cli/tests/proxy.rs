@@ -107,6 +107,24 @@ fn sigterm_drains_and_ends_well() {
     assert_eq!(said, "0 connections, 0 handshakes, 0 failed, 0 cut off\n");
 }
 
+/// As where a journal has been restarted.
+#[test]
+fn it_ends_well_if_nobody_reads_what_it_says() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let mut command =
+        proxy(place.path(), &place.path().join("key.pem"), "127.0.0.1:0", "127.0.0.1:9");
+    let mut child =
+        command.env("WARPCORE_LOG", "info").stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    said("listening on ");
+    drop(said);
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    assert!(child.wait().expect("ours").success());
+}
+
 /// Two sites, and what `--check` says of them.
 fn write_config(place: &Path, pool: &str) -> std::path::PathBuf {
     let path = place.join("proxy.toml");

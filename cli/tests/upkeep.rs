@@ -98,6 +98,10 @@ fn what_was_there_before_is_compressed_as_is_said() {
     let stored = format!("deflate   {} bytes as ", text.len());
     let extents = format!("extents   {}", text.len().div_ceil(16 << 10));
     assert!(stat.contains(&stored) && stat.contains(&extents), "{stat}");
+    // What cannot be told is not passed over.
+    let full = File::options().write(true).open("/dev/full").expect("there");
+    let said = refused(warpcore().args(["fs", "stat"]).arg(&place.source).stdout(full), 1);
+    assert!(said.contains("standard output: No space left"), "{said}");
 }
 
 #[test]

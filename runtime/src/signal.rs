@@ -43,8 +43,8 @@ impl Signals {
             while (&self.file).read_exact(&mut siginfo).is_ok() {
                 // The number comes first (signalfd(2)).
                 let number = siginfo.first_chunk().copied().map_or(0, u32::from_ne_bytes);
-                tracing::info!(signal = number, "stopping");
                 stop_all(machine);
+                tracing::info!(signal = number, "stopping");
             }
             if ended {
                 return;

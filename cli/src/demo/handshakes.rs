@@ -20,7 +20,7 @@ use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
 
 use super::{Interrupted, on_device, per_second, progress, row};
-use crate::Failure;
+use crate::{Failure, print};
 
 /// Full handshakes for each way of signing.
 const HANDSHAKES: usize = 2_000;
@@ -33,7 +33,9 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: cl
 
 /// Returns the number of handshakes that were verified.
 pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize, Failure> {
-    println!("handshakes: full TLS 1.3 handshakes through the proxy, RSA-2048, one core each side");
+    print(format_args!(
+        "handshakes: full TLS 1.3 handshakes through the proxy, RSA-2048, one core each side"
+    ))?;
     let directory = tempfile::Builder::new().prefix("warpcore-demo-").tempdir()?;
     let root = make_certificate(directory.path())?;
     let upstream = Machine::start(1, Devices::none(), |ready| {
@@ -74,11 +76,11 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
 
     let rates = elapsed.map(|elapsed| per_second(HANDSHAKES as u64, elapsed));
     let sign = *offloaded.queue.kernel(Kernel::Sign);
-    row("offloaded", &format!("{:.0} handshakes/s, {CONCURRENT} connections at a time", rates[0]));
-    row("", &format!("{} signatures in {} batches", sign.requests, sign.batches));
-    row("", &format!("largest batch {}", sign.batch_len_max));
-    row("in place", &format!("{:.0} handshakes/s, the synchronous twin", rates[1]));
-    row("ratio", &format!("{:.2} to signing in place with the library", rates[0] / rates[1]));
+    row("offloaded", &format!("{:.0} handshakes/s, {CONCURRENT} connections at a time", rates[0]))?;
+    row("", &format!("{} signatures in {} batches", sign.requests, sign.batches))?;
+    row("", &format!("largest batch {}", sign.batch_len_max))?;
+    row("in place", &format!("{:.0} handshakes/s, the synchronous twin", rates[1]))?;
+    row("ratio", &format!("{:.2} to signing in place with the library", rates[0] / rates[1]))?;
     for (name, stats) in [("offloaded", &offloaded), ("in place", &in_place)] {
         if stats.handshakes != HANDSHAKES as u64 {
             let count = stats.handshakes;
@@ -92,7 +94,7 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
         on_device("signatures", &sign)?;
     }
     if together(Kernel::Sign).is_none() {
-        row("", "this processor has no AVX2 and FMA: without a device, one at a time");
+        row("", "this processor has no AVX2 and FMA: without a device, one at a time")?;
     } else if sign.batch_len_max <= 1 {
         return Err("no two signatures were ever in one batch".into());
     }

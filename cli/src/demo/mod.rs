@@ -13,8 +13,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use warpcore_offload::KernelStats;
 
-use crate::Failure;
 use crate::devices::Selection;
+use crate::{Failure, print};
 
 /// Run everything on real input in a temporary directory, verified, with a table
 ///
@@ -38,19 +38,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let devices = arguments.selection.select()?;
     let names: Vec<_> = devices.list().into_iter().map(|device| device.name).collect();
     let mounted = mounted::run(arguments.from.as_deref(), &devices, &names.join(","), &interrupted);
-    report("filesystem", &mounted);
+    report("filesystem", &mounted)?;
     if interrupted.is_set() {
         return Err("interrupted; everything is cleaned up".into());
     }
     let handshakes = handshakes::run(&devices, &interrupted);
-    report("handshakes", &handshakes);
+    report("handshakes", &handshakes)?;
     if interrupted.is_set() {
         return Err("interrupted; everything is cleaned up".into());
     }
     match (&mounted, &handshakes) {
         (Ok(files), Ok(count)) => {
-            println!("VERIFIED: {files} files and {count} handshakes, every one of them");
-            Ok(())
+            print(format_args!("VERIFIED: {files} files and {count} handshakes, every one of them"))
         }
         _ => {
             let verdict = |what: &str, good: bool| {
@@ -58,23 +57,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             };
             let mounted = verdict("filesystem", mounted.is_ok());
             let handshakes = verdict("handshakes", handshakes.is_ok());
-            println!("FAILED: {mounted}, {handshakes}");
+            print(format_args!("FAILED: {mounted}, {handshakes}"))?;
             Err("the demo could not verify everything".into())
         }
     }
 }
 
-fn report<T>(part: &str, result: &Result<T, Failure>) {
+fn report<T>(part: &str, result: &Result<T, Failure>) -> Result<(), Failure> {
     if let Err(failure) = result {
-        println!("  {part}: {failure}");
+        print(format_args!("  {part}: {failure}"))?;
     }
-    println!();
+    print("")
 }
 
 /// Prints what devices did of something, and fails if it was not all that they could have done.
 fn on_device(what: &str, stats: &KernelStats) -> Result<(), Failure> {
     let KernelStats { on_device, redone, spilled, .. } = *stats;
-    row("on device", &format!("{on_device} {what}, {redone} redone in software"));
+    row("on device", &format!("{on_device} {what}, {redone} redone in software"))?;
     if on_device == 0 || redone + spilled > 0 {
         return Err(format!(
             "the device did {on_device} {what}; software redid {redone}, and did {spilled} that \
@@ -114,8 +113,8 @@ pub(crate) fn progress(what: &'static str, len: u64, unit: &str) -> ProgressBar 
 }
 
 /// One line of the table.
-fn row(name: &str, value: &str) {
-    println!("  {name:<12} {value}");
+fn row(name: &str, value: &str) -> Result<(), Failure> {
+    print(format_args!("  {name:<12} {value}"))
 }
 
 /// For people: a double is exact enough.

@@ -12,7 +12,7 @@ use warpcore_offload::{Codec, Devices, Kernel, KernelStats};
 
 use super::tree::{Entry, Tree, same};
 use super::{Interrupted, mb, on_device, per_second, progress, row};
-use crate::Failure;
+use crate::{Failure, print};
 
 /// Returns the number of files that were verified.
 pub(super) fn run(
@@ -21,16 +21,16 @@ pub(super) fn run(
     names: &str,
     interrupted: &Interrupted,
 ) -> Result<usize, Failure> {
-    println!("filesystem: a real tree through a compressed mount");
+    print(format_args!("filesystem: a real tree through a compressed mount"))?;
     let tree = Tree::pick(from)?;
     let roots: Vec<_> = tree.roots.iter().map(|root| root.display().to_string()).collect();
     let (files, bytes) = (tree.files, tree.bytes);
-    row("tree", &format!("{files} files, {:.1} MB from {}", mb(bytes), roots.join(", ")));
+    row("tree", &format!("{files} files, {:.1} MB from {}", mb(bytes), roots.join(", ")))?;
     if tree.skipped > 0 {
-        row("", &format!("{} could not be read and are left out", tree.skipped));
+        row("", &format!("{} could not be read and are left out", tree.skipped))?;
     }
     if !tree.is_enough() {
-        row("", "less than 200 MB and 5,000 files: figures mean less");
+        row("", "less than 200 MB and 5,000 files: figures mean less")?;
     }
 
     let directory = tempfile::Builder::new().prefix("warpcore-demo-").tempdir()?;
@@ -67,15 +67,15 @@ pub(super) fn run(
             per_second(bytes, copied) / 1e6,
             per_second(files as u64, copied)
         ),
-    );
+    )?;
     let started = Instant::now();
     tree.sync(&target, interrupted)?;
-    row("synced", &format!("{:.0} fsync/s", per_second(files as u64, started.elapsed())));
+    row("synced", &format!("{:.0} fsync/s", per_second(files as u64, started.elapsed())))?;
     let written = mount.unmount()?;
 
     let on_disk = allocated(&source)?;
     let ratio = bytes as f64 / on_disk.max(1) as f64;
-    row("stored", &format!("{:.1} MB on disk, ratio {ratio:.2}", mb(on_disk)));
+    row("stored", &format!("{:.1} MB on disk, ratio {ratio:.2}", mb(on_disk)))?;
 
     let mount = Mounted::start(&source, &target, names)?;
     let started = Instant::now();
@@ -87,9 +87,9 @@ pub(super) fn run(
     })?;
     bar.finish_and_clear();
     let compared = per_second(bytes, started.elapsed()) / 1e6;
-    row("compared", &format!("every byte, name, mode and time, at {compared:.1} MB/s"));
+    row("compared", &format!("every byte, name, mode and time, at {compared:.1} MB/s"))?;
     let read = mount.unmount()?;
-    row("transport", &read.transport);
+    row("transport", &read.transport)?;
     if devices.compresses(Codec::Deflate) {
         on_device("chunks compressed", &written.compress)?;
         on_device("chunks decompressed", &read.decompress)?;
@@ -107,7 +107,7 @@ fn check_zstd(largest: &Entry, stored: &Path) -> Result<(), Failure> {
         return Err(format!("{}: as a zstd stream it differs", largest.path.display()).into());
     }
     let size = mb(largest.metadata.len());
-    row("plain zstd", &format!("reads the largest file ({size:.1} MB) from its backing file"));
+    row("plain zstd", &format!("reads the largest file ({size:.1} MB) from its backing file"))?;
     Ok(())
 }
 
@@ -124,10 +124,10 @@ fn check_deflate(largest: &Entry, stored: &Path) -> Result<(), Failure> {
         return Err(format!("{}: `fs cat` gives something else", largest.path.display()).into());
     }
     let size = mb(largest.metadata.len());
-    row("fs cat", &format!("reads the largest file ({size:.1} MB) from its backing file"));
+    row("fs cat", &format!("reads the largest file ({size:.1} MB) from its backing file"))?;
     match zstd::Decoder::new(File::open(&stored)?)?.read_to_end(&mut Vec::new()) {
         Err(refused) if refused.to_string().contains("Dictionary mismatch") => {
-            row("plain zstd", &format!("refuses it: {refused}"));
+            row("plain zstd", &format!("refuses it: {refused}"))?;
             Ok(())
         }
         other => Err(format!("{}: zstd should refuse it: {other:?}", stored.display()).into()),

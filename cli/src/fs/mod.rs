@@ -14,9 +14,9 @@ use warpcore_fs::store::medium::FileMedium;
 use warpcore_offload::Codec;
 use warpcore_runtime::{Builder, queue};
 
-use crate::Failure;
 use crate::demo::progress;
 use crate::storage;
+use crate::{Failure, print};
 
 /// Look at stored files without a mount, and keep them in order
 ///
@@ -149,11 +149,11 @@ async fn check(path: &Path) -> Result<(), Failure> {
             Ok(()) => good += 1,
             Err(failure) => {
                 bad += 1;
-                println!("{failure}");
+                print(failure)?;
             }
         }
     }
-    println!("{good} files verified, {bad} damaged");
+    print(format_args!("{good} files verified, {bad} damaged"))?;
     if bad > 0 { Err(format!("{bad} damaged files").into()) } else { Ok(()) }
 }
 
@@ -175,13 +175,13 @@ fn scrub(path: &Path) -> Result<(), Failure> {
             Ok(()) => good += 1,
             Err(error) => {
                 bad += 1;
-                bar.suspend(|| println!("{}: {error}", path.display()));
+                bar.suspend(|| print(format_args!("{}: {error}", path.display())))?;
             }
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    println!("{good} files read, {bad} damaged");
+    print(format_args!("{good} files read, {bad} damaged"))?;
     if bad > 0 { Err(format!("{bad} damaged files").into()) } else { Ok(()) }
 }
 
@@ -207,21 +207,21 @@ async fn stat(path: &Path) -> Result<(), Failure> {
         physical += report.physical;
         stored += report.stored;
         if single {
-            println!("kind      {:?}", report.kind);
-            println!("extents   {}", report.extents);
-            println!("linear    {}", report.linear);
+            print(format_args!("kind      {:?}", report.kind))?;
+            print(format_args!("extents   {}", report.extents))?;
+            print(format_args!("linear    {}", report.linear))?;
         }
     }
-    println!("files     {files_count} ({plain} plain)");
-    println!("contents  {size} bytes");
-    println!("backing   {physical} bytes, {stored} of them contents");
-    println!("on disk   {allocated} bytes");
-    println!("dead      {dead} bytes, about, which compact gives back");
+    print(format_args!("files     {files_count} ({plain} plain)"))?;
+    print(format_args!("contents  {size} bytes"))?;
+    print(format_args!("backing   {physical} bytes, {stored} of them contents"))?;
+    print(format_args!("on disk   {allocated} bytes"))?;
+    print(format_args!("dead      {dead} bytes, about, which compact gives back"))?;
     for (name, (len, stored)) in codecs {
-        println!("{name:<9} {len} bytes as {stored}");
+        print(format_args!("{name:<9} {len} bytes as {stored}"))?;
     }
     if allocated > 0 {
-        println!("ratio     {:.2}", ratio(size, allocated));
+        print(format_args!("ratio     {:.2}", ratio(size, allocated)))?;
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use warpcore_fs::store::medium::FileMedium;
 use warpcore_runtime::queue;
 
 use super::files;
-use crate::Failure;
 use crate::demo::progress;
+use crate::{Failure, print};
 
 /// What became of a file.
 enum Outcome {
@@ -60,18 +60,18 @@ async fn each(
             Ok(Outcome::Left) => left += 1,
             Ok(Outcome::Skipped(why)) => {
                 skipped += 1;
-                bar.suspend(|| println!("{}: skipped: {why}", path.display()));
+                bar.suspend(|| print(format_args!("{}: skipped: {why}", path.display())))?;
             }
             Err(failure) => {
                 failed += 1;
-                bar.suspend(|| println!("{}: {failure}", path.display()));
+                bar.suspend(|| print(format_args!("{}: {failure}", path.display())))?;
             }
         }
         bar.inc(len);
     }
     bar.finish_and_clear();
-    println!("{done} files written again, {left} left as they are, {skipped} skipped");
-    println!("{before} bytes on disk before, {after} now");
+    print(format_args!("{done} files written again, {left} left as they are, {skipped} skipped"))?;
+    print(format_args!("{before} bytes on disk before, {after} now"))?;
     if failed > 0 {
         Err(format!("{failed} files failed; they are as they were").into())
     } else {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   caller ── starts ──> supervisor ── starts ──> server (as in the foreground)
-//!     ends with what the server says first      its words go to syslog
+//!     ends when the server has mounted       its words go to syslog
 //! ```
 //!
 //! The supervisor has no descriptor of the connection: when the server dies, whatever the reason, the
@@ -11,14 +11,14 @@
 //! in order.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
 
-use crate::Failure;
+use crate::{Failure, note};
 
 /// Tells the two processes of a daemon what they are.
 const ROLE: &str = "WARPCORE_MOUNT_ROLE";
@@ -53,20 +53,19 @@ pub(super) fn role() -> Option<Role> {
 pub(super) fn start() -> Result<(), Failure> {
     let mut command = this_program(SUPERVISOR)?;
     let mut supervisor = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-    let mut words = BufReader::new(supervisor.stderr.take().expect("piped"));
-    let mut first = String::new();
-    words.read_line(&mut first)?;
-    if first.starts_with(MOUNTED) {
-        eprint!("{first}");
-        return Ok(());
+    let words = BufReader::new(supervisor.stderr.take().expect("piped"));
+    // Warnings may come first. Names in it may be any bytes.
+    for line in words.split(b'\n') {
+        let line = line?;
+        note(String::from_utf8_lossy(&line));
+        if line.starts_with(MOUNTED.as_bytes()) {
+            return Ok(());
+        }
     }
-    let failed = supervisor.wait()?;
-    let rest = words.lines().collect::<Result<Vec<_>, _>>()?.join("\n");
-    let said = [first.trim_end(), &rest].join("\n");
-    Err(format!("{}\nthe daemon ended: {failed}", said.trim()).into())
+    Err(format!("the daemon ended: {}", supervisor.wait()?).into())
 }
 
-/// How the first words of a server begin that has mounted.
+/// How what a server says begins once it has mounted.
 pub(super) const MOUNTED: &str = "mounted ";
 
 /// Runs the server, and clears away after it.
@@ -79,7 +78,6 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     let words = BufReader::new(server.stderr.take().expect("piped"));
     let mut has_mounted = false;
     let mut ours = None;
-    // Names in it may be any bytes.
     for line in words.split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
@@ -93,7 +91,7 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
             ours = warpcore_fs::mount_id(&target).ok().filter(|id| Some(*id) != below);
         }
         // Who waits for it may have gone.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        note(line);
     }
     let ended = server.wait()?;
     if ended.success() {

@@ -12,9 +12,9 @@ use warpcore_fs::{Cache, Config, Flag, Mount, Summary, Transport};
 use warpcore_offload::{Codec, Devices, Stats};
 use warpcore_runtime::Builder;
 
-use crate::Failure;
 use crate::devices::{self, Selection};
 use crate::storage;
+use crate::{Failure, note};
 use daemon::Role;
 
 pub(crate) use daemon::arguments;
@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let summaries = serve(config, devices)?;
     let mut stats = Stats::default();
     summaries.iter().for_each(|summary| stats.add(&summary.queue));
-    devices::report(&stats).iter().for_each(|line| eprintln!("{line}"));
+    devices::report(&stats).iter().for_each(note);
     if !summaries.iter().all(|summary| summary.flushed) {
         return Err("not everything could be flushed; see above".into());
     }
@@ -123,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(Transport::Classic) => "/dev/fuse",
         None => "none",
     };
-    eprintln!("unmounted; transport: {way}");
+    note(format_args!("unmounted; transport: {way}"));
     Ok(())
 }
 
@@ -141,7 +141,7 @@ fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
             let mounted = mount.get_or_init(async || {
                 let mount = Mount::new(&config).map_err(|error| error.to_string())?;
                 let (source, target) = (config.source.display(), config.target.display());
-                eprintln!("{}{source} on {target}", daemon::MOUNTED);
+                note(format_args!("{}{source} on {target}", daemon::MOUNTED));
                 daemon::leave_directory();
                 Ok::<_, String>(mount)
             });

@@ -14,8 +14,8 @@ use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Error, Proxy, Stats};
 
-use crate::Failure;
 use crate::devices::{self, Selection};
+use crate::{Failure, note, print};
 
 /// Terminate TLS in front of plain servers
 ///
@@ -83,8 +83,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.check {
         Proxy::check(&config).map_err(|error| arguments.locate(error))?;
         config.user.as_deref().map(user::find).transpose()?;
-        println!("{}: good", arguments.config.expect("required by --check").display());
-        return Ok(());
+        let path = arguments.config.expect("required by --check");
+        return print(format_args!("{}: good", path.display()));
     }
     let mut sockets = systemd::sockets();
     sockets.extend(hand_over::sockets());
@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                     let handed_over =
                         reload::start(arguments, Arc::clone(&proxy), stopper(), cpus)?;
                     for address in proxy.addresses() {
-                        eprintln!("listening on {address}");
+                        note(format_args!("listening on {address}"));
                     }
                     systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
                     hand_over::ready();
@@ -127,11 +127,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     for stats in shards {
         sum.add(&stats?);
     }
-    eprintln!(
+    note(format_args!(
         "{} connections, {} handshakes, {} failed, {} cut off",
         sum.accepted, sum.handshakes, sum.handshakes_failed, sum.cut_off
-    );
-    devices::report(&sum.queue).iter().for_each(|line| eprintln!("{line}"));
+    ));
+    devices::report(&sum.queue).iter().for_each(note);
     Ok(())
 }
 
