@@ -26,6 +26,8 @@ const SLOTS: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
+    /// By another process, which then reads all that is there.
+    Append(usize, usize),
     Chmod(usize, u32),
     Close(usize),
     Copy {
@@ -161,6 +163,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (name.clone(), name.clone()).prop_map(|(from, to)| Op::Link(from, to)),
         1 => (name.clone(), name.clone()).prop_map(|(from, to)| Op::Symlink(from, to)),
         1 => name.clone().prop_map(Op::ReadLink),
+        2 => (name.clone(), 1..10_000_usize).prop_map(|(name, len)| Op::Append(name, len)),
         1 => (name.clone(), 0..0o10_000_u32).prop_map(|(name, mode)| Op::Chmod(name, mode)),
         3 => name.clone().prop_map(Op::Stat),
         1 => name.clone().prop_map(Op::List),
@@ -205,6 +208,13 @@ impl Side {
         let path = |name: usize| self.root.join(NAMES[name]);
         let key = |key: usize| format!("user.key{key}");
         match op {
+            Op::Append(name, len) => {
+                let script = r#"printf %0*d "$0" 0 >> "$1" && cat "$1""#;
+                let mut shell = Command::new("sh");
+                shell.args(["-c", script, &len.to_string()]).arg(path(name));
+                let output = seen(shell.output())?;
+                Ok(format!("{}, {}", output.status, digest(&output.stdout)))
+            }
             Op::Chmod(name, mode) => done(rustix::fs::chmod(path(name), Mode::from_raw_mode(mode))),
             Op::Close(slot) => done(Ok(self.open[slot].take())),
             Op::Copy { from, to, mut source, mut target, len } => {

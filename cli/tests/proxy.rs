@@ -382,6 +382,42 @@ fn whoever_hangs_up_leaves_no_descriptor() {
     assert!(child.wait().expect("ours").success());
 }
 
+/// One that never serves, here since nobody reads its log, keeps nothing from going on; another is tried.
+#[test]
+fn a_new_process_that_never_serves_is_replaced() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let config = write_config(place.path(), "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    std::fs::write(&config, format!("access_log = \"log\"\n{text}")).expect("written");
+    tool("mkfifo", &["log"], place.path());
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    let read_log = || std::fs::File::open(place.path().join("log")).expect("opens");
+    drop(read_log());
+    said("listening on ");
+    let kill = |signal: &str| tool("kill", &[signal, &child.id().to_string()], Path::new("/"));
+    kill("-USR2");
+    let first = said(" is to take over");
+    let first = first.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
+    let first = first.expect("a number").to_owned();
+    kill("-USR2");
+    said(&format!("process {first} has not served until now"));
+    said(" is to take over");
+    assert!(!Path::new("/proc").join(first).exists(), "it goes on");
+    let log = read_log();
+    let next = said("handed over to process ");
+    assert!(child.wait().expect("ours").success());
+    said("connections, ");
+    tool("kill", &["-TERM", next.rsplit(' ').next().expect("a number")], Path::new("/"));
+    said("connections, ");
+    drop(log);
+}
+
 /// As systemd does it: the socket listens before there is a process, whose every state is told.
 #[test]
 fn a_service_manager_gives_the_socket_and_is_told() {

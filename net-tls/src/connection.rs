@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use rustls::server::Acceptor;
-use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{CertificateError, CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
 use warpcore_offload::{EcdsaSign, Kernel, KeyExchange, Sign};
 use warpcore_runtime::net::{Address, Stream};
 use warpcore_runtime::{queue, timeout};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::config::Signing;
 use crate::handshake::{Answer, Asked, Call, Refused, Step};
@@ -283,6 +283,10 @@ async fn shake_hands(
             Ok(tls) => tls,
             Err(refused) => return Err(refuse(client, refused).await),
         };
+        if has_expired(&tls) {
+            let error = rustls::Error::InvalidCertificate(CertificateError::Expired);
+            return Err(refuse(client, Refused { error, alert: EXPIRED.to_vec() }).await);
+        }
         send_records(&mut tls, client).await.map_err(hung_up)?;
         if !tls.is_handshaking() {
             return Ok(Shaken { tls, received, site });
@@ -297,6 +301,19 @@ async fn shake_hands(
 
 /// A fatal alert that no site has the name that was asked for (RFC 6066, section 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// A fatal alert that a certificate has expired (RFC 8446, section 6.2).
+const EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
+
+/// Whether a client resumes a session whose certificates counted once and count no more: tickets that
+/// are renewed would let it in for ever. Known before it is answered anything.
+fn has_expired(tls: &ServerConnection) -> bool {
+    let is_resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+    let chain = tls.peer_certificates().filter(|_| is_resumed).unwrap_or_default();
+    // They were read when they were shown.
+    let expires = |der| X509Certificate::from_der(der).map(|(_, one)| one.validity().not_after);
+    chain.iter().any(|der| expires(der).is_ok_and(|expires| expires < ASN1Time::now()))
+}
 
 /// Answers what a call asks for, until it has returned.
 async fn complete(mut step: Step, counters: &Counters) -> Result<Box<ServerConnection>, Refused> {

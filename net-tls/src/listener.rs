@@ -27,7 +27,7 @@ use crate::metrics;
 use crate::site::Sites;
 use crate::stats::{Counter, Counters, Refusal, Stats};
 use crate::ticket::{self, Masters};
-use crate::upstream::{self, Pool, Pools};
+use crate::upstream::{self, Pools};
 
 /// A configured proxy, shared by the shards that serve it.
 #[derive(Debug)]
@@ -284,7 +284,7 @@ impl Proxy {
                 self.masters.rotate(Instant::now());
                 let active = self.active();
                 for pool in active.pools.values().filter(|pool| pool.is_check_due()) {
-                    drop(spawn(check(Arc::clone(pool), active.timeouts.connect)));
+                    pool.check(active.timeouts.connect);
                 }
                 if let Some(log) = &self.access_log {
                     log.write().await;
@@ -341,10 +341,6 @@ fn listen(wanted: &Address) -> Result<(Address, Vec<OwnedFd>), Error> {
         Ok((address, sockets?))
     };
     bind().map_err(|source| Error::Listen { address: wanted.clone(), source })
-}
-
-async fn check(pool: Arc<Pool>, patience: Duration) {
-    pool.check(patience).await;
 }
 
 impl Active {

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use warpcore_runtime::net::{Address, Stream};
-use warpcore_runtime::timeout;
+use warpcore_runtime::{spawn, timeout};
 
 use crate::config::{Balance, PoolConfig, ProxyProtocol};
 use crate::connection::Cause;
@@ -169,18 +169,11 @@ impl Pool {
         due
     }
 
-    /// Tries whether each upstream can be connected to.
-    pub(crate) async fn check(&self, patience: Duration) {
+    /// Tries whether upstreams can be connected to: each by itself, for one may take all of `patience`.
+    pub(crate) fn check(self: &Arc<Self>, patience: Duration) {
         for upstream in &self.upstreams {
-            let result = upstream.connect(patience).await;
-            if result.as_ref().is_err_and(is_ours) || !upstream.checked(result.is_ok()) {
-                continue;
-            }
-            let (address, name) = (&upstream.address, &self.name);
-            match result {
-                Ok(_) => tracing::info!("upstream {address} of {name} is up"),
-                Err(cause) => tracing::warn!("upstream {address} of {name} is down: {cause}"),
-            }
+            let (pool, upstream) = (Arc::clone(self), Arc::clone(upstream));
+            drop(spawn(async move { upstream.check(&pool.name, patience).await }));
         }
     }
 }
@@ -199,6 +192,18 @@ impl Upstream {
         match timeout(patience, Stream::connect(&self.address)).await {
             Ok(connected) => Ok(connected?),
             Err(elapsed) => Err(elapsed.into()),
+        }
+    }
+
+    /// Tries whether it can be connected to.
+    async fn check(&self, pool: &str, patience: Duration) {
+        let result = self.connect(patience).await;
+        if result.as_ref().is_err_and(is_ours) || !self.checked(result.is_ok()) {
+            return;
+        }
+        match result {
+            Ok(_) => tracing::info!("upstream {} of {pool} is up", self.address),
+            Err(cause) => tracing::warn!("upstream {} of {pool} is down: {cause}", self.address),
         }
     }
 

@@ -52,7 +52,10 @@ impl Authority {
     /// A chain and a key for `names`, in `FILE.pem` and `FILE.key`.
     fn certify(&self, file: &str, names: &[&str], key: &KeyPair) -> CertificateConfig {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).expect("good names");
+        self.issue(file, CertificateParams::new(names).expect("good names"), key)
+    }
+
+    fn issue(&self, file: &str, mut params: CertificateParams, key: &KeyPair) -> CertificateConfig {
         params.serial_number = Some(SerialNumber::from(file.as_bytes().to_vec()));
         let certificate = params.signed_by(key, &self.issuer).expect("signs");
         CertificateConfig {
@@ -355,6 +358,43 @@ fn a_client_that_is_revoked_does_not_resume() {
     shown("a.example", &client, proxy.address).expect_err("revoked");
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
+}
+
+/// Nor one whose certificate has expired since, however often its ticket was renewed.
+#[test]
+fn a_client_that_has_expired_does_not_resume() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let clients = ClientCertificates {
+        authorities: authority.write("authorities.pem", authority.issuer.pem()),
+        revoked: Vec::new(),
+        optional: false,
+    };
+    let pairs = [authority.ecdsa("server", &["a.example"])];
+    let config =
+        config(vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }]);
+    for version in ALL_VERSIONS {
+        let proxy = Running::start(&config, 1);
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        let expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
+        params.not_after = expires;
+        let key = KeyPair::generate().expect("a key");
+        let client = authority.issue("client", params, &key);
+        let client = Arc::new(authority.client_of(&[version], Some(&client)));
+        for _ in 0..2 {
+            shown("a.example", &client, proxy.address).expect("served");
+        }
+        // That it is over is what is asked; seconds are what certificates count in.
+        while time::OffsetDateTime::now_utc().unix_timestamp() <= expires.unix_timestamp() {
+            std::thread::park_timeout(std::time::Duration::from_millis(10));
+        }
+        let refused = shown("a.example", &client, proxy.address).expect_err("expired");
+        assert!(refused.to_string().contains("CertificateExpired"), "{refused}");
+        let stats = proxy.stop();
+        assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
+    }
 }
 
 /// A client keeps tickets by name. Two machines of one name, with the same keys: what one has given the

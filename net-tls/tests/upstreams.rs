@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{Identity, LOOPBACK, Running, client_config, connect, echo, exchange, talk, upstream};
 use rustls::version::{TLS12, TLS13};
+use socket2::SockRef;
 use warpcore_need::{Need, need};
 use warpcore_runtime::net::Address;
 use warpcore_tls::{Balance, Config, Limits, ProxyProtocol, Signing};
@@ -70,7 +71,13 @@ fn checks_find_who_is_down_and_who_is_up_again() {
     let identity = Identity::new();
     let listener = TcpListener::bind(LOOPBACK).expect("binds");
     let address = listener.local_addr().expect("bound");
-    let mut config = config(&identity, &[address.to_string()]);
+    // One whose queue is full, so that it says nothing: the others are checked meanwhile.
+    let silent = TcpListener::bind(LOOPBACK).expect("binds");
+    SockRef::from(&silent).listen(0).expect("listens");
+    let nobody_comes = silent.local_addr().expect("bound");
+    let _waits = TcpStream::connect(nobody_comes).expect("there is room for one");
+    let mut config = config(&identity, &[nobody_comes.to_string(), address.to_string()]);
+    config.timeouts.connect = Duration::from_secs(600);
     let pool = config.pools.get_mut("upstream").expect("there");
     pool.check = Some(Duration::from_millis(10));
     let proxy = Running::start(&config, 1);

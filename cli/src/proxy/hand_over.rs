@@ -2,10 +2,11 @@
 //! only then the old one stops accepting.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 use warpcore_tls::Proxy;
 
@@ -15,10 +16,17 @@ const SOCKETS: &str = "WARPCORE_SOCKETS";
 /// Number of the descriptor that is written to when the next one serves.
 const READY: &str = "WARPCORE_READY";
 
-/// Starts this program anew with the proxy's sockets, and waits until it serves.
-pub(super) fn start(proxy: &Proxy) -> io::Result<Child> {
+/// A process that is to take over. It may take its time, or never serve: this one goes on until it does.
+pub(super) struct Next {
+    child: Child,
+    ready: PipeReader,
+}
+
+/// Starts this program anew with the proxy's sockets.
+pub(super) fn start(proxy: &Proxy) -> io::Result<Next> {
     let sockets = proxy.sockets()?;
-    let (mut ready, tell) = io::pipe()?;
+    let (ready, tell) = io::pipe()?;
+    fcntl_setfl(&ready, OFlags::NONBLOCK)?;
     let mut arguments = std::env::args_os();
     let program = arguments.next().ok_or_else(|| io::Error::other("its name is not known"))?;
     let mut command = Command::new(program);
@@ -30,13 +38,33 @@ pub(super) fn start(proxy: &Proxy) -> io::Result<Child> {
         fcntl_setfd(socket, FdFlags::empty())?;
     }
     fcntl_setfd(&tell, FdFlags::empty())?;
-    let mut child = command.spawn()?;
-    drop((sockets, tell));
-    if ready.read(&mut [0])? == 0 {
-        let ended = child.wait()?;
-        return Err(io::Error::other(format!("it ended before it served: {ended}; see its log")));
+    // What is open for the child is closed here in the end.
+    Ok(Next { child: command.spawn()?, ready })
+}
+
+impl Next {
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
-    Ok(child)
+
+    /// Whether it serves by now; an error: it has ended.
+    pub(super) fn serves(&mut self) -> io::Result<bool> {
+        match self.ready.read(&mut [0]) {
+            Ok(0) => {
+                let ended = self.child.wait()?;
+                Err(io::Error::other(format!("it ended before it served: {ended}; see its log")))
+            }
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Another is to try.
+    pub(super) fn end(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
 }
 
 /// The sockets that were handed over to this process.

@@ -23,7 +23,8 @@ use crate::{Failure, note, print};
 /// Ctrl-C stop accepting and let open connections finish for a while (`timeouts.drain`, 30 s). SIGHUP
 /// reads the configuration and certificates again, as a change of their files does; if anything is
 /// wrong with them, nothing changes and the log says what. SIGUSR2 starts the program anew, as it is on
-/// disk now, which takes over the listeners without refusing anybody; this one then drains.
+/// disk now, which takes over the listeners without refusing anybody; once it serves, this one drains. If
+/// it never does, another SIGUSR2 ends it and starts the next.
 ///
 /// Examples:
 ///   warpcore proxy --listen 0.0.0.0:443 --cert chain.pem --key key.pem --upstream 127.0.0.1:8080

@@ -15,7 +15,8 @@ use signal_hook::consts::{SIGHUP, SIGUSR2};
 use warpcore_runtime::Stopper;
 use warpcore_tls::{Config, Proxy};
 
-use super::{Arguments, hand_over, systemd};
+use super::hand_over::{self, Next};
+use super::{Arguments, systemd};
 
 /// How often signals are looked at.
 const SIGNALS_EVERY: Duration = Duration::from_millis(250);
@@ -53,17 +54,25 @@ pub(super) fn start(
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
         let mut looked_at = Instant::now();
+        let mut next: Option<Next> = None;
         loop {
             thread::sleep(SIGNALS_EVERY);
-            if replaced.swap(false, Ordering::Relaxed) {
-                match hand_over::start(&proxy) {
-                    Ok(next) => {
-                        tracing::info!("handed over to process {}", next.id());
-                        flag.store(true, Ordering::Relaxed);
-                        stopper.stop();
-                        return;
-                    }
-                    Err(error) => tracing::error!("not handed over, this one goes on: {error}"),
+            let serves = if replaced.swap(false, Ordering::Relaxed) {
+                start_next(&mut next, &proxy).map(|()| false)
+            } else {
+                next.as_mut().map_or(Ok(false), Next::serves)
+            };
+            match (serves, &next) {
+                (Ok(true), Some(next)) => {
+                    tracing::info!("handed over to process {}", next.id());
+                    flag.store(true, Ordering::Relaxed);
+                    stopper.stop();
+                    return;
+                }
+                (Ok(_), _) => {}
+                (Err(error), _) => {
+                    tracing::error!("not handed over, this one goes on: {error}");
+                    next = None;
                 }
             }
             let is_asked = asked.swap(false, Ordering::Relaxed);
@@ -93,6 +102,17 @@ pub(super) fn start(
     spawned
         .map(|_: JoinHandle<()>| handed_over)
         .map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
+}
+
+/// Instead of one that has not served until now.
+fn start_next(next: &mut Option<Next>, proxy: &Proxy) -> io::Result<()> {
+    if let Some(before) = next.take() {
+        tracing::warn!("process {} has not served until now, and is ended", before.id());
+        before.end()?;
+    }
+    let started = next.insert(hand_over::start(proxy)?);
+    tracing::info!("process {} is to take over once it serves", started.id());
+    Ok(())
 }
 
 fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {
