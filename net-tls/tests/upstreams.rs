@@ -82,7 +82,7 @@ fn checks_find_who_is_down_and_who_is_up_again() {
     pool.check = Some(Duration::from_millis(10));
     let proxy = Running::start(&config, 1);
     let until = |up: u8| {
-        let line = format!("upstream=\"{address}\"}} {up}\n");
+        let line = format!("upstream_up{{pool=\"upstream\",upstream=\"{address}\"}} {up}\n");
         let started = Instant::now();
         while !proxy.proxy.metrics().contains(&line) {
             assert!(started.elapsed() < Duration::from_secs(20), "{}", proxy.proxy.metrics());
