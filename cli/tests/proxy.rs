@@ -275,7 +275,7 @@ fn a_new_process_takes_over() {
         let more = listener.replace(&address.to_string(), "127.0.0.1:0");
         std::fs::write(&config, format!("{text}\n[[listener]]{more}")).expect("written");
         tool("kill", &["-HUP", &child.id().to_string()], Path::new("/"));
-        said("listeners were added");
+        said("listener: not what it was");
         tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
         assert!(said("listening on ").ends_with(&address.to_string()));
         let added = said("listening on ");
@@ -295,11 +295,34 @@ fn a_new_process_takes_over() {
 /// Who has connected when it is told to end is served; who comes later is refused at once.
 #[test]
 fn draining_under_load_fails_nobody() {
-    if !need(&NEEDS) {
-        return;
+    if need(&NEEDS) {
+        drain_under_load(false);
     }
+}
+
+/// Nor by the process that took over.
+#[test]
+fn draining_after_a_hand_over_fails_nobody() {
+    if need(&NEEDS) {
+        drain_under_load(true);
+    }
+}
+
+fn drain_under_load(hands_over: bool) {
     let place = identity();
-    let (mut child, mut said, address) = serving(place.path());
+    let config = write_config(place.path(), "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let text = text.replace("127.0.0.1:9", &echoes().to_string());
+    std::fs::write(&config, text.replace("127.0.0.1:0", &address.to_string())).expect("written");
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    said("listening on ");
+    let mut last = child.id().to_string();
     let client = client(place.path());
     let served = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -313,18 +336,34 @@ fn draining_under_load_fails_nobody() {
                 })
             })
             .collect();
-        while served.load(Ordering::Relaxed) < 100 {
-            assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
-            thread::yield_now();
+        let wait = || {
+            let until = served.load(Ordering::Relaxed) + 100;
+            while served.load(Ordering::Relaxed) < until {
+                assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+                thread::yield_now();
+            }
+        };
+        wait();
+        if hands_over {
+            tool("kill", &["-USR2", &last], Path::new("/"));
+            let next = said("handed over to process ");
+            next.rsplit(' ').next().expect("a number").clone_into(&mut last);
+            assert!(child.wait().expect("ours").success());
+            wait();
         }
-        tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+        tool("kill", &["-TERM", &last], Path::new("/"));
     });
-    assert!(child.wait().expect("ours").success());
-    let all = served.load(Ordering::Relaxed);
-    assert_eq!(
-        said("connections, "),
-        format!("{all} connections, {all} handshakes, 0 failed, 0 cut off")
-    );
+    let mut all = 0;
+    for _ in 0..=usize::from(hands_over) {
+        let line = said("connections, ");
+        let count: u64 = line.split(' ').next().and_then(|word| word.parse().ok()).expect("many");
+        assert_eq!(line, format!("{count} connections, {count} handshakes, 0 failed, 0 cut off"));
+        all += count;
+    }
+    assert_eq!(all, served.load(Ordering::Relaxed));
+    if !hands_over {
+        assert!(child.wait().expect("ours").success());
+    }
 }
 
 /// Clients that end in every way, at every stage: no descriptor is left of them.

@@ -22,6 +22,8 @@ pub(crate) struct AccessLog {
     path: PathBuf,
     file: Mutex<File>,
     lines: Mutex<Lines>,
+    /// Held from taking lines until they are written: they stay whole.
+    writing: async_lock::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +57,8 @@ struct Line<'a> {
 impl AccessLog {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let file = Mutex::new(open(path)?);
-        Ok(Self { path: path.to_owned(), file, lines: Mutex::default() })
+        let path = path.to_owned();
+        Ok(Self { path, file, lines: Mutex::default(), writing: async_lock::Mutex::default() })
     }
 
     /// Whether it could be opened, or made.
@@ -108,6 +111,7 @@ impl AccessLog {
 
     /// Writes what waits.
     pub(crate) async fn write(&self) {
+        let _held = self.writing.lock().await;
         let Lines { bytes, left_out } = std::mem::take(&mut *lock(&self.lines));
         if left_out > 0 {
             tracing::warn!("access log: {left_out} lines left out: they came faster than the disk");

@@ -1,6 +1,8 @@
 //! Certificates from files: each with its key, in the order that TLS wants, found by name.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -110,20 +112,46 @@ pub(crate) fn pairs_in(directory: &Path) -> Result<Vec<CertificateConfig>, Error
     let mut pairs = Vec::new();
     for entry in directory.read_dir().map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        let is_chain = matches!(path.extension(), Some(end) if end == "pem" || end == "crt");
-        let [inner_chain, inner_key] = ["fullchain.pem", "privkey.pem"].map(|name| path.join(name));
-        if is_chain && path.with_extension("key").exists() {
-            pairs.push(CertificateConfig { key: path.with_extension("key"), chain: path });
-        } else if inner_chain.exists() && inner_key.exists() {
-            pairs.push(CertificateConfig { chain: inner_chain, key: inner_key });
+        let beside = |end: &str| path.with_extension(end);
+        let found = match path.extension().and_then(OsStr::to_str) {
+            Some("pem" | "crt") => Some((path.clone(), beside("key"))),
+            Some("key") if !is_there(&beside("crt"))? => Some((beside("pem"), path.clone())),
+            _ => None,
+        };
+        let (chain, key) =
+            found.unwrap_or_else(|| (path.join("fullchain.pem"), path.join("privkey.pem")));
+        let pair = CertificateConfig { chain, key };
+        match (is_there(&pair.chain)?, is_there(&pair.key)?) {
+            (true, true) => pairs.push(pair),
+            (false, false) => {}
+            (true, false) => return Err(half(&pair.chain, &pair.key)),
+            (false, true) => return Err(half(&pair.key, &pair.chain)),
         }
     }
+    // Of a pair whose names are alike both are found.
     if pairs.is_empty() {
         let cause = "no NAME.pem beside NAME.key in it, and no NAME/fullchain.pem".to_owned();
         return Err(Error::Certificate { path: directory.to_owned(), cause });
     }
     pairs.sort_by(|one, next| one.chain.cmp(&next.chain));
+    pairs.dedup();
     Ok(pairs)
+}
+
+/// Also a link that leads nowhere: whoever reads it says so.
+fn is_there(path: &Path) -> Result<bool, Error> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn half(path: &Path, missing: &Path) -> Error {
+    let cause = format!("{} is missing beside it", missing.display());
+    Error::Certificate { path: path.to_owned(), cause }
 }
 
 /// The certificates of a site.

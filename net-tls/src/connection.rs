@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use rustls::server::Acceptor;
-use rustls::{CertificateError, CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::server::{Accepted, Acceptor};
+use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
 use warpcore_offload::{EcdsaSign, Kernel, KeyExchange, Sign};
 use warpcore_runtime::net::{Address, Stream};
 use warpcore_runtime::{queue, timeout};
@@ -18,7 +18,7 @@ use crate::config::Signing;
 use crate::handshake::{Answer, Asked, Call, Refused, Step};
 use crate::listener::{Listening, Proxy, Shard};
 use crate::proxy_protocol::{self, Agreed, CertifiedClient, Endpoints, NAME_LEN_MAX};
-use crate::relay::relay;
+use crate::relay::{Idle, relay};
 use crate::signer::SignRequest;
 use crate::site::{Site, Sites};
 use crate::stats::{Counter, Counters, Refusal};
@@ -44,6 +44,8 @@ pub(crate) enum Failure {
     Timeout,
     /// No upstream could be connected to.
     Upstream(Cause),
+    /// Afterwards, for too long.
+    Idle(Cause),
     /// Afterwards.
     Relay(Cause),
     /// It was open when the time to drain was over.
@@ -61,7 +63,7 @@ impl std::fmt::Display for Failure {
             Self::Protocol(cause) => write!(f, "handshake: {cause}"),
             Self::Timeout => f.write_str("the handshake took too long"),
             Self::Upstream(cause) => write!(f, "no upstream: {cause}"),
-            Self::Relay(cause) => write!(f, "{cause}"),
+            Self::Idle(cause) | Self::Relay(cause) => write!(f, "{cause}"),
             Self::CutOff => f.write_str("cut off when the proxy ended"),
         }
     }
@@ -147,7 +149,10 @@ pub(crate) async fn serve(
         upstream.send_all(header).await.0.map_err(|error| Failure::Upstream(error.into()))?;
     }
     let relayed = relay(tls, received, client, upstream, timeouts.idle, &visit.traffic).await;
-    relayed.map_err(Failure::Relay)
+    relayed.map_err(|cause| match cause.is::<Idle>() {
+        true => Failure::Idle(cause),
+        false => Failure::Relay(cause),
+    })
 }
 
 impl Visit {
@@ -256,9 +261,12 @@ async fn shake_hands(
     mut received: BytesMut,
 ) -> Result<Shaken, Failure> {
     let mut acceptor = Acceptor::default();
+    let mut hello = Vec::new();
     let accepted = loop {
         if !received.is_empty() {
+            hello.extend_from_slice(&received);
             feed(|bytes| acceptor.read_tls(bytes), &mut received)?;
+            hello.truncate(hello.len() - received.len());
         }
         match acceptor.accept() {
             Ok(Some(accepted)) => break accepted,
@@ -283,9 +291,11 @@ async fn shake_hands(
             Ok(tls) => tls,
             Err(refused) => return Err(refuse(client, refused).await),
         };
-        if has_expired(&tls) {
-            let error = rustls::Error::InvalidCertificate(CertificateError::Expired);
-            return Err(refuse(client, Refused { error, alert: EXPIRED.to_vec() }).await);
+        if let Some(afresh) = site.afresh.as_ref().filter(|_| has_expired(&tls)) {
+            // Its own certificate may be another by now, and is asked for again.
+            let accepted = accept(&hello).ok_or_else(|| Failure::Protocol("not again".into()))?;
+            call = Call::Accept(Box::new(accepted), Arc::clone(afresh));
+            continue;
         }
         send_records(&mut tls, client).await.map_err(hung_up)?;
         if !tls.is_handshaking() {
@@ -302,17 +312,26 @@ async fn shake_hands(
 /// A fatal alert that no site has the name that was asked for (RFC 6066, section 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// A fatal alert that a certificate has expired (RFC 8446, section 6.2).
-const EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
+/// A ClientHello that was accepted before.
+fn accept(mut hello: &[u8]) -> Option<Accepted> {
+    let mut acceptor = Acceptor::default();
+    while !hello.is_empty() {
+        acceptor.read_tls(&mut hello).ok()?;
+        if let Some(accepted) = acceptor.accept().ok()? {
+            return Some(accepted);
+        }
+    }
+    None
+}
 
-/// Whether a client resumes a session whose certificates counted once and count no more: tickets that
+/// Whether a client resumes a session whose certificate counted once and counts no more: tickets that
 /// are renewed would let it in for ever. Known before it is answered anything.
 fn has_expired(tls: &ServerConnection) -> bool {
     let is_resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
-    let chain = tls.peer_certificates().filter(|_| is_resumed).unwrap_or_default();
-    // They were read when they were shown.
-    let expires = |der| X509Certificate::from_der(der).map(|(_, one)| one.validity().not_after);
-    chain.iter().any(|der| expires(der).is_ok_and(|expires| expires < ASN1Time::now()))
+    let own = tls.peer_certificates().filter(|_| is_resumed).and_then(<[_]>::first);
+    // It was read when it was shown.
+    let own = own.and_then(|der| X509Certificate::from_der(der).ok());
+    own.is_some_and(|(_, own)| own.validity().not_after < ASN1Time::now())
 }
 
 /// Answers what a call asks for, until it has returned.

@@ -79,6 +79,17 @@ impl Error {
         }
     }
 
+    /// As [`Error::at`], of a name that may have any letters.
+    pub(crate) fn at_name(self, name: &str) -> Self {
+        match self {
+            Self::At { mut key, source } => {
+                key.0.insert(0, name.to_owned());
+                Self::At { key, source }
+            }
+            error => Self::At { key: Key(vec![name.to_owned()]), source: Box::new(error) },
+        }
+    }
+
     pub(crate) fn config(cause: impl Into<String>) -> Self {
         Self::Config { cause: cause.into() }
     }

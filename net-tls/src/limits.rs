@@ -6,7 +6,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Limits;
+use crate::error::Error;
 use crate::stats::Refusal;
+
+impl Limits {
+    /// Refuses those that let nobody in.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        for (key, max) in [
+            ("connections", self.connections),
+            ("connections_per_client", self.connections_per_client),
+            ("handshakes", self.handshakes),
+        ] {
+            if max == 0 {
+                let cause = "0 would refuse everybody; leave it out, and there is no such limit";
+                return Err(Error::config(cause).at(key));
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What is in use of a listener, by all shards.
 #[derive(Debug, Default)]
@@ -111,6 +129,14 @@ impl Drop for InUse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_that_let_nobody_in_are_refused() {
+        let good = Limits::default();
+        good.check().expect("good");
+        let said = Limits { connections_per_client: 0, ..good }.check().expect_err("nobody");
+        assert!(said.to_string().starts_with("connections_per_client: 0 would"), "{said}");
+    }
 
     const LIMITS: Limits = Limits { connections: 3, connections_per_client: 2, handshakes: 1 };
 

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -38,13 +38,23 @@ pub struct Proxy {
     pub(crate) signing: Signing,
     /// Of every shard that serves.
     pub(crate) counters: Mutex<Vec<Arc<Counters>>>,
+    /// Shards that serve, or have.
+    serving: AtomicUsize,
     access_log: Option<AccessLog>,
-    /// Where metrics are asked for.
-    metrics: Option<OwnedFd>,
+    /// Where metrics are asked for, until the machine is asked to stop.
+    metrics: Mutex<Option<OwnedFd>>,
+    /// As it was started.
+    config: Config,
 }
 
 /// What connecting takes, after the first packet, to nearly everybody.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// How often there is a look at what is done now and then.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// For the last lines of the access log.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a reload replaces.
 #[derive(Debug)]
@@ -66,20 +76,32 @@ pub(crate) struct Listening {
     /// One for each shard of an IP address, one for all of a path. Empty once nobody is to connect any
     /// more.
     sockets: Mutex<Vec<OwnedFd>>,
+    /// A service manager keeps them.
+    is_kept: bool,
     /// Another process may have them too.
-    is_shared: AtomicBool,
+    is_lent: AtomicBool,
+}
+
+/// Sockets that listen already.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// In any order.
+    pub sockets: Vec<OwnedFd>,
+    /// A service manager keeps them too: who connects when nobody serves any more, waits.
+    pub are_kept: bool,
 }
 
 impl Proxy {
     /// Checks the configuration: files, their fit, and that the addresses are free; listens on them.
     /// Port 0 becomes a free port.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        Self::with_sockets(config, Vec::new())
+        Self::with_sockets(config, Sockets::default())
     }
 
     /// As [`Proxy::new`], with sockets that listen already, of a service manager or of a process that
     /// hands them over: each is used where its address is asked for.
-    pub fn with_sockets(config: &Config, sockets: Vec<OwnedFd>) -> Result<Self, Error> {
+    pub fn with_sockets(config: &Config, given: Sockets) -> Result<Self, Error> {
+        let Sockets { sockets, are_kept } = given;
         let mut given: Vec<_> = sockets
             .into_iter()
             .filter_map(|socket| Some((net::local_addr(&socket).ok()?, socket)))
@@ -91,7 +113,7 @@ impl Proxy {
         let mut listening = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
             let given = take(&mut given, &listener.address);
-            let is_shared = AtomicBool::new(!given.is_empty());
+            let is_kept = are_kept && !given.is_empty();
             let listen = match given {
                 sockets if sockets.is_empty() => listen(&listener.address),
                 sockets => Ok((listener.address.clone(), sockets)),
@@ -104,7 +126,8 @@ impl Proxy {
                 proxy_protocol: listener.proxy_protocol,
                 usage: Arc::default(),
                 sockets: Mutex::new(sockets),
-                is_shared,
+                is_kept,
+                is_lent: AtomicBool::new(false),
             }));
         }
         let metrics = config.metrics.as_ref().map(|address| {
@@ -113,31 +136,45 @@ impl Proxy {
             given.map_or_else(|| net::bind(address, false).map_err(fail), Ok)
         });
         let metrics = metrics.transpose().map_err(|error| error.at("metrics"))?;
+        for (address, _) in given {
+            tracing::warn!("nothing is configured for the socket that was given for {address}");
+        }
         Ok(Self {
             listening,
             active: RwLock::new(Arc::new(active)),
             masters,
             signing: config.signing,
             counters: Mutex::default(),
+            serving: AtomicUsize::new(0),
             access_log,
-            metrics,
+            metrics: Mutex::new(metrics),
+            config: config.clone(),
         })
     }
 
     /// The sockets that it listens on, for another process to go on with: see
     /// [`Proxy::with_sockets`]. None, once it has been asked to stop.
-    pub fn sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
+    pub fn sockets(&self) -> std::io::Result<Sockets> {
         let mut sockets = Vec::new();
         for listening in &self.listening {
-            listening.is_shared.store(true, Ordering::Relaxed);
+            // Relaxed: each socket is looked at by shards that are asked to stop later, by a message.
+            listening.is_lent.store(true, Ordering::Relaxed);
             for socket in &*lock(&listening.sockets) {
                 sockets.push(socket.try_clone()?);
             }
         }
-        if let Some(metrics) = self.metrics.as_ref().filter(|_| !sockets.is_empty()) {
+        if let Some(metrics) = lock(&self.metrics).as_ref().filter(|_| !sockets.is_empty()) {
             sockets.push(metrics.try_clone()?);
         }
-        Ok(sockets)
+        let are_kept = self.listening.iter().any(|listening| listening.is_kept);
+        Ok(Sockets { sockets, are_kept })
+    }
+
+    /// The process that was given [`Proxy::sockets`] has ended.
+    pub fn take_back(&self) {
+        for listening in &self.listening {
+            listening.is_lent.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
@@ -151,24 +188,23 @@ impl Proxy {
     /// Takes another configuration for connections that come from now on: sites, certificates, pools,
     /// limits, timeouts, ticket keys. When it fails, nothing has changed.
     ///
-    /// Listeners, and where metrics and the access log are, stay what they are: others take a new
-    /// process. The log goes on in a new file if the old one was moved away.
+    /// Listeners, where metrics and the access log are, and the user stay what they are: others are
+    /// refused, and take a new process. The log goes on in a new file if the old one was moved away.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
-        let same = config.listeners.len() == self.listening.len()
-            && config.listeners.iter().zip(&self.listening).all(|(new, old)| {
-                let is_same_port = match (&new.address, &old.address) {
-                    // It has become another.
-                    (Address::Tcp(new), Address::Tcp(old)) if new.port() == 0 => {
-                        new.ip() == old.ip()
-                    }
-                    (new, old) => new == old,
-                };
-                is_same_port && new.proxy_protocol == old.proxy_protocol
-            });
-        if !same {
-            let cause =
-                "listeners were added, taken out or changed, which takes a new process (SIGUSR2)";
-            return Err(Error::config(cause).at("listener"));
+        let listeners = |config: &Config| {
+            let listeners = config.listeners.iter();
+            listeners.map(|one| (one.address.clone(), one.proxy_protocol)).collect::<Vec<_>>()
+        };
+        for (key, is_same) in [
+            ("listener", listeners(config) == listeners(&self.config)),
+            ("metrics", config.metrics == self.config.metrics),
+            ("access_log", config.access_log == self.config.access_log),
+            ("user", config.user == self.config.user),
+        ] {
+            if !is_same {
+                let cause = "not what it was, which takes a new process (SIGUSR2)";
+                return Err(Error::config(cause).at(key));
+            }
         }
         let active = Active::new(config, &self.masters, &self.active().pools)?;
         let keys = config.ticket_keys.as_deref().map(ticket::read).transpose();
@@ -177,9 +213,11 @@ impl Proxy {
             log.reopen().map_err(|error| error.at("access_log"))?;
         }
         // Nothing fails from here on.
-        if let Some(keys) = keys {
-            self.masters.replace(keys);
+        match keys {
+            Some(keys) => self.masters.replace(keys),
+            None => self.masters.are_our_own(),
         }
+        active.pools.values().for_each(|pool| pool.takes_over());
         *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
         Ok(())
     }
@@ -198,6 +236,11 @@ impl Proxy {
     /// connections, at most for the configured time. What is open after that is cut off. Every shard of
     /// the machine has to call it.
     pub async fn serve(self: &Arc<Self>) -> Result<Stats, Error> {
+        self.serve_and_tell(|| {}).await
+    }
+
+    /// As [`Proxy::serve`]; the shard that is the last to serve calls `serves` then.
+    pub async fn serve_and_tell(self: &Arc<Self>, serves: impl FnOnce()) -> Result<Stats, Error> {
         let shard = Rc::new(Shard::new());
         lock(&self.counters).push(Arc::clone(&shard.counters));
         let mut accepting = Vec::new();
@@ -208,21 +251,43 @@ impl Proxy {
                 accepting.push(spawn(proxy.accept(listening, Listener::from(socket), shard)));
             }
         }
-        if let Some(metrics) = self.metrics.as_ref().filter(|_| warpcore_runtime::shard() == 0) {
+        let is_first = warpcore_runtime::shard() == 0;
+        if let Some(metrics) = lock(&self.metrics).as_ref().filter(|_| is_first) {
             let metrics = metrics.try_clone().map_err(Error::Descriptor)?;
             drop(spawn(metrics::serve(Arc::clone(self), Listener::from(metrics))));
         }
+        let over = Rc::new(Semaphore::new(0));
+        let is_logged = self.access_log.is_some();
+        let log = is_logged.then(|| spawn(Arc::clone(self).write_log(Rc::clone(&over))));
+        // Relaxed: what was done before is this shard's.
+        if self.serving.fetch_add(1, Ordering::Relaxed) + 1 == shards() {
+            serves();
+        }
         self.keep(&shard).await;
+        // The next process may ask for the address.
+        lock(&self.metrics).take();
         for accepting in accepting {
             if accepting.await.is_err() {
                 tracing::error!("a listener has panicked; see above");
             }
         }
         let stats = shard.drain(self.active().timeouts.drain).await;
-        if let Some(log) = &self.access_log {
-            log.write().await;
+        over.add_permits(1);
+        if let Some(log) = log
+            && timeout(LOG_PATIENCE, log).await.is_err()
+        {
+            tracing::error!("access log: cannot be written to; its last lines are lost");
         }
         Ok(stats)
+    }
+
+    /// Until the shard's last connection is `over`.
+    async fn write_log(self: Arc<Self>, over: Rc<Semaphore>) {
+        let Some(log) = &self.access_log else { return };
+        while timeout(EVERY, over.acquire()).await.is_err() {
+            log.write().await;
+        }
+        log.write().await;
     }
 
     async fn accept(
@@ -238,6 +303,7 @@ impl Proxy {
                     // Most likely descriptors have run out: connections wait in the backlog
                     // meanwhile, and some end.
                     let address = &listening.address;
+                    shard.counters.count(Counter::Paused);
                     shard.pauses.warn(format_args!("cannot accept on {address}: {error}; pausing"));
                     sleep(Duration::from_millis(100)).await;
                 }
@@ -245,7 +311,8 @@ impl Proxy {
         }
         // Who is connecting is still let in; who connects from here on is refused, unless another process
         // has the socket too.
-        if !listening.is_shared.load(Ordering::Relaxed) && socket.ignore_new().is_ok() {
+        let is_ours = !listening.is_kept && !listening.is_lent.load(Ordering::Relaxed);
+        if is_ours && socket.ignore_new().is_ok() {
             let _ = timeout(ROUND_TRIP, async {
                 while let Ok(client) = socket.accept().await {
                     self.visited(&listening, client, &shard);
@@ -269,7 +336,7 @@ impl Proxy {
             let mut visit = Visit::new();
             let serving = connection::serve(&proxy, &listening, client, &shard, &mut visit);
             let failure = shard.until_cut_off(serving).await.err();
-            shard.ended(&visit, failure.as_ref());
+            shard.ended(&listening, &visit, failure.as_ref());
             if let Some(log) = &proxy.access_log {
                 log.ended(&listening.address.to_string(), &visit, failure.as_ref());
             }
@@ -278,16 +345,13 @@ impl Proxy {
 
     /// What is done now and then, until the machine is asked to stop.
     async fn keep(&self, shard: &Shard) {
-        while until_stopped(sleep(Duration::from_millis(250))).await.is_some() {
+        while until_stopped(sleep(EVERY)).await.is_some() {
             shard.counters.tell_queue(queue().stats());
             if warpcore_runtime::shard() == 0 {
                 self.masters.rotate(Instant::now());
                 let active = self.active();
                 for pool in active.pools.values().filter(|pool| pool.is_check_due()) {
                     pool.check(active.timeouts.connect);
-                }
-                if let Some(log) = &self.access_log {
-                    log.write().await;
                 }
             }
         }
@@ -356,6 +420,10 @@ impl Active {
         if sites.is_empty() {
             return Err(Error::config("there is no [[listener]]"));
         }
+        for (number, listener) in config.listeners.iter().enumerate() {
+            let checked = listener.limits.check();
+            checked.map_err(|error| error.at(&format!("listener.{number}.limits")))?;
+        }
         let limits = config.listeners.iter().map(|listener| listener.limits).collect();
         Ok(Self { sites, limits, pools, timeouts: config.timeouts })
     }
@@ -415,7 +483,7 @@ impl Shard {
     }
 
     /// Counts how a connection ended, and says so.
-    fn ended(&self, visit: &Visit, failure: Option<&Failure>) {
+    fn ended(&self, listening: &Listening, visit: &Visit, failure: Option<&Failure>) {
         self.counters.add(Counter::Received, visit.traffic.received.get());
         self.counters.add(Counter::Sent, visit.traffic.sent.get());
         let Some(failure) = failure else { return };
@@ -428,13 +496,16 @@ impl Shard {
             Failure::Protocol(_) => Counter::FailedProtocol,
             Failure::Timeout => Counter::FailedTimeout,
             Failure::Upstream(_) => Counter::UpstreamFailed,
+            Failure::Idle(_) => Counter::Idle,
             Failure::Relay(_) => Counter::RelayFailed,
             Failure::CutOff => Counter::CutOff,
         });
+        let client = visit.endpoints.map_or_else(String::new, |ends| format!(" {}", ends.source));
+        let line = format_args!("{}: client{client}: {failure}", listening.address);
         match failure {
-            Failure::Refused(_) => self.refusals.warn(failure),
-            Failure::Upstream(_) => self.upstreams.warn(failure),
-            _ => tracing::debug!("{failure}"),
+            Failure::Refused(_) => self.refusals.warn(line),
+            Failure::Upstream(_) => self.upstreams.warn(line),
+            _ => tracing::debug!("{line}"),
         }
     }
 

@@ -5,6 +5,7 @@
 //! (close_notify on the TLS side, FIN on the other) while the other direction goes on.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -20,7 +21,7 @@ use warpcore_runtime::sleep_until;
 
 use crate::connection::{Cause, RECEIVE_LEN_BYTES, Traffic};
 
-/// Room for one read of an upstream that fills what it is given. As much as rustls takes at a time.
+/// Room for one read of an upstream that fills what it is given.
 const BULK_LEN_BYTES: usize = 64 * 1024;
 
 /// What the two directions share.
@@ -55,15 +56,30 @@ impl Drop for Relay<'_> {
     }
 }
 
+/// Nothing has moved for this long.
+#[derive(Debug)]
+pub(crate) struct Idle(Duration);
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "idle for {} s", self.0.as_secs_f64())
+    }
+}
+
+impl std::error::Error for Idle {}
+
 /// Relays, `received` first, until both directions have ended, one fails, or nothing has moved for `idle`.
 pub(crate) async fn relay(
-    tls: Box<ServerConnection>,
+    mut tls: Box<ServerConnection>,
     received: BytesMut,
     client: Stream,
     upstream: Stream,
     idle: Duration,
     traffic: &Traffic,
 ) -> Result<(), Cause> {
+    // One read is all that it ever holds, but for what it has to say itself: a key update that is due goes
+    // before that read, and must not take room from it.
+    tls.set_buffer_limit(None);
     let relay = Relay {
         tls: RefCell::new(tls),
         client,
@@ -181,7 +197,7 @@ impl Relay<'_> {
         loop {
             let deadline = self.active_at.get() + idle;
             if Instant::now() >= deadline {
-                return format!("idle for {} s", idle.as_secs_f64()).into();
+                return Idle(idle).into();
             }
             sleep_until(deadline).await;
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -19,13 +19,15 @@ use crate::certificates::{self, Certificate, Certificates, lookup};
 use crate::config::{CertificateConfig, ClientCertificates, SiteConfig};
 use crate::error::Error;
 use crate::provider::provider;
-use crate::ticket::{Masters, Ticketer};
+use crate::ticket::{Masters, SealsOnly, Ticketer};
 use crate::upstream::{Pool, Pools};
 
 /// What is served under some names.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) tls: Arc<ServerConfig>,
+    /// The same, but that no ticket opens. None: whoever comes may.
+    pub(crate) afresh: Option<Arc<ServerConfig>>,
     certificates: Arc<Certificates>,
     pool: Arc<Pool>,
     pool_by_alpn: HashMap<Vec<u8>, Arc<Pool>>,
@@ -52,25 +54,32 @@ impl Site {
         };
         let mut pool_by_alpn = HashMap::new();
         for (protocol, name) in &config.pool_by_alpn {
-            let place = format!("pool_by_alpn.{protocol}");
+            let at = |error: Error| error.at_name(protocol).at("pool_by_alpn");
             if !config.alpn.contains(protocol) {
                 let cause = format!("`{protocol}` is never agreed on: it is not in `alpn`");
-                return Err(Error::config(cause).at(&place));
+                return Err(at(Error::config(cause)));
             }
-            let pool = pool(name).map_err(|error| error.at(&place))?;
+            let pool = pool(name).map_err(at)?;
             pool_by_alpn.insert(protocol.clone().into_bytes(), pool);
         }
-        let revoked = config.client_certificates.as_ref().map(read_revoked).transpose();
-        let revoked = revoked.map_err(|error| error.at("client_certificates"))?.unwrap_or_default();
-        let mut tls = tls(config, &revoked, Arc::clone(&certificates))?;
-        let policy = policy(config, certificates.all())?;
-        tls.ticketer = Arc::new(Ticketer { masters: Arc::clone(masters), policy });
+        let clients = config.client_certificates.as_ref().map(Clients::read).transpose();
+        let clients = clients.map_err(|error| error.at("client_certificates"))?;
+        let mut tls = tls(config, clients.as_ref(), Arc::clone(&certificates))?;
+        let policy = policy(config, certificates.all(), clients.as_ref());
+        let ticketer = Arc::new(Ticketer { masters: Arc::clone(masters), policy });
+        let afresh = clients.is_some().then(|| {
+            let mut afresh = tls.clone();
+            afresh.ticketer = Arc::new(SealsOnly(Arc::clone(&ticketer)));
+            Arc::new(afresh)
+        });
+        tls.ticketer = ticketer;
         Ok(Self {
             tls: Arc::new(tls),
+            afresh,
             certificates,
             pool: pool(&config.pool).map_err(|error| error.at("pool"))?,
             pool_by_alpn,
-            revoked,
+            revoked: clients.map(|clients| clients.revoked).unwrap_or_default(),
         })
     }
 
@@ -172,32 +181,48 @@ fn read_certificates(config: &SiteConfig) -> Result<Vec<Certificate>, Error> {
 
 /// Where a ticket may be used: for the same names, by the same clients, of whom none was revoked since.
 /// Certificates that are renewed, and keys, make no difference.
-fn policy(config: &SiteConfig, certificates: &[Certificate]) -> Result<[u8; 32], Error> {
+fn policy(
+    config: &SiteConfig,
+    certificates: &[Certificate],
+    clients: Option<&Clients>,
+) -> [u8; 32] {
     let mut names: Vec<_> = certificates.iter().flat_map(|one| &one.names).collect();
     names.extend(&config.names);
     names.sort_unstable();
     names.dedup();
-    let (mode, authorities, revoked) = match &config.client_certificates {
-        None => ("anybody", Vec::new(), Vec::new()),
-        Some(clients) => {
-            let mode = if clients.optional { "optional" } else { "required" };
-            let revoked = clients.revoked.iter().map(|path| certificates::read(path));
-            let revoked = revoked.collect::<Result<Vec<_>, _>>()?;
-            (mode, certificates::read_certificates(&clients.authorities)?, revoked)
-        }
+    let mode = match &config.client_certificates {
+        None => "anybody",
+        Some(clients) if clients.optional => "optional",
+        Some(_) => "required",
     };
     let parts = [mode.as_bytes()].into_iter();
-    let parts = parts.chain(authorities.iter().map(|authority| authority.as_ref()));
-    let parts = parts.chain(revoked.iter().map(AsRef::as_ref));
+    let clients = clients.into_iter();
+    let parts =
+        parts.chain(clients.clone().flat_map(|clients| &clients.authorities).map(|der| &der[..]));
+    let parts = parts.chain([&b"revoked"[..]]);
+    let parts = parts.chain(clients.flat_map(|clients| &clients.revoked).map(|list| &list.der[..]));
     let parts = parts.chain([&b"names"[..]]).chain(names.into_iter().map(String::as_bytes));
-    Ok(Ticketer::policy(parts))
+    Ticketer::policy(parts)
+}
+
+/// What the files of [`ClientCertificates`] say.
+struct Clients {
+    authorities: Vec<CertificateDer<'static>>,
+    revoked: Vec<RevocationList>,
+}
+
+impl Clients {
+    fn read(config: &ClientCertificates) -> Result<Self, Error> {
+        let authorities = certificates::read_certificates(&config.authorities)?;
+        Ok(Self { authorities, revoked: read_revoked(&config.revoked)? })
+    }
 }
 
 /// Every list in the files. One whose time is over counts all the same: refusing its clients would be
 /// worse. It is said, and to be seen in the metrics.
-fn read_revoked(config: &ClientCertificates) -> Result<Vec<RevocationList>, Error> {
+fn read_revoked(paths: &[PathBuf]) -> Result<Vec<RevocationList>, Error> {
     let mut revoked = Vec::new();
-    for path in &config.revoked {
+    for path in paths {
         let fail = |cause: &str| Error::Certificate { path: path.clone(), cause: cause.to_owned() };
         let pem = certificates::read(path)?;
         let before = revoked.len();
@@ -220,14 +245,14 @@ fn read_revoked(config: &ClientCertificates) -> Result<Vec<RevocationList>, Erro
 
 fn tls(
     config: &SiteConfig,
-    revoked: &[RevocationList],
+    clients: Option<&Clients>,
     certificates: Arc<Certificates>,
 ) -> Result<ServerConfig, Error> {
     let versions: &[_] = if config.tls13_only { &[&TLS13] } else { &[&TLS13, &TLS12] };
     let provider = provider();
-    let verifier = match &config.client_certificates {
-        Some(clients) => {
-            let verifier = client_verifier(clients, revoked, &provider);
+    let verifier = match config.client_certificates.as_ref().zip(clients) {
+        Some((config, clients)) => {
+            let verifier = client_verifier(config, clients, &provider);
             verifier.map_err(|error| error.at("client_certificates"))?
         }
         None => WebPkiClientVerifier::no_client_auth(),
@@ -245,19 +270,19 @@ fn tls(
 
 fn client_verifier(
     config: &ClientCertificates,
-    revoked: &[RevocationList],
+    clients: &Clients,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let mut authorities = RootCertStore::empty();
     let path = &config.authorities;
     let fail =
         |error: &dyn Display| Error::Certificate { path: path.clone(), cause: error.to_string() };
-    for certificate in certificates::read_certificates(path)? {
-        authorities.add(certificate).map_err(|error| fail(&error))?;
+    for certificate in &clients.authorities {
+        authorities.add(certificate.clone()).map_err(|error| fail(&error))?;
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), Arc::clone(provider))
-            .with_crls(revoked.iter().map(|list| list.der.clone()))
+            .with_crls(clients.revoked.iter().map(|list| list.der.clone()))
             .allow_unknown_revocation_status();
     let builder = if config.optional { builder.allow_unauthenticated() } else { builder };
     builder.build().map_err(|error| fail(&error))

@@ -57,7 +57,7 @@ pub(crate) enum Refusal {
     Handshakes,
 }
 
-/// What is counted, with its name and label for others to read.
+/// What is counted, with its name and label for others to read. Those of one name are together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Counter {
@@ -73,15 +73,17 @@ pub(crate) enum Counter {
     Tls12Resumed,
     Tls13Full,
     Tls13Resumed,
-    UpstreamFailed,
+    CutOff,
+    Idle,
     RelayFailed,
+    UpstreamFailed,
     Received,
     Sent,
-    CutOff,
+    Paused,
 }
 
 impl Counter {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Accepted,
         Self::RefusedClient,
         Self::RefusedConnections,
@@ -94,11 +96,13 @@ impl Counter {
         Self::Tls12Resumed,
         Self::Tls13Full,
         Self::Tls13Resumed,
-        Self::UpstreamFailed,
+        Self::CutOff,
+        Self::Idle,
         Self::RelayFailed,
+        Self::UpstreamFailed,
         Self::Received,
         Self::Sent,
-        Self::CutOff,
+        Self::Paused,
     ];
 
     /// Name and labels, as Prometheus has them.
@@ -116,11 +120,13 @@ impl Counter {
             Self::Tls12Resumed => ("handshakes", "version=\"1.2\",resumed=\"yes\""),
             Self::Tls13Full => ("handshakes", "version=\"1.3\",resumed=\"no\""),
             Self::Tls13Resumed => ("handshakes", "version=\"1.3\",resumed=\"yes\""),
-            Self::UpstreamFailed => ("connections_failed", "cause=\"upstream\""),
+            Self::CutOff => ("connections_failed", "cause=\"drain\""),
+            Self::Idle => ("connections_failed", "cause=\"idle\""),
             Self::RelayFailed => ("connections_failed", "cause=\"relay\""),
+            Self::UpstreamFailed => ("connections_failed", "cause=\"upstream\""),
             Self::Received => ("relayed_bytes", "from=\"client\""),
             Self::Sent => ("relayed_bytes", "from=\"upstream\""),
-            Self::CutOff => ("connections_failed", "cause=\"drain\""),
+            Self::Paused => ("accept_pauses", ""),
         }
     }
 }
@@ -233,7 +239,7 @@ impl Counters {
             resumed: self.get(Counter::Tls12Resumed) + self.get(Counter::Tls13Resumed),
             handshakes_failed: sum("handshakes_failed"),
             upstream_failed: self.get(Counter::UpstreamFailed),
-            relay_failed: self.get(Counter::RelayFailed),
+            relay_failed: self.get(Counter::Idle) + self.get(Counter::RelayFailed),
             cut_off: self.get(Counter::CutOff),
             queue: warpcore_offload::Stats::default(),
         }

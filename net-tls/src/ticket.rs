@@ -92,6 +92,14 @@ impl Masters {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = State { masters, drawn: None };
     }
 
+    /// No file has them any more: what it had opens nothing from now on.
+    pub(crate) fn are_our_own(&self) {
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if state.drawn.is_none() {
+            *state = State { masters: vec![Master::random()], drawn: Some(Instant::now()) };
+        }
+    }
+
     /// Replaces a master of our own that is too old.
     pub(crate) fn rotate(&self, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -222,6 +230,28 @@ impl ProducesTickets for Ticketer {
     }
 }
 
+/// For a session that is to begin afresh.
+#[derive(Debug)]
+pub(crate) struct SealsOnly(pub(crate) Arc<Ticketer>);
+
+impl ProducesTickets for SealsOnly {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.0.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.0.encrypt(plain)
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +323,11 @@ mod tests {
         assert!(ticketer(&one, "site").decrypt(&newer).is_none());
         one.replace(read(&path).expect("good"));
         assert!(ticketer(&one, "site").decrypt(&newer).is_some());
+        one.are_our_own();
+        assert!(ticketer(&one, "site").decrypt(&newer).is_none());
+        let own = ticketer(&one, "site").encrypt(b"session").expect("seals");
+        one.are_our_own();
+        assert!(ticketer(&one, "site").decrypt(&own).is_some(), "they were its own before");
         for (bad, line) in [("", 1), ("#\n\nabc", 3), (&format!("{old}\n{old}0")[..], 2)] {
             std::fs::write(&path, bad).expect("written");
             let error = read(&path).expect_err(bad).to_string();

@@ -26,7 +26,7 @@ pub(crate) fn pools(
     let make = |(name, config): (&String, &PoolConfig)| {
         let before = before.get(name).map_or(&[][..], |pool| &pool.upstreams);
         let pool = Pool::new(name, config, before);
-        let pool = pool.map_err(|error| error.at(&format!("pool.{name}")))?;
+        let pool = pool.map_err(|error| error.at_name(name).at("pool"))?;
         Ok((name.clone(), Arc::new(pool)))
     };
     configs.iter().map(make).collect()
@@ -99,9 +99,6 @@ impl Pool {
                 known.map_or_else(|| Arc::new(Upstream::new(address)), Arc::clone)
             }));
         }
-        if config.check.is_none() {
-            upstreams.iter().for_each(|upstream| upstream.is_checked_no_more());
-        }
         if upstreams.is_empty() {
             return Err(Error::config("a pool has at least one upstream").at("upstreams"));
         }
@@ -114,6 +111,14 @@ impl Pool {
             turn: AtomicUsize::new(0),
             check_due_ms: AtomicU64::new(0),
         })
+    }
+
+    /// Connections go here from now on. What checks have found is nothing to go by where there are none any
+    /// more.
+    pub(crate) fn takes_over(&self) {
+        if self.check.is_none() {
+            self.upstreams.iter().for_each(|upstream| upstream.is_checked_no_more());
+        }
     }
 
     /// Connects to the next upstream, or to another, each tried once, for at most `patience`.
@@ -220,7 +225,7 @@ impl Upstream {
         self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
     }
 
-    /// What checks have found is nothing to go by any more.
+    /// Nobody would find that it is up again.
     fn is_checked_no_more(&self) {
         let down = FOR_EVER;
         let _ = self.down_until_ms.compare_exchange(down, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -292,9 +297,10 @@ mod tests {
             all.map(|one| (one.connections(), one.is_up(now_ms()))).collect::<Vec<_>>()
         };
         assert_eq!(known(&new), [(0, true), (0, false), (3, true)]);
-        // Nobody would find that it is up again.
         let unchecked = PoolConfig { check: None, ..checked };
         let new = Pool::new("web", &unchecked, &new.upstreams).expect("good");
+        assert!(!new.upstreams[1].is_up(now_ms()), "it is not in use yet");
+        new.takes_over();
         assert_eq!(known(&new), [(0, true), (0, true), (3, true)]);
     }
 

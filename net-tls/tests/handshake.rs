@@ -134,18 +134,36 @@ fn vanishing(signing: Signing) {
     assert_eq!(stats.queue.in_flight(), 0);
 }
 
+#[derive(Debug, Clone, Copy)]
+enum End {
+    InOrder,
+    Reset,
+    Silence,
+}
+
 /// At each byte of what it says first, and of its answer to the server: in both versions, by an end in
 /// order, by a reset, and by silence.
 fn stopping(signing: Signing) {
+    /// At a time: each is a descriptor on both sides.
+    const SILENT_MAX: usize = 100;
     let identity = Identity::new();
     let mut config = identity.config(upstream(echo), signing);
     config.timeouts.handshake = Duration::from_secs(2);
     let proxy = Running::start(&config, 1);
     let mut connections = 0;
-    let mut silent = Vec::new();
+    let mut silent: Vec<TcpStream> = Vec::new();
+    // Until they are out of time.
+    let wait = |silent: &mut Vec<TcpStream>| {
+        for mut stream in silent.drain(..) {
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        }
+    };
     for version in [&TLS12, &TLS13] {
         let config = client_config(&identity, version);
-        for answers in [false, true] {
+        let ends = [End::InOrder, End::Reset, End::Silence];
+        for (answers, end) in
+            [false, true].into_iter().flat_map(|answers| ends.map(|end| (answers, end)))
+        {
             let mut len = 0;
             loop {
                 let mut stream = connect(&config, proxy.address);
@@ -167,33 +185,48 @@ fn stopping(signing: Signing) {
                     break;
                 }
                 stream.sock.write_all(&said[..len]).expect("sends");
-                match (len + usize::from(answers)) % 3 {
-                    0 => stream.sock.shutdown(std::net::Shutdown::Write).expect("open"),
-                    1 => {
+                match end {
+                    End::InOrder => stream.sock.shutdown(std::net::Shutdown::Write).expect("open"),
+                    End::Reset => {
                         let socket = SockRef::from(&stream.sock);
                         socket.set_linger(Some(Duration::ZERO)).expect("an option");
                     }
-                    _ => silent.push(stream.sock),
+                    End::Silence => silent.push(stream.sock),
+                }
+                if silent.len() == SILENT_MAX {
+                    wait(&mut silent);
                 }
                 len += 1;
             }
+            wait(&mut silent);
             assert!(len > 30, "{len} bytes");
         }
     }
-    // Until they are out of time.
-    for mut stream in silent {
-        let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+    // And of what is relayed.
+    for number in 0..10 {
+        let config = client_config(&identity, [&TLS12, &TLS13][number % 2]);
+        let mut stream = connect(&config, proxy.address);
+        stream.write_all(b"half").expect("sends");
+        std::io::Read::read_exact(&mut stream, &mut [0; 4]).expect("answered");
+        if number < 5 {
+            let socket = SockRef::from(&stream.sock);
+            socket.set_linger(Some(Duration::ZERO)).expect("an option");
+        }
     }
     for line in ["connections{", "handshakes_pending{", "upstream_connections{"] {
-        let is_zero =
-            |text: &str| text.lines().any(|one| one.contains(line) && one.ends_with(" 0"));
+        let line = format!("warpcore_{line}");
+        let is_zero = |text: &str| {
+            let mut lines = text.lines().filter(|one| one.starts_with(&line)).peekable();
+            assert!(lines.peek().is_some(), "{text}");
+            lines.all(|one| one.ends_with(" 0"))
+        };
         while !is_zero(&proxy.proxy.metrics()) {
             thread::yield_now();
         }
     }
     let stats = proxy.stop();
-    assert_eq!(stats.accepted, connections);
-    assert_eq!((stats.handshakes, stats.handshakes_failed), (0, connections));
+    assert_eq!(stats.accepted, connections + 10);
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (10, connections));
     assert_eq!(stats.queue.in_flight(), 0);
 }
 

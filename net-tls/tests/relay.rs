@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use common::{Identity, Running, client_config, connect, exchange, upstream};
+use common::{Identity, LOOPBACK, Running, client_config, connect, echo, exchange, upstream};
 use rustls::version::TLS13;
 use warpcore_need::{Need, need};
 use warpcore_tls::Signing;
@@ -60,6 +63,43 @@ fn a_client_that_does_not_read_stops_the_upstream() {
     assert!(written < LIMIT, "{written} bytes went somewhere");
     drop(stream);
     proxy.stop();
+}
+
+/// The answer to a client that changes its keys goes before what the upstream sends, however much.
+#[test]
+fn keys_are_changed_in_the_middle() {
+    if !need(&NEEDS) {
+        return;
+    }
+    const LEN: usize = 8 << 20;
+    let identity = Identity::new();
+    let sends = upstream(|mut stream| {
+        stream.read_exact(&mut [0; 2]).expect("the request");
+        stream.write_all(&vec![7; LEN]).expect("sends");
+    });
+    let proxy = Running::start(&identity.config(sends, Signing::Offloaded), 1);
+    let mut stream = connect(&client_config(&identity, &TLS13), proxy.address);
+    stream.write_all(b"go").expect("sends");
+    let (mut received, mut asked) = (0, 0);
+    let mut part = vec![0; 64 << 10];
+    loop {
+        let len = stream.read(&mut part).expect("goes on");
+        assert!(part[..len].iter().all(|byte| *byte == 7));
+        received += len;
+        if len == 0 {
+            break;
+        }
+        // More than 32 without a word are too many.
+        if received < (asked + 1) * LEN / 20 {
+            continue;
+        }
+        asked += 1;
+        stream.conn.refresh_traffic_keys().expect("of TLS 1.3");
+        stream.flush().expect("sends");
+    }
+    assert_eq!(received, LEN);
+    drop(stream);
+    assert_eq!(proxy.stop().relay_failed, 0);
 }
 
 #[test]
@@ -259,13 +299,20 @@ fn stopping_lets_open_connections_finish() {
         go.lock().expect("not poisoned").recv().expect("the test says go");
         stream.write_all(b"answer").expect("sends");
     });
-    let proxy = Running::start(&identity.config(waits, Signing::Offloaded), 1);
+    let mut config = identity.config(waits, Signing::Offloaded);
+    let metrics = TcpListener::bind(LOOPBACK).and_then(|one| one.local_addr()).expect("free");
+    config.metrics = Some(metrics.into());
+    let proxy = Running::start(&config, 1);
     let address = proxy.address;
     let config = client_config(&identity, &TLS13);
     let client = thread::spawn(move || exchange(&config, address, b"ask"));
     arrived.recv().expect("the request is through");
     let stopping = thread::spawn(move || proxy.stop());
     while TcpStream::connect(address).is_ok() {
+        thread::yield_now();
+    }
+    // The next process may have it.
+    while TcpStream::connect(metrics).is_ok() {
         thread::yield_now();
     }
     send.send(()).expect("the upstream waits");
@@ -307,4 +354,37 @@ fn a_connection_that_does_not_end_is_cut_off_after_the_drain() {
     stream.read_exact(&mut [0]).expect_err("cut off");
     // Half an upload must not look like a whole one.
     assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
+}
+
+/// Nobody waits for a log: neither connections nor the end.
+#[test]
+fn a_log_that_is_not_read_holds_nothing_up() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let log = identity.directory.path().join("log");
+    assert!(Command::new("mkfifo").arg(&log).status().expect("starts").success());
+    let mut options = File::options();
+    let options = options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut full = options.open(&log).expect("opens");
+    while full.write(&[0; 4096]).is_ok() {}
+    let mut config = identity.config(upstream(echo), Signing::Offloaded);
+    config.access_log = Some(log);
+    let proxy = Running::start(&config, 2);
+    let client = client_config(&identity, &TLS13);
+    // Of the first one the line is being written before the end.
+    assert_eq!(exchange(&client, proxy.address, b"one").expect("answered"), b"one");
+    while full.read(&mut [0; 4096]).is_ok() {}
+    let mut line = Vec::new();
+    while !line.contains(&b'\n') {
+        let mut part = [0; 4096];
+        match full.read(&mut part) {
+            Ok(len) => line.extend_from_slice(&part[..len]),
+            Err(_) => thread::yield_now(),
+        }
+    }
+    while full.write(&[0; 4096]).is_ok() {}
+    assert_eq!(exchange(&client, proxy.address, b"two").expect("answered"), b"two");
+    assert_eq!(proxy.stop().handshakes, 2);
 }

@@ -4,9 +4,10 @@ mod common;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::{LOOPBACK, Running, connect_to, echo, openssl, talk, upstream};
 use rcgen::{
@@ -14,12 +15,16 @@ use rcgen::{
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use rustls::client::{
-    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
-    Tls13ClientSessionValue,
+    ClientSessionMemoryCache, ClientSessionStore, ResolvesClientCert, Resumption,
+    Tls12ClientSessionValue, Tls13ClientSessionValue,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ALL_VERSIONS, ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ALL_VERSIONS, ClientConfig, NamedGroup, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
+};
 use tempfile::TempDir;
 use warpcore_need::{Need, need};
 use warpcore_tls::{
@@ -381,8 +386,11 @@ fn a_client_that_has_expired_does_not_resume() {
         let expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
         params.not_after = expires;
         let key = KeyPair::generate().expect("a key");
-        let client = authority.issue("client", params, &key);
-        let client = Arc::new(authority.client_of(&[version], Some(&client)));
+        let shown_by =
+            Arc::new(Renewed(Mutex::new(certified(&authority.issue("client", params, &key)))));
+        let mut client = authority.client_of(&[version], None);
+        client.client_auth_cert_resolver = Arc::clone(&shown_by) as Arc<dyn ResolvesClientCert>;
+        let client = Arc::new(client);
         for _ in 0..2 {
             shown("a.example", &client, proxy.address).expect("served");
         }
@@ -392,9 +400,101 @@ fn a_client_that_has_expired_does_not_resume() {
         }
         let refused = shown("a.example", &client, proxy.address).expect_err("expired");
         assert!(refused.to_string().contains("CertificateExpired"), "{refused}");
+        // With a new one it is served, whatever tickets it has: afresh first, then by a ticket again.
+        *shown_by.0.lock().expect("whole") = certified(&authority.ecdsa("renewed", &[]));
+        for _ in 0..2 {
+            shown("a.example", &client, proxy.address).expect("served");
+        }
         let stats = proxy.stop();
-        assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
+        assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (4, 2, 1));
     }
+}
+
+/// The certificate of a client, which is another from time to time.
+#[derive(Debug)]
+struct Renewed(Mutex<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Renewed {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.lock().expect("whole")))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(pair: &CertificateConfig) -> Arc<CertifiedKey> {
+    let chain = CertificateDer::pem_file_iter(&pair.chain).expect("readable");
+    let chain = chain.collect::<Result<_, _>>().expect("good");
+    let key = PrivateKeyDer::from_pem_file(&pair.key).expect("good");
+    let provider = rustls::crypto::ring::default_provider();
+    Arc::new(CertifiedKey::from_der(chain, key, &provider).expect("a good pair"))
+}
+
+/// Of a directory: nothing that looks like a half of a pair is passed over.
+#[test]
+fn half_a_pair_is_refused() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let whole = authority.ecdsa("whole", &["a.example"]);
+    let directory = authority.path("pairs");
+    let site = SiteConfig { certificate_directory: Some(directory.clone()), ..site(&[], &[]) };
+    let check = || Proxy::check(&config(vec![site.clone()])).map_err(|error| error.to_string());
+    for (chain, key) in
+        [("a.pem", "a.key"), ("a.crt", "a.key"), ("a/fullchain.pem", "a/privkey.pem")]
+    {
+        for (here, other, missing) in [(&whole.chain, chain, key), (&whole.key, key, chain)] {
+            fs::create_dir_all(directory.join("a")).expect("made");
+            fs::write(directory.join("README"), "of ACME clients").expect("written");
+            fs::copy(here, directory.join(other)).expect("written");
+            let said = check().expect_err("half");
+            let missing = missing.replace("a.crt", "a.pem");
+            assert!(said.contains(&format!("{missing} is missing beside it")), "{said}");
+            symlink("nowhere", directory.join(&missing)).expect("links");
+            let said = check().expect_err("a link that leads nowhere");
+            assert!(
+                said.contains(&format!("cannot read {}", directory.join(&missing).display())),
+                "{said}"
+            );
+            fs::remove_file(directory.join(&missing)).expect("was there");
+            let there = if here == &whole.chain { &whole.key } else { &whole.chain };
+            fs::copy(there, directory.join(missing)).expect("written");
+            check().expect("whole");
+            fs::remove_dir_all(&directory).expect("was there");
+        }
+    }
+}
+
+/// What a reload cannot change is refused, and keys of tickets that no file has any more open nothing.
+#[test]
+fn a_reload_passes_nothing_over() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let authority = Authority::new();
+    let config = config(vec![site(&[], &[authority.ecdsa("server", &["a.example"])])]);
+    let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
+    let started = Config { ticket_keys: Some(keys), ..config.clone() };
+    let proxy = Running::start(&started, 1);
+    for (key, changed) in [
+        ("metrics", Config { metrics: Some(LOOPBACK.into()), ..started.clone() }),
+        ("access_log", Config { access_log: Some(authority.path("log")), ..started.clone() }),
+        ("user", Config { user: Some("nobody".to_owned()), ..started.clone() }),
+    ] {
+        let said = proxy.proxy.reload(&changed).expect_err(key).to_string();
+        assert!(said.starts_with(&format!("{key}: ")) && said.contains("SIGUSR2"), "{said}");
+    }
+    let client = Arc::new(authority.client());
+    for _ in 0..2 {
+        shown("a.example", &client, proxy.address).expect("served");
+    }
+    proxy.proxy.reload(&config).expect("good");
+    shown("a.example", &client, proxy.address).expect("served");
+    let stats = proxy.stop();
+    assert_eq!((stats.handshakes, stats.resumed), (3, 1));
 }
 
 /// A client keeps tickets by name. Two machines of one name, with the same keys: what one has given the

@@ -419,8 +419,28 @@ fn what_happens_is_told() {
         "warpcore_relayed_bytes_total{from=\"client\"} 5\n",
         "warpcore_offload_full_total 0\n",
         "warpcore_certificate_expires_seconds{chain=\"",
+        "warpcore_accept_pauses_total 0\n",
     ] {
         assert!(answer.contains(line), "{line} is not in {answer}");
+    }
+    // Each family is in one place: parsers refuse another.
+    let of = |line: &str| {
+        let name = line.split([' ', '{']).next().expect("one at least");
+        let ends = ["_bucket", "_count", "_sum"];
+        let end = ends.iter().find_map(|end| name.strip_suffix(end));
+        end.unwrap_or(name).to_owned()
+    };
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let mut families: Vec<_> = body.lines().filter(|line| !line.starts_with('#')).map(of).collect();
+    families.dedup();
+    let types: Vec<_> = body.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    let types: Vec<_> = types.iter().map(|line| of(line)).collect();
+    assert_eq!(families.iter().find(|one| !types.contains(one)), None);
+    for all in [&families, &types] {
+        let mut sorted = all.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(sorted.len(), all.len(), "{all:?}");
     }
     proxy.stop();
     let log = std::fs::read_to_string(log).expect("written");

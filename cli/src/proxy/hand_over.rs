@@ -4,14 +4,17 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
-use warpcore_tls::Proxy;
+use warpcore_tls::{Proxy, Sockets};
 
-/// Numbers of the sockets, separated by commas.
+/// Numbers of the sockets, separated by commas, and [`KEPT`].
 const SOCKETS: &str = "WARPCORE_SOCKETS";
+
+/// A service manager keeps them too.
+const KEPT: &str = "kept";
 
 /// Number of the descriptor that is written to when the next one serves.
 const READY: &str = "WARPCORE_READY";
@@ -24,13 +27,14 @@ pub(super) struct Next {
 
 /// Starts this program anew with the proxy's sockets.
 pub(super) fn start(proxy: &Proxy) -> io::Result<Next> {
-    let sockets = proxy.sockets()?;
+    let Sockets { sockets, are_kept } = proxy.sockets()?;
     let (ready, tell) = io::pipe()?;
     fcntl_setfl(&ready, OFlags::NONBLOCK)?;
     let mut arguments = std::env::args_os();
     let program = arguments.next().ok_or_else(|| io::Error::other("its name is not known"))?;
     let mut command = Command::new(program);
-    let numbers: Vec<_> = sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect();
+    let numbers = sockets.iter().map(|socket| socket.as_raw_fd().to_string());
+    let numbers: Vec<_> = numbers.chain(are_kept.then(|| KEPT.to_owned())).collect();
     command.args(arguments).env(SOCKETS, numbers.join(","));
     command.env(READY, tell.as_raw_fd().to_string());
     // No other child is started meanwhile that would have them too: this is the only place.
@@ -50,14 +54,16 @@ impl Next {
     /// Whether it serves by now; an error: it has ended.
     pub(super) fn serves(&mut self) -> io::Result<bool> {
         match self.ready.read(&mut [0]) {
-            Ok(0) => {
-                let ended = self.child.wait()?;
-                Err(io::Error::other(format!("it ended before it served: {ended}; see its log")))
-            }
-            Ok(_) => Ok(true),
+            Ok(0) => Err(Self::gone(self.child.wait()?)),
+            // It may have served for a moment only.
+            Ok(_) => self.child.try_wait()?.map_or(Ok(true), |ended| Err(Self::gone(ended))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    fn gone(ended: ExitStatus) -> io::Error {
+        io::Error::other(format!("it ended before it served: {ended}; see its log"))
     }
 
     /// Another is to try.
@@ -68,9 +74,10 @@ impl Next {
 }
 
 /// The sockets that were handed over to this process.
-pub(super) fn sockets() -> Vec<OwnedFd> {
+pub(super) fn sockets() -> Sockets {
     let numbers = std::env::var(SOCKETS).unwrap_or_default();
-    numbers.split(',').filter_map(take).collect()
+    let are_kept = numbers.split(',').any(|word| word == KEPT);
+    Sockets { sockets: numbers.split(',').filter_map(take).collect(), are_kept }
 }
 
 /// Tells the process that has started this one.

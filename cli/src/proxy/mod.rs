@@ -87,8 +87,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let path = arguments.config.expect("required by --check");
         return print(format_args!("{}: good", path.display()));
     }
-    let mut sockets = systemd::sockets();
-    sockets.extend(hand_over::sockets());
+    let mut sockets = hand_over::sockets();
+    let kept = systemd::sockets();
+    sockets.are_kept |= !kept.is_empty();
+    sockets.sockets.extend(kept);
     let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
@@ -106,11 +108,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                 if shard == 0 {
                     let handed_over =
                         reload::start(arguments, Arc::clone(&proxy), stopper(), cpus)?;
-                    for address in proxy.addresses() {
-                        note(format_args!("listening on {address}"));
-                    }
-                    systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
-                    hand_over::ready();
                     drop(spawn(async move {
                         stopping().await;
                         // The service goes on in the next process, and would be stopped as a whole.
@@ -119,7 +116,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                     }));
                 }
-                let served = proxy.serve().await.inspect_err(|_| warpcore_runtime::stop());
+                let served = proxy.serve_and_tell(|| tell(&proxy));
+                let served = served.await.inspect_err(|_| warpcore_runtime::stop());
                 served.map_err(|error| error.to_string())
             }
         }
@@ -134,6 +132,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     ));
     devices::report(&sum.queue).iter().for_each(note);
     Ok(())
+}
+
+/// Tells everybody that it serves.
+fn tell(proxy: &Proxy) {
+    for address in proxy.addresses() {
+        note(format_args!("listening on {address}"));
+    }
+    systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+    hand_over::ready();
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ pub(super) fn start(
                 (Ok(_), _) => {}
                 (Err(error), _) => {
                     tracing::error!("not handed over, this one goes on: {error}");
+                    proxy.take_back();
                     next = None;
                 }
             }

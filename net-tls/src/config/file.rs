@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
+use warpcore_runtime::net::Address;
 
 use super::Config;
 use crate::error::{Error, Key};
@@ -24,6 +25,18 @@ impl Config {
     fn resolve_paths(&mut self, directory: &Path) {
         let resolve = |path: &mut PathBuf| *path = directory.join(&*path);
         self.ticket_keys.iter_mut().chain(&mut self.access_log).for_each(resolve);
+        let listeners = self.listeners.iter_mut().map(|listener| &mut listener.address);
+        for address in listeners.chain(&mut self.metrics) {
+            if let Address::Unix(path) = address {
+                resolve(path);
+            }
+        }
+        for upstream in self.pools.values_mut().flat_map(|pool| &mut pool.upstreams) {
+            if let Ok(Address::Unix(mut path)) = upstream.parse() {
+                resolve(&mut path);
+                *upstream = Address::Unix(path).to_string();
+            }
+        }
         for site in self.listeners.iter_mut().flat_map(|listener| &mut listener.sites) {
             for pair in &mut site.certificates {
                 resolve(&mut pair.chain);
@@ -117,6 +130,17 @@ pool = "web"
         let pair = &listener.sites[0].certificates[0];
         assert!(pair.chain.is_absolute() && pair.chain.ends_with("a.pem"), "{pair:?}");
         assert_eq!(pair.key, Path::new("/keys/a.pem"));
+        assert_eq!(config.pools["web"].upstreams, ["127.0.0.1:8080", "unix:/run/web"]);
+        let text = GOOD.replace("[::]:443", "unix:socket").replace("unix:/run/web", "unix:web");
+        let config = read(&text).expect("good");
+        let directory = pair.chain.parent().and_then(Path::parent).expect("of tests");
+        for (address, name) in [
+            (config.listeners[0].address.to_string(), "socket"),
+            (config.pools["web"].upstreams[1].clone(), "web"),
+        ] {
+            let path = Path::new(address.strip_prefix("unix:").expect("a path"));
+            assert!(path.starts_with(directory) && path.ends_with(name), "{address}");
+        }
     }
 
     #[test]
