@@ -380,7 +380,15 @@ both_transports! {
         fs::write(place.target.join("one"), "text ".repeat(50_000)).expect("writes");
         mounted.unmount();
         let ours = fs::read(place.source.join("one")).expect("reads");
+        let (start, rest) = ours.split_at(ours.len() / 2);
+        fs::write(place.source.join("half"), start).expect("writes");
+        fs::write(place.source.join("long"), [&ours[..], b"more"].concat()).expect("writes");
         let mounted = place.mount(options);
+        let mut half = File::options().append(true).open(place.target.join("half")).expect("opens");
+        half.write_all(rest).expect("writes");
+        let long = File::options().write(true).open(place.target.join("long")).expect("opens");
+        long.set_len(ours.len() as u64).expect("cuts");
+        drop((half, long));
         let open = |name| File::options().write(true).create(true).truncate(false)
             .open(place.target.join(name)).expect("opens");
         for name in ["plain", "new"] {
@@ -392,7 +400,7 @@ both_transports! {
         mounted.unmount();
         assert_eq!(fs::read(place.source.join("plain")).expect("reads"), ours, "stays plain");
         let mounted = place.mount(options);
-        for name in ["plain", "new"] {
+        for name in ["plain", "new", "half", "long"] {
             assert!(fs::read(place.target.join(name)).expect("reads") == ours, "{name}");
         }
         mounted.unmount();
@@ -621,8 +629,30 @@ fn bad_directories_and_options_are_refused_with_their_reason() {
     let mounted = place.mount(&[]);
     let second = place.directory.path().join("second");
     fs::create_dir(&second).expect("mkdir");
-    let said = refused(&mut mount(source, &second), 1);
-    assert!(said.contains("is mounted already"), "{said}");
+    let inner = source.join("inner");
+    fs::create_dir(&inner).expect("mkdir");
+    let outer = place.directory.path();
+    let beside = tempfile::tempdir().expect("a temporary directory");
+    for source in [source, &inner, outer] {
+        let said = refused(&mut mount(source, beside.path()), 1);
+        assert!(said.contains("something in it, is mounted"), "{said}");
+        for command in ["compact", "compress", "check"] {
+            let said = refused(warpcore().args(["fs", command]).arg(source), 1);
+            assert!(said.contains("something in it, is mounted"), "{said}");
+        }
+    }
+    for command in ["compact", "compress", "check"] {
+        let said = refused(warpcore().args(["fs", command]).arg(target), 1);
+        assert!(said.contains("lies on a FUSE filesystem"), "{said}");
+    }
+    fs::write(target.join("file"), "shown").expect("writes");
+    for command in ["cat", "stat"] {
+        let mut command = warpcore().args(["fs", command]).arg(target.join("file")).output();
+        let output = command.as_mut().expect("runs");
+        let said = [&output.stdout[..], &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.contains("it is shown by a mount") && !output.status.success(), "{said}");
+    }
     let said = refused(&mut mount(target, &second), 1);
     assert!(said.contains("lies on a FUSE filesystem"), "{said}");
     mounted.unmount();

@@ -5,8 +5,9 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
-use common::{MOUNT, Place, assert_same, refused, tool, warpcore};
+use common::{MOUNT, Place, assert_same, noise, refused, tool, warpcore};
 use warpcore_need::{Need, need};
 
 /// Runs `warpcore fs`, and returns what it prints.
@@ -15,6 +16,22 @@ fn upkeep(command: &str, path: &Path) -> String {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
     printed
+}
+
+/// capabilities(7) of a program that may bind ports below 1024, as Python writes it.
+const CAPABILITY: &str =
+    r"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+
+fn set_capability(path: &Path) {
+    let script =
+        format!("import os,sys; os.setxattr(sys.argv[1],'security.capability',b'{CAPABILITY}')");
+    tool("python3", &["-c", &script, path.to_str().expect("UTF-8")], Path::new("/"));
+}
+
+fn capability_of(path: &Path) -> String {
+    let script = "import os,sys; print(os.getxattr(sys.argv[1],'security.capability'))";
+    let shown = tool("python3", &["-c", script, path.to_str().expect("UTF-8")], Path::new("/"));
+    shown.trim_end().to_owned()
 }
 
 #[test]
@@ -37,6 +54,7 @@ fn what_was_there_before_is_compressed_and_the_same() {
                   os.chmod('attributes',0o4711); os.chown('attributes',3,4); \
                   os.chmod('attributes',0o4711)";
     tool("python3", &["-c", script], &place.source);
+    set_capability(&name("attributes"));
     // Of a run that was killed; and somebody's own.
     let number = fs::metadata(name("attributes")).expect("there").ino();
     let leftover = name(&format!(".warpcore-compress.{number}"));
@@ -54,6 +72,13 @@ fn what_was_there_before_is_compressed_and_the_same() {
     assert!(fs::metadata(name("sparse")).expect("there").blocks() < 64, "the hole was filled");
     let again = upkeep("compress", &place.source);
     assert!(again.contains("0 files written again"), "{again}");
+    let capability = format!("b'{CAPABILITY}'");
+    assert_eq!(capability_of(&name("attributes")), capability);
+    // By its name alone.
+    fs::write(name("alone"), &text).expect("writes");
+    let mut command = warpcore();
+    let output = command.args(["fs", "compress", "alone"]).current_dir(&place.source).output();
+    assert!(output.expect("runs").status.success());
 
     let mounted = place.mount(&[]);
     for command in ["compress", "check"] {
@@ -133,7 +158,9 @@ fn what_was_rewritten_is_compacted_and_linear_again() {
     };
     let stat = upkeep("stat", &stored);
     assert!(stat.contains("linear    false") && dead(&stat) > 10_000, "{stat}");
+    set_capability(&stored);
     upkeep("compact", &place.source);
+    assert_eq!(capability_of(&stored), format!("b'{CAPABILITY}'"));
     let stat = upkeep("stat", &stored);
     assert!(stat.contains("linear    true"), "{stat}");
     assert_eq!(dead(&stat), 0);
@@ -144,6 +171,46 @@ fn what_was_rewritten_is_compacted_and_linear_again() {
     assert!(fs::read(place.source.join("plain")).expect("reads") == contents);
     let again = upkeep("compact", &place.source);
     assert!(again.contains("0 files written again"), "{again}");
+    let mounted = place.mount(&[]);
+    assert!(fs::read(&path).expect("reads") == contents);
+    mounted.unmount();
+}
+
+/// Of a copy for which there is no room nothing is left.
+#[test]
+fn compacting_on_a_full_disk_takes_nothing_of_it() {
+    if !need(&MOUNT) {
+        return;
+    }
+    struct Tmpfs<'a>(&'a Place);
+    impl Drop for Tmpfs<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0.source).output();
+        }
+    }
+    let place = Place::new();
+    let source = place.source.to_str().expect("UTF-8");
+    tool("mount", &["-t", "tmpfs", "-o", "size=5m", "none", source], Path::new("/"));
+    let _lower = Tmpfs(&place);
+    let mounted = place.mount(&[]);
+    let mut contents = noise(3 << 20);
+    let path = place.target.join("file");
+    fs::write(&path, &contents).expect("writes");
+    let file = File::options().write(true).open(&path).expect("opens");
+    for at in [1 << 20, 2 << 20] {
+        contents[at..at + 100].fill(7);
+        file.write_all_at(&[7; 100], at as u64).expect("writes");
+        file.sync_data().expect("syncs");
+    }
+    drop(file);
+    mounted.unmount();
+    let stored = place.source.join("file");
+    let before = fs::metadata(&stored).expect("there").blocks();
+    let output = warpcore().args(["fs", "compact"]).arg(&place.source).output().expect("runs");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && printed.contains("No space left"), "{printed}");
+    let after = fs::metadata(&stored).expect("there").blocks();
+    assert!(after <= before + 16, "{before} blocks before, {after} now");
     let mounted = place.mount(&[]);
     assert!(fs::read(&path).expect("reads") == contents);
     mounted.unmount();

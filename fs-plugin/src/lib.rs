@@ -23,7 +23,9 @@ pub mod store;
 
 pub use error::Error;
 pub use fs::{Cache, Transport};
-pub use mount::{Config, Flag, MountError, mount_id, unmount_dead};
+pub use mount::{
+    Config, Flag, LockError, MountError, is_on_fuse, lock_tree, mount_id, unmount_dead,
+};
 pub use session::{Mount, Summary};
 
 /// Parses a request as it comes from `/dev/fuse`, and whatever may be in it.

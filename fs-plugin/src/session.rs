@@ -25,6 +25,8 @@ use crate::mount::{Config, Flag, MountError, attach, check, unmount};
 pub struct Mount {
     target: PathBuf,
     shared: Arc<Shared>,
+    /// Of the source.
+    _locks: Vec<OwnedFd>,
 }
 
 /// What the shards that serve a mount share.
@@ -66,7 +68,7 @@ impl Mount {
     ///
     /// Raises the limit of open files as far as the system allows.
     pub fn new(config: &Config) -> Result<Self, MountError> {
-        let (config, source) = check(config.clone())?;
+        let (config, source, locks) = check(config.clone())?;
         // Told before INIT: once io_uring is agreed on, the kernel waits for every queue.
         let queues = match (config.io_uring, uring::queues()) {
             (true, Ok(queues)) => Some(queues),
@@ -99,6 +101,7 @@ impl Mount {
                 ended: OnceCell::new(),
                 finished: AtomicUsize::new(0),
             }),
+            _locks: locks,
         })
     }
 

@@ -259,6 +259,56 @@ fn a_failed_sync_is_never_simply_repeated() {
     run(&queue, contents.close(&queue)).expect_err("must not be called clean");
 }
 
+/// The cache says afterwards that it is clean, and is all that has those bytes: who opens the file again
+/// goes by the disk, and what is synced then is there whatever comes.
+#[test]
+fn what_a_failed_sync_has_lost_is_not_built_on() {
+    let queue = Rc::new(Queue::new(32));
+    for seed in 0..50 {
+        let (medium, mut contents) = create();
+        let durable = Data::Text(1).bytes(3 * CHUNK);
+        run(&queue, contents.write(&queue, 0, &durable)).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        run(&queue, contents.write(&queue, 9000, &Data::Text(2).bytes(CHUNK))).expect("writes");
+        medium.fail_syncs(1);
+        run(&queue, contents.sync(&queue)).expect_err("fails");
+        drop(contents);
+        let mut contents = open(&queue, &medium);
+        assert!(read_all(&queue, &mut contents) == durable, "by the cache");
+        run(&queue, contents.write(&queue, 100, b"acknowledged")).expect("writes");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        let expected = read_all(&queue, &mut contents);
+        let crashed = Rc::new(medium.crashed(CrashPoint { changes: medium.changes(), seed }));
+        assert!(read_all(&queue, &mut open(&queue, &crashed)) == expected, "seed {seed}");
+    }
+}
+
+/// Where there are no attributes, nothing else says whose a file is after the daemon was killed.
+#[test]
+fn a_head_is_enough_where_there_are_no_attributes() {
+    let queue = Rc::new(Queue::new(256));
+    // With a record at the end, and without.
+    for chunks in 100..140 {
+        let medium = Rc::new(CrashMedium::default());
+        medium.have_no_attributes();
+        let mut contents = Contents::create(Rc::clone(&medium), options()).expect("creates");
+        let bytes = Data::Noise(1).bytes(chunks * CHUNK);
+        for (part, bytes) in bytes.chunks(CHUNK).enumerate() {
+            let at = (part * CHUNK) as u64;
+            run(&queue, contents.write(&queue, at, bytes)).expect("writes");
+        }
+        drop(contents);
+        let mut contents = open(&queue, &medium);
+        let report = run(&queue, contents.report()).expect("reads");
+        assert_eq!(report.kind, Kind::Container, "{chunks} chunks");
+        assert!(bytes.starts_with(&read_all(&queue, &mut contents)));
+        run(&queue, contents.write(&queue, 0, b"new")).expect("writes");
+        run(&queue, contents.close(&queue)).expect("closes");
+        drop(contents);
+        assert!(read_all(&queue, &mut open(&queue, &medium)).starts_with(b"new"));
+    }
+}
+
 #[test]
 fn a_damaged_chunk_is_an_error_for_its_bytes_only() {
     let queue = Rc::new(Queue::new(32));

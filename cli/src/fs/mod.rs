@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use warpcore_fs::is_on_fuse;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::Kind;
 use warpcore_fs::store::medium::FileMedium;
@@ -111,6 +112,10 @@ async fn open(path: &Path) -> Result<Contents<FileMedium>, Failure> {
     if !file.metadata()?.is_file() {
         return Err(format!("{}: not a regular file", path.display()).into());
     }
+    if is_on_fuse(&file) {
+        let cure = "give its path in the directory that is mounted";
+        return Err(format!("{}: it is shown by a mount; {cure}", path.display()).into());
+    }
     let medium = FileMedium::new(file.into());
     let contents = Contents::open(medium, Options::default(), false).await;
     Ok(contents.map_err(|error| named(&error))?)
@@ -190,10 +195,22 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     let (mut allocated, mut dead) = (0, 0);
     let mut codecs = BTreeMap::<_, (u64, u64)>::new();
     let single = path.is_file();
+    let mut bad = 0_u64;
     for path in files(path)? {
         let on_disk = std::fs::metadata(&path)?.blocks() * 512;
+        let report = match open(&path).await {
+            Ok(contents) => contents.report().await.map_err(Failure::from),
+            Err(failure) => Err(failure),
+        };
+        let report = match report {
+            Ok(report) => report,
+            Err(failure) => {
+                bad += 1;
+                print(failure)?;
+                continue;
+            }
+        };
         allocated += on_disk;
-        let report = open(&path).await?.report().await?;
         if report.kind == Kind::Container && !report.linear {
             dead += on_disk.saturating_sub(report.stored);
         }
@@ -223,13 +240,21 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     if allocated > 0 {
         print(format_args!("ratio     {:.2}", ratio(size, allocated)))?;
     }
-    Ok(())
+    if bad > 0 { Err(format!("{bad} damaged files are not counted").into()) } else { Ok(()) }
 }
 
-/// Every regular file at or below `path`, in order.
+/// Every regular file at or below `path`, in order, on its filesystem.
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    files_on(None, path)
+}
+
+/// `device`: of the filesystem; None: of `path`.
+fn files_on(device: Option<u64>, path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let named = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     let metadata = std::fs::symlink_metadata(path).map_err(|error| named(path, error))?;
+    if device.is_some_and(|device| device != metadata.dev()) {
+        return Ok(Vec::new());
+    }
     if !metadata.is_dir() {
         return Ok(if metadata.is_file() { vec![path.to_owned()] } else { Vec::new() });
     }
@@ -238,7 +263,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     entries.sort_by_key(std::fs::DirEntry::file_name);
     let mut found = Vec::new();
     for entry in entries {
-        found.extend(files(&entry.path())?);
+        found.extend(files_on(Some(metadata.dev()), &entry.path())?);
     }
     Ok(found)
 }

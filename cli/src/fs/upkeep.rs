@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
+use rustix::process::geteuid;
+use warpcore_fs::lock_tree;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::{ATTRIBUTE_NAME, Kind};
 use warpcore_fs::store::medium::FileMedium;
@@ -82,15 +84,39 @@ async fn each(
 async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let before = file.metadata()?;
-    let medium = FileMedium::new(file.into());
-    let mut contents = Contents::open(medium, Options::default(), true).await?;
-    contents.set_modified(modified(&before)?);
-    if !contents.compact(&queue()).await? {
-        return Ok(Outcome::Left);
+    let capability = attribute(&file, CAPABILITY.as_bytes())?;
+    if capability.is_some() && !geteuid().is_root() {
+        return Ok(Outcome::Skipped("it has capabilities, which only root can put back"));
+    }
+    let open = async || -> Result<_, Failure> {
+        let medium = FileMedium::new(file.try_clone()?.into());
+        let mut contents = Contents::open(medium, Options::default(), true).await?;
+        contents.set_modified(modified(&before)?);
+        Ok(contents)
+    };
+    let mut contents = open().await?;
+    let compacted = contents.compact(&queue()).await;
+    if compacted.is_err() {
+        // What it has written of the copy is cut, as after a crash.
+        drop(contents);
+        contents = open().await?;
     }
     contents.close(&queue()).await?;
-    Ok(Outcome::Done(on_disk(&before), on_disk(&fs::metadata(path)?)))
+    // Whoever writes to a file takes these away from it.
+    if let Some(capability) = capability {
+        rustix::fs::fsetxattr(&file, CAPABILITY, &capability, XattrFlags::empty())?;
+    }
+    if file.metadata()?.permissions() != before.permissions() {
+        file.set_permissions(before.permissions())?;
+    }
+    match compacted? {
+        true => Ok(Outcome::Done(on_disk(&before), on_disk(&file.metadata()?))),
+        false => Ok(Outcome::Left),
+    }
 }
+
+/// capabilities(7) of a program.
+const CAPABILITY: &str = "security.capability";
 
 async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure> {
     let source = File::open(path)?;
@@ -109,7 +135,7 @@ async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure
         Ok(after) if after < on_disk(&before) => {
             fs::rename(&temporary, path)?;
             // The new name is on the disk before the next file is begun.
-            File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+            File::open(directory_of(path))?.sync_all()?;
             return Ok(Outcome::Done(on_disk(&before), after));
         }
         Ok(_) => Ok(Outcome::Left),
@@ -149,13 +175,12 @@ async fn write_compressed(
         }
     }
     contents.set_size(before.len()).await?;
-    // Owner first: it takes capabilities away, which are attributes.
+    contents.sync(&queue()).await?;
+    contents.close(&queue()).await?;
+    // Whoever writes to a file takes away what is set by mode and attributes, and so does a new owner.
     chown(path, Some(before.uid()), Some(before.gid()))?;
     fs::set_permissions(path, before.permissions())?;
     copy_attributes(source, &file)?;
-    contents.sync(&queue()).await?;
-    contents.set_modified(modified(before)?);
-    contents.close(&queue()).await?;
     let time = |tv_sec, nanoseconds: i64| Timespec { tv_sec, tv_nsec: nanoseconds };
     let times = Timestamps {
         last_access: time(before.atime(), before.atime_nsec()),
@@ -173,14 +198,26 @@ async fn write_compressed(
 fn copy_attributes(source: &File, target: &File) -> Result<(), Failure> {
     let mut names = vec![0; 1 << 16];
     let len = rustix::fs::flistxattr(source, &mut names[..])?;
-    let mut value = vec![0; 1 << 16];
     for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        if name != ATTRIBUTE_NAME.to_bytes() {
-            let len = rustix::fs::fgetxattr(source, name, &mut value[..])?;
-            rustix::fs::fsetxattr(target, name, &value[..len], XattrFlags::empty())?;
+        if name != ATTRIBUTE_NAME.to_bytes()
+            && let Some(value) = attribute(source, name)?
+        {
+            rustix::fs::fsetxattr(target, name, &value, XattrFlags::empty())?;
         }
     }
     Ok(())
+}
+
+fn attribute(file: &File, name: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
+    let mut value = vec![0; 1 << 16];
+    match rustix::fs::fgetxattr(file, name, &mut value[..]) {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Where data, or a hole, begins. None: nowhere any more.
@@ -194,24 +231,16 @@ fn seek(file: &File, from: SeekFrom) -> Result<Option<u64>, Failure> {
 
 /// Keeps the tree from being mounted, or worked on by another of us, meanwhile.
 pub(super) fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
-    let path = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
-    let mut locks = Vec::new();
-    for (depth, directory) in path.ancestors().filter(|path| path.is_dir()).enumerate() {
-        let file = OwnedFd::from(File::open(directory)?);
-        let kind = match depth {
-            0 => FlockOperation::NonBlockingLockExclusive,
-            _ => FlockOperation::NonBlockingLockShared,
-        };
-        match rustix::fs::flock(&file, kind) {
-            Ok(()) => locks.push(file),
-            Err(Errno::WOULDBLOCK) => {
-                let directory = directory.display();
-                return Err(format!("{directory} is mounted, or being worked on").into());
-            }
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(locks)
+    let named = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
+    let path = path.canonicalize().map_err(|error| named(&error))?;
+    let directory = if path.is_dir() { &path } else { directory_of(&path) };
+    Ok(lock_tree(directory).map_err(|error| named(&error))?)
+}
+
+/// Where a file lies.
+fn directory_of(path: &Path) -> &Path {
+    let named = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    named.unwrap_or_else(|| Path::new("."))
 }
 
 /// Name of the file that a plain one is compressed to, before its inode number.
@@ -221,7 +250,7 @@ const LEFTOVER: &str = ".warpcore-compress.";
 fn is_leftover(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(Ok(number)) = name.strip_prefix(LEFTOVER).map(str::parse::<u64>) else { return false };
-    let beside = path.parent().and_then(|directory| fs::read_dir(directory).ok());
+    let beside = fs::read_dir(directory_of(path)).ok();
     beside.into_iter().flatten().flatten().any(|entry| entry.ino() == number)
 }
 

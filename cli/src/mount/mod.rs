@@ -118,9 +118,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !summaries.iter().all(|summary| summary.flushed) {
         return Err("not everything could be flushed; see above".into());
     }
+    // What was agreed on, and what came of it: the kernel goes back to /dev/fuse by itself.
+    let by_ring: u64 = summaries.iter().map(|summary| summary.uring_requests).sum();
     let way = match summaries[0].transport {
-        Some(Transport::IoUring) => "io_uring",
-        Some(Transport::Classic) => "/dev/fuse",
+        Some(Transport::IoUring) if by_ring > 0 => "io_uring",
+        Some(_) => "/dev/fuse",
         None => "none",
     };
     note(format_args!("unmounted; transport: {way}"));

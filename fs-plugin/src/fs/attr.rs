@@ -155,6 +155,9 @@ impl Fs {
         let args: fuse_setattr_in = request.args()?;
         let set = |flag: u32| args.valid & flag != 0;
         let fd = self.path_fd(nodeid)?;
+        if set(FATTR_UID | FATTR_GID | FATTR_SIZE) {
+            self.forget_capability(nodeid);
+        }
         if set(FATTR_MODE) {
             // Under the lock: without root, setting our attribute may change the mode and put it back.
             let file = self.used_file(nodeid);

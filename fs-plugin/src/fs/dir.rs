@@ -13,7 +13,7 @@ use warpcore_runtime::fs::File as RingFile;
 use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
-use super::file::{mask, os};
+use super::file::{mask, or_take_back, os};
 use super::inodes::Directory;
 use super::lookup::{Place, is_file};
 use super::lower::proc_path;
@@ -62,7 +62,8 @@ impl Fs {
         let parent = self.directory_fd(request.nodeid)?;
         fs::symlinkat(OsStr::from_bytes(target), &*parent, name)?;
         let place = Place::Name(&parent, name);
-        self.give_to_caller(request, &parent, place, Mode::empty())?;
+        let given = self.give_to_caller(request, &parent, place, Mode::empty());
+        or_take_back(given, &parent, name, AtFlags::empty())?;
         self.entry(&parent, name).await
     }
 
@@ -73,7 +74,8 @@ impl Fs {
         mask(args.umask);
         fs::mkdirat(&*parent, name, mode)?;
         let place = Place::Name(&parent, name);
-        self.give_to_caller(request, &parent, place, Mode::empty())?;
+        let given = self.give_to_caller(request, &parent, place, Mode::empty());
+        or_take_back(given, &parent, name, AtFlags::REMOVEDIR)?;
         self.entry(&parent, name).await
     }
 
@@ -86,12 +88,14 @@ impl Fs {
         if kind == FileType::RegularFile {
             let mut contents = self.create_file(request, &parent, name, args.mode)?;
             let closed = contents.close(&queue()).await;
-            closed.map_err(|error| self.errno(request.nodeid, "mknod", &error))?;
+            let closed = closed.map_err(|error| self.errno(request.nodeid, "mknod", &error));
+            or_take_back(closed, &parent, name, AtFlags::empty())?;
         } else {
             let mode = Mode::from_raw_mode(args.mode);
             fs::mknodat(&*parent, name, kind, mode, u64::from(args.rdev))?;
             let place = Place::Name(&parent, name);
-            self.give_to_caller(request, &parent, place, Mode::empty())?;
+            let given = self.give_to_caller(request, &parent, place, Mode::empty());
+            or_take_back(given, &parent, name, AtFlags::empty())?;
         }
         self.entry(&parent, name).await
     }

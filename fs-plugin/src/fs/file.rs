@@ -110,8 +110,9 @@ impl Fs {
         let mode = Mode::from_raw_mode(mode);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
-        self.give_to_caller(request, parent, Place::Fd(&fd), mode)?;
-        self.create_contents(request, fd)
+        let given = self.give_to_caller(request, parent, Place::Fd(&fd), mode);
+        let created = given.and_then(|()| self.create_contents(request, fd));
+        or_take_back(created, parent, name, AtFlags::empty())
     }
 
     fn create_contents(
@@ -190,6 +191,9 @@ impl Fs {
         if args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0 {
             self.kill_privileges(request.nodeid)?;
         }
+        if args.write_flags & FUSE_WRITE_CACHE == 0 {
+            *file.capability() = None;
+        }
         reply::with(&fuse_write_out { size: args.size, padding: 0 })
     }
 
@@ -210,6 +214,9 @@ impl Fs {
     /// hears why not.
     pub(crate) async fn flush(&self, request: &Request) -> Answer {
         self.commit_if_used(request.nodeid).await?;
+        if let Some(file) = self.used_file(request.nodeid) {
+            self.restore_capability(&file, &*self.path_fd(request.nodeid)?)?;
+        }
         DONE
     }
 
@@ -328,6 +335,20 @@ impl Fs {
         }
         all
     }
+}
+
+/// What could not be given to its owner, as where a quota is used up, is not left to ours.
+pub(crate) fn or_take_back<T>(
+    made: Result<T, Errno>,
+    parent: &OwnedFd,
+    name: &OsStr,
+    flags: AtFlags,
+) -> Result<T, Errno> {
+    if made.is_err() {
+        // The error that counts is the first.
+        let _ = fs::unlinkat(parent, name, flags);
+    }
+    made
 }
 
 /// Sets the umask for the next file or directory that this shard makes: the lower filesystem applies

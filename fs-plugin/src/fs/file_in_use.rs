@@ -53,6 +53,9 @@ pub(crate) struct File {
     /// The descriptor of the contents, while they are loaded: system calls on the inode need not
     /// wait for them.
     descriptor: Mutex<Option<Arc<OwnedFd>>>,
+    /// What `security.capability` was set to while somebody used the file. Bytes that the kernel had in its
+    /// cache by then come later, and to write them takes it away.
+    capability: Mutex<Option<Vec<u8>>>,
     /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
     /// which orders it.
     pub(super) users: AtomicU64,
@@ -67,6 +70,7 @@ impl File {
         Self {
             contents: RwLock::default(),
             descriptor: Mutex::default(),
+            capability: Mutex::default(),
             users: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
             index: AtomicU64::new(0),
@@ -84,6 +88,10 @@ impl File {
 
     pub(super) fn descriptor(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
         self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn capability(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        self.capability.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts loaded contents in their place, unless somebody has meanwhile.

@@ -245,7 +245,13 @@ impl Fs {
             Some(contents) => contents.close(&queue()).await,
             None => Ok(()),
         };
-        *file.descriptor() = None;
+        let fd = file.descriptor().take();
+        if let Some(fd) = fd
+            && let Err(errno) = self.restore_capability(file, &*fd)
+        {
+            tracing::error!("node {nodeid}: its capabilities are lost: {errno}");
+        }
+        *file.capability() = None;
         *contents = None;
         drop(contents);
         let mut inodes = self.inodes();

@@ -1,12 +1,14 @@
 //! Extended attributes: the lower inode's, but for ours.
 
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{self, AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
 use warpcore_runtime::queue;
 
+use super::file_in_use::File;
 use super::lower::{attribute_of, proc_path};
 use super::stats::STATS_NAME;
 use super::{Answer, Fs, Reply, reply};
@@ -56,13 +58,14 @@ impl Fs {
         let (name, value) = request.name_and_rest()?;
         visible(name)?;
         let value = value.get(..args.size as usize).ok_or(Errno::INVAL)?;
-        if name.as_bytes().starts_with(b"security.")
+        if name == CAPABILITY
             && let Some(file) = self.used_file(request.nodeid)
             && let Some(contents) = &mut *file.write().await
         {
-            // Later writes to the lower file would take capabilities away again.
+            // Later writes to the lower file would take them away again.
             let settled = contents.settle(&queue()).await;
             settled.map_err(|error| self.errno(request.nodeid, "setxattr", &error))?;
+            *file.capability() = Some(value.to_vec());
         }
         let fd = self.path_fd(request.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno::INVAL)?;
@@ -77,9 +80,32 @@ impl Fs {
     pub(crate) fn removexattr(&self, request: &Request) -> Answer {
         let name = request.name()?;
         visible(name).map_err(|_| Errno::NODATA)?;
+        if name == CAPABILITY {
+            self.forget_capability(request.nodeid);
+        }
         let fd = self.path_fd(request.nodeid)?;
         fs::removexattr(proc_path(&*fd), name)?;
         DONE
+    }
+}
+
+/// capabilities(7) of a program.
+const CAPABILITY: &str = "security.capability";
+
+impl Fs {
+    /// Linux takes them away from now on, where it does.
+    pub(crate) fn forget_capability(&self, nodeid: u64) {
+        if let Some(file) = self.used_file(nodeid) {
+            *file.capability() = None;
+        }
+    }
+
+    /// Sets again what our own writes have taken away from a file in use, of which `fd` is a descriptor.
+    pub(crate) fn restore_capability(&self, file: &File, fd: &impl AsRawFd) -> Result<(), Errno> {
+        match &*file.capability() {
+            Some(value) => fs::setxattr(proc_path(fd), CAPABILITY, value, XattrFlags::empty()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Mounting and unmounting: by mount(2), or without privileges by fusermount3.
 
 mod fusermount;
+mod lock;
 
 use std::ffi::CString;
 use std::fmt;
@@ -10,10 +11,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use warpcore_runtime::sleep;
+
+pub use lock::{LockError, is_on_fuse, lock_tree};
 
 use crate::fs::Cache;
 use crate::store::contents::Options;
@@ -121,8 +124,9 @@ impl fmt::Display for MountError {
 
 impl std::error::Error for MountError {}
 
-/// Makes the paths absolute and checks all that can be checked before mounting.
-pub(crate) fn check(mut config: Config) -> Result<(Config, OwnedFd), MountError> {
+/// Makes the paths absolute and checks all that can be checked before mounting. Also returns the source,
+/// and its locks.
+pub(crate) fn check(mut config: Config) -> Result<(Config, OwnedFd, Vec<OwnedFd>), MountError> {
     let bad_target =
         |path: &Path, cause: String| Err(MountError::Target { path: path.to_owned(), cause });
     let bad_source =
@@ -155,21 +159,9 @@ pub(crate) fn check(mut config: Config) -> Result<(Config, OwnedFd), MountError>
         Ok(true) => return bad_target(&config.target, "is not empty".to_owned()),
         Err(error) => return bad_target(&config.target, error.to_string()),
     }
-    /// FUSE_SUPER_MAGIC of linux/magic.h.
-    const FUSE: u64 = 0x6573_5546;
-    let kind = rustix::fs::fstatfs(&source).map(|stat| stat.f_type.cast_unsigned());
-    if kind == Ok(FUSE) {
-        let cause = "lies on a FUSE filesystem; the lower must be a local, journaling one";
-        return Err(bad_source(&config.source, cause.to_owned()));
-    }
-    match rustix::fs::flock(&source, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok((config, source)),
-        Err(Errno::WOULDBLOCK) => Err(bad_source(
-            &config.source,
-            "is mounted already (`findmnt -t fuse.warpcore` shows where)".to_owned(),
-        )),
-        Err(errno) => Err(bad_source(&config.source, io::Error::from(errno).to_string())),
-    }
+    let locks =
+        lock_tree(&config.source).map_err(|error| bad_source(&config.source, error.to_string()))?;
+    Ok((config, source, locks))
 }
 
 /// Mounts, and returns the open `/dev/fuse`.

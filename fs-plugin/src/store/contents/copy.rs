@@ -125,6 +125,10 @@ impl<M: Medium> Contents<M> {
         let ends = stored.iter().map(|span| span.logical + span.len);
         let starts = stored.iter().map(|span| span.logical).chain([to + len]);
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
+        // No record tells of what lies behind the size that it tells.
+        let container = self.container_mut();
+        container.size = container.size.max(to + len);
+        container.changed = true;
         self.append(stored, false).await?;
         self.know(to..to + len).await?;
         let container = self.container_mut();
@@ -134,8 +138,6 @@ impl<M: Medium> Contents<M> {
                 container.take_out(start..end, 1 << chunk_len_log2);
             }
         }
-        container.size = container.size.max(to + len);
-        container.changed = true;
         Ok(len)
     }
 }

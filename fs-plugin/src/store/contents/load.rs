@@ -50,6 +50,8 @@ pub(super) async fn recover<M: Medium>(
     in_order: bool,
     writable: bool,
 ) -> Result<Container, Error> {
+    // After a sync that has failed the cache has what the disk has not, and says that it is clean.
+    medium.forget();
     let found = match read_head(medium).await? {
         Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
         None => {
@@ -95,6 +97,6 @@ pub(super) async fn closed_in_order<M: Medium>(
     Ok(found.map(|found| (head, found)))
 }
 
-async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
+pub(super) async fn read_head<M: Medium>(medium: &M) -> Result<Option<Head>, Error> {
     Head::parse(&medium.read_at(0, Head::LEN).await?)
 }

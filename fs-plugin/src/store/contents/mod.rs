@@ -43,7 +43,7 @@ use crate::error::Error;
 use append::{Append, Stored};
 use dead::Dead;
 use dirty::Dirty;
-use load::{closed_in_order, load, recover};
+use load::{closed_in_order, load, read_head, recover};
 
 /// How new contents are stored.
 #[derive(Debug, Clone, Copy)]
@@ -177,7 +177,11 @@ impl<M: Medium> Contents<M> {
     /// Contents of an existing backing file. When it was not closed in order and is `writable`,
     /// what a crash left behind the newest commit is cut.
     pub async fn open(medium: M, options: Options, writable: bool) -> Result<Self, Error> {
-        let attribute = medium.attribute()?.map(|value| Attribute::parse(&value)).transpose()?;
+        let (attribute, has_attributes) = match medium.attribute() {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => (None, false),
+            attribute => (attribute?, true),
+        };
+        let attribute = attribute.map(|value| Attribute::parse(&value)).transpose()?;
         let len = medium.len()?;
         let body = match attribute {
             Some(Attribute { kind: Kind::Plain, .. }) if len > 0 => Body::Plain { marked: true },
@@ -186,6 +190,13 @@ impl<M: Medium> Contents<M> {
             // A copy that lost its attributes: both head and newest commit must verify.
             None => match closed_in_order(&medium, len).await {
                 Ok(Some((head, found))) => Body::Container(Container::loaded(head, found, None)),
+                // Where there are no attributes the head is all that says whose a file is that was not
+                // closed in order.
+                Ok(None) if !has_attributes && read_head(&medium).await?.is_some() => {
+                    let state = State::Dirty;
+                    let found = recover(&medium, len, state, false, writable).await?;
+                    Body::Container(Container { attribute: None, ..found })
+                }
                 Ok(None) => Body::Plain { marked: false },
                 Err(error) => return Err(error),
             },
@@ -310,22 +321,8 @@ impl<M: Medium> Contents<M> {
         if bytes.is_empty() {
             return Ok(());
         }
-        if let Body::Plain { marked } = &mut self.body {
-            if !*marked && offset < Head::LEN as u64 {
-                // From now on its first bytes may be anything, also those of a container.
-                let plain = Attribute {
-                    kind: Kind::Plain,
-                    state: State::Dirty,
-                    durable: false,
-                    epoch: self.medium.epoch(),
-                    physical: 0,
-                    size: 0,
-                };
-                set_attribute(&self.medium, plain)?;
-                *marked = true;
-            }
-            // The lower's own times stand.
-            (self.modified, self.changed) = (None, None);
+        if let Body::Plain { .. } = self.body {
+            self.begin_plain_change()?;
             return Ok(self.medium.write_at(bytes.to_vec(), offset).await?);
         }
         self.begin_change().await?;
@@ -358,7 +355,7 @@ impl<M: Medium> Contents<M> {
         }
         self.check_writable()?;
         if let Body::Plain { .. } = self.body {
-            (self.modified, self.changed) = (None, None);
+            self.begin_plain_change()?;
             self.medium.set_len(size)?;
             if size > 0 {
                 return Ok(());
@@ -393,7 +390,7 @@ impl<M: Medium> Contents<M> {
             return Ok(());
         }
         if let Body::Plain { .. } = self.body {
-            (self.modified, self.changed) = (None, None);
+            self.begin_plain_change()?;
             return Ok(self.medium.punch(range)?);
         }
         self.begin_change().await?;
@@ -401,6 +398,27 @@ impl<M: Medium> Contents<M> {
         let chunk_len = self.chunk_len();
         self.container_mut().take_out(range, chunk_len);
         self.touch();
+        Ok(())
+    }
+
+    /// Whatever a plain file becomes, it stays one: also if that is a container.
+    fn begin_plain_change(&mut self) -> Result<(), Error> {
+        if let Body::Plain { marked } = &mut self.body
+            && !*marked
+        {
+            let plain = Attribute {
+                kind: Kind::Plain,
+                state: State::Dirty,
+                durable: false,
+                epoch: self.medium.epoch(),
+                physical: 0,
+                size: 0,
+            };
+            set_attribute(&self.medium, plain)?;
+            *marked = true;
+        }
+        // The lower's own times stand.
+        (self.modified, self.changed) = (None, None);
         Ok(())
     }
 

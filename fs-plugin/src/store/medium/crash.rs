@@ -27,6 +27,10 @@ pub struct CrashMedium {
     epoch: u32,
     /// Fail this many syncs.
     failing_syncs: std::cell::Cell<u32>,
+    /// Changes whose sync has failed: lengths are on the disk, bytes in the cache only.
+    lost: RefCell<Vec<Range<usize>>>,
+    /// There can be no attribute.
+    has_no_attributes: std::cell::Cell<bool>,
     /// Fail, with this error, the change that comes after so many.
     failing_change: std::cell::Cell<Option<(usize, i32)>>,
     /// Fail the read that comes after so many.
@@ -79,6 +83,11 @@ impl CrashMedium {
         self.failing_syncs.set(count);
     }
 
+    /// As on a filesystem that has no attributes.
+    pub fn have_no_attributes(&self) {
+        self.has_no_attributes.set(true);
+    }
+
     /// The change after `count` more fails with `errno`, of a write after half of it.
     pub fn fail_change_after(&self, count: usize, errno: i32) {
         self.failing_change.set(Some((count, errno)));
@@ -120,9 +129,7 @@ impl CrashMedium {
         let made = &history[..point.changes];
         let synced = made.iter().rposition(|change| matches!(change, Change::Sync));
         let synced = synced.map_or(0, |at| at + 1);
-        let mut image = Image::default();
-        made[..synced].iter().for_each(|change| image.apply(change));
-
+        let mut image = self.image(&made[..synced]);
         let mut random = Random(point.seed);
         let unsynced = &made[synced..];
         let metadata = random.below(unsynced.len() + 1);
@@ -160,6 +167,21 @@ impl CrashMedium {
             image.lose_truncation(*len, &unsynced[truncation + 1..], &mut random);
         }
         self.restarted(image)
+    }
+
+    /// What a disk has after these changes, all of which were synced, if not all with success.
+    fn image(&self, changes: &[Change]) -> Image {
+        let lost = self.lost.borrow();
+        let mut image = Image::default();
+        for (at, change) in changes.iter().enumerate() {
+            match change {
+                Change::Write { bytes, offset } if lost.iter().any(|lost| lost.contains(&at)) => {
+                    image.extend_to(offset + bytes.len() as u64);
+                }
+                change => image.apply(change),
+            }
+        }
+        image
     }
 
     /// As after a restart before which everything came to the disk.
@@ -287,6 +309,9 @@ impl Medium for CrashMedium {
     async fn sync_data(&self) -> io::Result<()> {
         if self.failing_syncs.get() > 0 {
             self.failing_syncs.set(self.failing_syncs.get() - 1);
+            let history = self.history.borrow();
+            let synced = history.iter().rposition(|change| matches!(change, Change::Sync));
+            self.lost.borrow_mut().push(synced.map_or(0, |at| at + 1)..history.len());
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         self.change(Change::Sync)
@@ -294,6 +319,12 @@ impl Medium for CrashMedium {
 
     async fn sync_inode(&self) -> io::Result<()> {
         self.sync_data().await
+    }
+
+    fn forget(&self) {
+        if !self.lost.borrow().is_empty() {
+            *self.now.borrow_mut() = self.image(&self.history.borrow());
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -309,10 +340,16 @@ impl Medium for CrashMedium {
     }
 
     fn attribute(&self) -> io::Result<Option<Vec<u8>>> {
+        if self.has_no_attributes.get() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         Ok(self.now.borrow().attribute.clone())
     }
 
     fn set_attribute(&self, value: &[u8]) -> io::Result<()> {
+        if self.has_no_attributes.get() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         self.change(Change::SetAttribute(value.to_vec()))
     }
 

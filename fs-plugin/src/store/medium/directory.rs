@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, FallocateFlags, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{self, Advice, FallocateFlags, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use warpcore_runtime::fs::File;
 
@@ -136,6 +136,12 @@ impl Medium for FileMedium {
         self.file.sync_all().await
     }
 
+    fn forget(&self) {
+        *self.window() = None;
+        // Dirty pages stay; nothing is lost if it cannot be done, but the check that it is for.
+        let _ = fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(u64::try_from(fs::fstat(&self.file)?.st_size).unwrap_or(0))
     }
@@ -159,7 +165,7 @@ impl Medium for FileMedium {
                 value.truncate(len);
                 Ok(Some(value))
             }
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(Errno::NODATA) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }

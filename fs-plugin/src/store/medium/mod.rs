@@ -25,6 +25,9 @@ pub trait Medium {
     /// Makes the inode durable too: mode, owner, times, names.
     async fn sync_inode(&self) -> io::Result<()>;
 
+    /// What is read from here on is what is on the disk, as far as it is there.
+    fn forget(&self);
+
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 
@@ -34,7 +37,7 @@ pub trait Medium {
     /// Frees the blocks of `range`; it reads as zeros, and the length stays.
     fn punch(&self, range: Range<u64>) -> io::Result<()>;
 
-    /// The value of the extended attribute, if it has one.
+    /// The value of the extended attribute, if it has one; EOPNOTSUPP where there can be none.
     fn attribute(&self) -> io::Result<Option<Vec<u8>>>;
 
     /// Sets the extended attribute.
@@ -67,6 +70,10 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
 
     async fn sync_inode(&self) -> io::Result<()> {
         (**self).sync_inode().await
+    }
+
+    fn forget(&self) {
+        (**self).forget();
     }
 
     fn len(&self) -> io::Result<u64> {
