@@ -1,5 +1,6 @@
 //! Handshakes in both versions and both ways of signing, many at a time, and cut off in the middle.
 
+#[macro_use]
 mod common;
 
 use std::io::Write;
@@ -17,24 +18,6 @@ use warpcore_offload::{Devices, Fault, Faults, Kernel, Model, ModelKind, togethe
 use warpcore_tls::Signing;
 
 const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
-
-macro_rules! both_ways {
-    ($($name:ident => $test:expr;)*) => {$(
-        mod $name {
-            use super::*;
-
-            #[test]
-            fn offloaded() {
-                if need(&NEEDS) { $test(Signing::Offloaded); }
-            }
-
-            #[test]
-            fn in_place() {
-                if need(&NEEDS) { $test(Signing::InPlace); }
-            }
-        }
-    )*};
-}
 
 both_ways! {
     both_versions_shake_hands_and_relay => shakes_hands_and_relays;

@@ -1,5 +1,6 @@
 //! Which certificate a client is shown, who may come in, whose tickets count, and what a reload changes.
 
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -155,10 +156,11 @@ fn site(names: &[&str], certificates: &[CertificateConfig]) -> SiteConfig {
     }
 }
 
-fn config(sites: Vec<SiteConfig>) -> Config {
+fn config(signing: Signing, sites: Vec<SiteConfig>) -> Config {
     let nowhere = CertificateConfig { chain: PathBuf::new(), key: PathBuf::new() };
     let mut config = Config::single(LOOPBACK.into(), nowhere, &upstream(echo).into());
     config.listeners[0].sites = sites;
+    config.signing = signing;
     config
 }
 
@@ -179,6 +181,15 @@ fn shown(
     Ok(file)
 }
 
+both_ways! {
+    clients_show_certificates_that_are_not_revoked => showing_certificates;
+    tickets_outlive_a_reload => reloading;
+    a_client_that_is_revoked_does_not_resume => revoking;
+    a_client_that_has_expired_does_not_resume => expiring;
+    a_ticket_counts_where_the_same_clients_do => moving_tickets;
+    a_ticket_of_another_name_does_not_count => crossing_tickets;
+}
+
 #[test]
 fn names_choose_the_site_and_the_certificate() {
     if !need(&NEEDS) {
@@ -197,7 +208,7 @@ fn names_choose_the_site_and_the_certificate() {
         SiteConfig { certificate_directory: Some(directory), ..site(&[], &[]) },
     ];
     for signing in [Signing::Offloaded, Signing::InPlace] {
-        let proxy = Running::start(&Config { signing, ..config(sites.clone()) }, 1);
+        let proxy = Running::start(&config(signing, sites.clone()), 1);
         let client = Arc::new(authority.client());
         for (name, file) in [
             ("a.example", "a"),
@@ -212,7 +223,7 @@ fn names_choose_the_site_and_the_certificate() {
         proxy.stop();
     }
     // No default: a name that nobody has is told so.
-    let proxy = Running::start(&config(sites[..2].to_vec()), 1);
+    let proxy = Running::start(&config(Signing::Offloaded, sites[..2].to_vec()), 1);
     let client = Arc::new(authority.client());
     let error = shown("c.example", &client, proxy.address).expect_err("nobody's");
     assert!(error.to_string().contains("UnrecognisedName"), "{error}");
@@ -226,7 +237,7 @@ fn the_clients_algorithms_choose_between_ecdsa_and_rsa() {
     }
     let authority = Authority::new();
     let pairs = [authority.rsa("rsa", &["a.example"]), authority.ecdsa("ecdsa", &["a.example"])];
-    let proxy = Running::start(&config(vec![site(&[], &pairs)]), 1);
+    let proxy = Running::start(&config(Signing::Offloaded, vec![site(&[], &pairs)]), 1);
     let address = proxy.address.to_string();
     for (arguments, expected) in [
         (&["-tls1_3"][..], "ecdsa"),
@@ -267,7 +278,7 @@ fn a_chain_is_put_in_order_or_refused() {
     ] {
         let chain = authority.write(name, order);
         let pair = CertificateConfig { chain, key: key.clone() };
-        let proxy = Running::start(&config(vec![site(&[], &[pair])]), 1);
+        let proxy = Running::start(&config(Signing::Offloaded, vec![site(&[], &[pair])]), 1);
         let client = Arc::new(authority.client());
         talk(connect_to("a.example", &client, proxy.address), b"x").expect(name);
         proxy.stop();
@@ -275,16 +286,14 @@ fn a_chain_is_put_in_order_or_refused() {
     let stranger = crate::authority("stranger").pem();
     let chain = authority.write("stranger", [&own[..], &stranger].concat());
     let pair = CertificateConfig { chain, key };
-    let error = Proxy::check(&config(vec![site(&[], &[pair])])).expect_err("refused").to_string();
+    let error = Proxy::check(&config(Signing::Offloaded, vec![site(&[], &[pair])]))
+        .expect_err("refused")
+        .to_string();
     let said = "certificate 2 in it (CN=stranger) has certified none of the others; take it out";
     assert!(error.ends_with(said), "{error}");
 }
 
-#[test]
-fn clients_show_certificates_that_are_not_revoked() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn showing_certificates(signing: Signing) {
     let authority = Authority::new();
     let [good, bad] = ["good", "bad"].map(|name| authority.ecdsa(name, &["client.example"]));
     let clients = ClientCertificates {
@@ -302,7 +311,7 @@ fn clients_show_certificates_that_are_not_revoked() {
         for (site, expected) in
             [(&required, [false, true, false]), (&optional, [true, true, false])]
         {
-            let proxy = Running::start(&config(vec![site.clone()]), 1);
+            let proxy = Running::start(&config(signing, vec![site.clone()]), 1);
             let served = clients.each_ref().map(|client| shown("a.example", client, proxy.address));
             assert_eq!(served.each_ref().map(Result::is_ok), expected, "{version:?}: {served:?}");
             proxy.stop();
@@ -311,14 +320,10 @@ fn clients_show_certificates_that_are_not_revoked() {
 }
 
 /// What a client was given before a reload counts after it, also where no file has the keys.
-#[test]
-fn tickets_outlive_a_reload() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn reloading(signing: Signing) {
     let authority = Authority::new();
     let pairs = [authority.ecdsa("server", &["a.example"])];
-    let config = config(vec![site(&[], &pairs)]);
+    let config = config(signing, vec![site(&[], &pairs)]);
     for version in ALL_VERSIONS {
         let proxy = Running::start(&config, 1);
         let client = Arc::new(authority.client_of(&[version], None));
@@ -332,11 +337,7 @@ fn tickets_outlive_a_reload() {
 }
 
 /// Nor by a ticket from before.
-#[test]
-fn a_client_that_is_revoked_does_not_resume() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn revoking(signing: Signing) {
     let authority = Authority::new();
     let clients = ClientCertificates {
         authorities: authority.write("authorities.pem", authority.issuer.pem()),
@@ -344,8 +345,10 @@ fn a_client_that_is_revoked_does_not_resume() {
         optional: false,
     };
     let pairs = [authority.ecdsa("server", &["a.example"])];
-    let config =
-        config(vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }]);
+    let config = config(
+        signing,
+        vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }],
+    );
     let proxy = Running::start(&config, 1);
     let client = authority.client_with(&authority.ecdsa("client", &["client.example"]));
     let client = Arc::new(client);
@@ -366,11 +369,7 @@ fn a_client_that_is_revoked_does_not_resume() {
 }
 
 /// Nor one whose certificate has expired since, however often its ticket was renewed.
-#[test]
-fn a_client_that_has_expired_does_not_resume() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn expiring(signing: Signing) {
     let authority = Authority::new();
     let clients = ClientCertificates {
         authorities: authority.write("authorities.pem", authority.issuer.pem()),
@@ -378,8 +377,10 @@ fn a_client_that_has_expired_does_not_resume() {
         optional: false,
     };
     let pairs = [authority.ecdsa("server", &["a.example"])];
-    let config =
-        config(vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }]);
+    let config = config(
+        signing,
+        vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }],
+    );
     for version in ALL_VERSIONS {
         let proxy = Running::start(&config, 1);
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -442,7 +443,10 @@ fn half_a_pair_is_refused() {
     let whole = authority.ecdsa("whole", &["a.example"]);
     let directory = authority.path("pairs");
     let site = SiteConfig { certificate_directory: Some(directory.clone()), ..site(&[], &[]) };
-    let check = || Proxy::check(&config(vec![site.clone()])).map_err(|error| error.to_string());
+    let check = || {
+        Proxy::check(&config(Signing::Offloaded, vec![site.clone()]))
+            .map_err(|error| error.to_string())
+    };
     for (chain, key) in
         [("a.pem", "a.key"), ("a.crt", "a.key"), ("a/fullchain.pem", "a/privkey.pem")]
     {
@@ -475,7 +479,8 @@ fn a_reload_passes_nothing_over() {
         return;
     }
     let authority = Authority::new();
-    let config = config(vec![site(&[], &[authority.ecdsa("server", &["a.example"])])]);
+    let config =
+        config(Signing::Offloaded, vec![site(&[], &[authority.ecdsa("server", &["a.example"])])]);
     let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
     let started = Config { ticket_keys: Some(keys), ..config.clone() };
     let proxy = Running::start(&started, 1);
@@ -499,11 +504,7 @@ fn a_reload_passes_nothing_over() {
 
 /// A client keeps tickets by name. Two machines of one name, with the same keys: what one has given the
 /// other takes, unless other clients count there (CVE-2025-23419 of nginx).
-#[test]
-fn a_ticket_counts_where_the_same_clients_do() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn moving_tickets(signing: Signing) {
     let authority = Authority::new();
     let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
     let clients = ClientCertificates {
@@ -517,7 +518,7 @@ fn a_ticket_counts_where_the_same_clients_do() {
     let guarded = SiteConfig { client_certificates: Some(clients), ..renewed.clone() };
     let start = |site: SiteConfig, ticket_keys: Option<&Path>| {
         let ticket_keys = ticket_keys.map(Path::to_owned);
-        Running::start(&Config { ticket_keys, ..config(vec![site]) }, 1)
+        Running::start(&Config { ticket_keys, ..config(signing, vec![site]) }, 1)
     };
     for version in ALL_VERSIONS {
         let client = Arc::new(authority.client_of(&[version], None));
@@ -573,11 +574,7 @@ impl ClientSessionStore for OneForAll {
 }
 
 /// Two names of one listener, one of which asks who the client is: no ticket of the other lets it in.
-#[test]
-fn a_ticket_of_another_name_does_not_count() {
-    if !need(&NEEDS) {
-        return;
-    }
+fn crossing_tickets(signing: Signing) {
     let authority = Authority::new();
     let clients = ClientCertificates {
         authorities: authority.write("authorities.pem", authority.issuer.pem()),
@@ -588,7 +585,7 @@ fn a_ticket_of_another_name_does_not_count() {
     let pairs = [authority.ecdsa("both", &["open.example", "guarded.example"])];
     let guarded =
         SiteConfig { client_certificates: Some(clients), ..site(&["guarded.example"], &pairs) };
-    let config = config(vec![site(&["open.example"], &pairs), guarded]);
+    let config = config(signing, vec![site(&["open.example"], &pairs), guarded]);
     for version in ALL_VERSIONS {
         let proxy = Running::start(&config, 1);
         let mut client = authority.client_of(&[version], None);
@@ -625,7 +622,7 @@ fn a_reload_is_whole_or_nothing_and_nobody_fails() {
     let keys = authority.write("tickets", format!("{}\n", "42".repeat(32)));
     let configs = ["one", "other"].map(|file| {
         let site = site(&[], &[authority.rsa(file, &["a.example"])]);
-        Config { ticket_keys: Some(keys.clone()), ..config(vec![site]) }
+        Config { ticket_keys: Some(keys.clone()), ..config(Signing::Offloaded, vec![site]) }
     });
     let proxy = Running::start(&configs[0], 2);
     let mut client = authority.client();

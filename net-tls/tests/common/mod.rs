@@ -1,6 +1,6 @@
 //! A proxy in this process, an upstream of std threads, and clients.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, unused_macros, reason = "each test binary uses its part")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -76,6 +76,25 @@ pub fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = output.expect("checked by need");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+/// Tests with each driver of handshakes.
+macro_rules! both_ways {
+    ($($name:ident => $test:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn offloaded() {
+                if need(&NEEDS) { $test(Signing::Offloaded); }
+            }
+
+            #[test]
+            fn in_place() {
+                if need(&NEEDS) { $test(Signing::InPlace); }
+            }
+        }
+    )*};
 }
 
 /// A proxy that runs until it is stopped.
