@@ -11,6 +11,7 @@ mod fs;
 mod mount;
 mod proxy;
 mod storage;
+mod systemd;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};

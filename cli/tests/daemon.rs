@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread::yield_now;
@@ -126,4 +127,23 @@ fn what_cannot_be_mounted_is_told_to_the_caller() {
     command.args(["mount", "--daemon"]).arg(&place.source).arg(&nowhere);
     let said = common::refused(&mut command, 1);
     assert!(said.contains("mount point") && said.contains("No such file"), "{said}");
+}
+
+/// As a service of systemd is (contrib/): it has started once it is mounted.
+#[test]
+fn a_service_manager_is_told_when_it_is_mounted() {
+    if !need(&MOUNT) {
+        return;
+    }
+    let place = Place::new();
+    let path = place.directory.path().join("notify");
+    let told = UnixDatagram::bind(&path).expect("binds");
+    let mut command = warpcore();
+    command.env("NOTIFY_SOCKET", &path);
+    let mounted = place.mount_by(command, &[]);
+    let mut bytes = [0; 100];
+    let len = told.recv(&mut bytes).expect("told");
+    assert_eq!(&bytes[..len], b"READY=1");
+    assert!(is_mounted(&place));
+    mounted.unmount();
 }

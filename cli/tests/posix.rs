@@ -141,6 +141,10 @@ fn privileges_end_only_where_linux_ends_them() {
             print(os.getxattr('late','security.capability')==v)\n\
             f=os.open('late',os.O_RDWR); os.setxattr('late','security.capability',v); os.write(f,b'y')\n\
             os.close(f); print('security.capability' in os.listxattr('late'))\n\
+            w=struct.pack('<5I',0x02000001,1<<12,0,0,0); f=os.open('late',os.O_RDWR)\n\
+            os.setxattr('late','security.capability',v)\n\
+            try: os.setxattr('late','security.capability',w,os.XATTR_CREATE)\n\
+            except FileExistsError: os.close(f); print(os.getxattr('late','security.capability')==v)\n\
             f=os.open('file',os.O_RDWR); os.fchmod(f,0o6755); os.posix_fallocate(f,0,100)\n\
             print(oct(os.fstat(f).st_mode)); os.close(f)\n\
             os.setxattr('file','trusted.x',b'1'); os.setxattr('file','user.x',b'1')\n\
@@ -148,7 +152,7 @@ fn privileges_end_only_where_linux_ends_them() {
             f=os.open('file',os.O_RDONLY); os.setuid(65534); print(os.listxattr(f))";
         let shown = tool("python3", &["-c", script], &place.target);
         let user = "['user.x']";
-        let expected = "True\nTrue\nFalse\n0o106755\nTrue\n";
+        let expected = "True\nTrue\nFalse\nTrue\n0o106755\nTrue\n";
         assert!(shown.starts_with(expected) && shown.contains(user), "{shown}");
     });
 }

@@ -421,6 +421,38 @@ fn whoever_hangs_up_leaves_no_descriptor() {
     assert!(child.wait().expect("ours").success());
 }
 
+/// One that has not served when this one is told to end ends with it.
+#[test]
+fn a_new_process_that_never_serves_ends_too() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let (mut child, mut said) = with_a_log_to_read(place.path());
+    tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+    let next = said(" is to take over");
+    let next = next.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    said("has not served until now, and is ended too");
+    assert!(child.wait().expect("ours").success());
+    assert!(!Path::new("/proc").join(next.expect("a number")).exists(), "it goes on");
+}
+
+/// A proxy that has begun to write to a log that nobody reads any more: the next one waits for a reader.
+fn with_a_log_to_read(place: &Path) -> (Child, impl FnMut(&str) -> String + use<>) {
+    let config = write_config(place, "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    std::fs::write(&config, format!("access_log = \"log\"\n{text}")).expect("written");
+    tool("mkfifo", &["log"], place);
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    drop(std::fs::File::open(place.join("log")).expect("opens"));
+    said("listening on ");
+    (child, said)
+}
+
 /// One that never serves, here since nobody reads its log, keeps nothing from going on; another is tried.
 #[test]
 fn a_new_process_that_never_serves_is_replaced() {
@@ -428,17 +460,7 @@ fn a_new_process_that_never_serves_is_replaced() {
         return;
     }
     let place = identity();
-    let config = write_config(place.path(), "web");
-    let text = std::fs::read_to_string(&config).expect("there");
-    std::fs::write(&config, format!("access_log = \"log\"\n{text}")).expect("written");
-    tool("mkfifo", &["log"], place.path());
-    let mut command = warpcore();
-    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut said = sayings(&mut child);
-    let read_log = || std::fs::File::open(place.path().join("log")).expect("opens");
-    drop(read_log());
-    said("listening on ");
+    let (mut child, mut said) = with_a_log_to_read(place.path());
     let kill = |signal: &str| tool("kill", &[signal, &child.id().to_string()], Path::new("/"));
     kill("-USR2");
     let first = said(" is to take over");
@@ -448,7 +470,7 @@ fn a_new_process_that_never_serves_is_replaced() {
     said(&format!("process {first} has not served until now"));
     said(" is to take over");
     assert!(!Path::new("/proc").join(first).exists(), "it goes on");
-    let log = read_log();
+    let log = std::fs::File::open(place.path().join("log")).expect("opens");
     let next = said("handed over to process ");
     assert!(child.wait().expect("ours").success());
     said("connections, ");

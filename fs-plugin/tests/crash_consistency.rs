@@ -301,11 +301,40 @@ fn a_head_is_enough_where_there_are_no_attributes() {
         let mut contents = open(&queue, &medium);
         let report = run(&queue, contents.report()).expect("reads");
         assert_eq!(report.kind, Kind::Container, "{chunks} chunks");
-        assert!(bytes.starts_with(&read_all(&queue, &mut contents)));
+        let found = read_all(&queue, &mut contents);
+        assert!(bytes.starts_with(&found) && found.len() >= 64 * CHUNK, "{} bytes", found.len());
+        let before = medium.bytes();
+        drop(contents);
+        assert!(medium.bytes() == before, "changed by being looked at");
+        let mut contents = open(&queue, &medium);
         run(&queue, contents.write(&queue, 0, b"new")).expect("writes");
         run(&queue, contents.close(&queue)).expect("closes");
         drop(contents);
         assert!(read_all(&queue, &mut open(&queue, &medium)).starts_with(b"new"));
+    }
+    // With no record at all, or its only one damaged, there is nothing to show, and nothing is cut.
+    for (closed, damaged_from_end) in [(false, None), (true, Some(40))] {
+        let medium = Rc::new(CrashMedium::default());
+        medium.have_no_attributes();
+        let mut contents = Contents::create(Rc::clone(&medium), options()).expect("creates");
+        for part in 0..40 {
+            let bytes = Data::Noise(part as u64).bytes(CHUNK);
+            run(&queue, contents.write(&queue, (part * CHUNK) as u64, &bytes)).expect("writes");
+        }
+        if closed {
+            run(&queue, contents.close(&queue)).expect("closes");
+        }
+        drop(contents);
+        if let Some(from_end) = damaged_from_end {
+            medium.damage(|bytes| {
+                let at = bytes.len() - from_end;
+                bytes[at] ^= 1;
+            });
+        }
+        let before = medium.bytes();
+        let opened = run(&queue, Contents::open(Rc::clone(&medium), options(), true));
+        assert_eq!(opened.map(drop).expect_err("nothing holds").errno(), libc::EIO);
+        assert!(medium.bytes() == before);
     }
 }
 

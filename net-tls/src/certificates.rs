@@ -124,7 +124,11 @@ pub(crate) fn pairs_in(directory: &Path) -> Result<Vec<CertificateConfig>, Error
         match (is_there(&pair.chain)?, is_there(&pair.key)?) {
             (true, true) => pairs.push(pair),
             (false, false) => {}
-            (true, false) => return Err(half(&pair.chain, &pair.key)),
+            // Authorities and parameters lie beside pairs, too.
+            (true, false) if is_of_a_server(&pair.chain)? => {
+                return Err(half(&pair.chain, &pair.key));
+            }
+            (true, false) => {}
             (false, true) => return Err(half(&pair.key, &pair.chain)),
         }
     }
@@ -147,6 +151,14 @@ fn is_there(path: &Path) -> Result<bool, Error> {
         }
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
+}
+
+/// Whether a file begins with a certificate that is no authority's.
+fn is_of_a_server(path: &Path) -> Result<bool, Error> {
+    let pem = read(path)?;
+    let Some(Ok(first)) = CertificateDer::pem_slice_iter(&pem).next() else { return Ok(false) };
+    let parsed = X509Certificate::from_der(&first);
+    Ok(!parsed.is_ok_and(|(_, parsed)| parsed.is_ca()))
 }
 
 fn half(path: &Path, missing: &Path) -> Error {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use rustls::server::{Accepted, Acceptor};
-use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{CertificateError, CipherSuite, HandshakeKind, ProtocolVersion, ServerConnection};
 use warpcore_offload::{EcdsaSign, Kernel, KeyExchange, Sign};
 use warpcore_runtime::net::{Address, Stream};
 use warpcore_runtime::{queue, timeout};
@@ -285,18 +285,33 @@ async fn shake_hands(
         return Err(refuse(client, Refused { error, alert: UNRECOGNIZED_NAME.to_vec() }).await);
     };
     let site = Arc::clone(site);
+    // Its session counts: that was so when it was taken up.
+    let mut counts = false;
+    let mut has_answered = false;
     let mut call = Call::Accept(Box::new(accepted), Arc::clone(&site.tls));
     loop {
         let mut tls = match complete(call.start(signing), counters).await {
             Ok(tls) => tls,
             Err(refused) => return Err(refuse(client, refused).await),
         };
-        if let Some(afresh) = site.afresh.as_ref().filter(|_| has_expired(&tls)) {
+        let is_resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        if let Some(afresh) = &site.afresh
+            && is_resumed
+            && !counts
+            && has_expired(&tls)
+        {
+            if has_answered {
+                // It was asked for another key share, and cannot be asked twice.
+                let error = rustls::Error::InvalidCertificate(CertificateError::Expired);
+                return Err(refuse(client, Refused { error, alert: EXPIRED.to_vec() }).await);
+            }
             // Its own certificate may be another by now, and is asked for again.
             let accepted = accept(&hello).ok_or_else(|| Failure::Protocol("not again".into()))?;
             call = Call::Accept(Box::new(accepted), Arc::clone(afresh));
             continue;
         }
+        counts |= is_resumed;
+        has_answered |= tls.wants_write();
         send_records(&mut tls, client).await.map_err(hung_up)?;
         if !tls.is_handshaking() {
             return Ok(Shaken { tls, received, site });
@@ -324,14 +339,18 @@ fn accept(mut hello: &[u8]) -> Option<Accepted> {
     None
 }
 
-/// Whether a client resumes a session whose certificate counted once and counts no more: tickets that
-/// are renewed would let it in for ever. Known before it is answered anything.
+/// A fatal alert that a certificate has expired (RFC 8446, section 6.2).
+const EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
+
+/// Whether the certificate of a client's session counts no more: tickets that are renewed would let it in
+/// for ever.
 fn has_expired(tls: &ServerConnection) -> bool {
-    let is_resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
-    let own = tls.peer_certificates().filter(|_| is_resumed).and_then(<[_]>::first);
-    // It was read when it was shown.
-    let own = own.and_then(|der| X509Certificate::from_der(der).ok());
-    own.is_some_and(|(_, own)| own.validity().not_after < ASN1Time::now())
+    let own = tls.peer_certificates().and_then(<[_]>::first);
+    own.is_some_and(|der| match X509Certificate::from_der(der) {
+        Ok((_, own)) => own.validity().not_after < ASN1Time::now(),
+        // Who cannot tell asks again.
+        Err(_) => true,
+    })
 }
 
 /// Answers what a call asks for, until it has returned.

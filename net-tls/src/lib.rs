@@ -56,6 +56,6 @@ pub use config::{
     ProxyProtocol, Signing, SiteConfig, Timeouts,
 };
 pub use error::{Error, Key};
-pub use listener::{Proxy, Sockets};
+pub use listener::{GivenSocket, Proxy};
 pub use provider::LIBRARY;
 pub use stats::Stats;

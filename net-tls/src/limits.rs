@@ -12,13 +12,15 @@ use crate::stats::Refusal;
 impl Limits {
     /// Refuses those that let nobody in.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        for (key, max) in [
-            ("connections", self.connections),
-            ("connections_per_client", self.connections_per_client),
-            ("handshakes", self.handshakes),
+        let default = Self::default();
+        for (key, max, default) in [
+            ("connections", self.connections, default.connections),
+            ("connections_per_client", self.connections_per_client, default.connections_per_client),
+            ("handshakes", self.handshakes, default.handshakes),
         ] {
             if max == 0 {
-                let cause = "0 would refuse everybody; leave it out, and there is no such limit";
+                let cause =
+                    format!("0 would refuse everybody; where it is left out it is {default}");
                 return Err(Error::config(cause).at(key));
             }
         }

@@ -78,33 +78,33 @@ pub(crate) struct Listening {
     sockets: Mutex<Vec<OwnedFd>>,
     /// A service manager keeps them.
     is_kept: bool,
-    /// Another process may have them too.
+    /// Another process may have them too: one that was started to take over, or, until this one serves, the
+    /// one that has started it.
     is_lent: AtomicBool,
 }
 
-/// Sockets that listen already.
-#[derive(Debug, Default)]
-pub struct Sockets {
-    /// In any order.
-    pub sockets: Vec<OwnedFd>,
-    /// A service manager keeps them too: who connects when nobody serves any more, waits.
-    pub are_kept: bool,
+/// A socket that listens already.
+#[derive(Debug)]
+pub struct GivenSocket {
+    /// It.
+    pub socket: OwnedFd,
+    /// A service manager keeps it too: who connects when nobody serves any more, waits.
+    pub is_kept: bool,
 }
 
 impl Proxy {
     /// Checks the configuration: files, their fit, and that the addresses are free; listens on them.
     /// Port 0 becomes a free port.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        Self::with_sockets(config, Sockets::default())
+        Self::with_sockets(config, Vec::new())
     }
 
     /// As [`Proxy::new`], with sockets that listen already, of a service manager or of a process that
     /// hands them over: each is used where its address is asked for.
-    pub fn with_sockets(config: &Config, given: Sockets) -> Result<Self, Error> {
-        let Sockets { sockets, are_kept } = given;
+    pub fn with_sockets(config: &Config, sockets: Vec<GivenSocket>) -> Result<Self, Error> {
         let mut given: Vec<_> = sockets
             .into_iter()
-            .filter_map(|socket| Some((net::local_addr(&socket).ok()?, socket)))
+            .filter_map(|given| Some((net::local_addr(&given.socket).ok()?, given)))
             .collect();
         let masters = masters(config)?;
         let active = Active::new(config, &masters, &Pools::new())?;
@@ -113,10 +113,14 @@ impl Proxy {
         let mut listening = Vec::new();
         for (number, listener) in config.listeners.iter().enumerate() {
             let given = take(&mut given, &listener.address);
-            let is_kept = are_kept && !given.is_empty();
+            let is_kept = given.iter().any(|given| given.is_kept);
+            let is_lent = AtomicBool::new(!given.is_empty());
             let listen = match given {
-                sockets if sockets.is_empty() => listen(&listener.address),
-                sockets => Ok((listener.address.clone(), sockets)),
+                given if given.is_empty() => listen(&listener.address),
+                given => Ok((
+                    listener.address.clone(),
+                    given.into_iter().map(|given| given.socket).collect(),
+                )),
             };
             let (address, sockets) =
                 listen.map_err(|error| error.at(&format!("listener.{number}.address")))?;
@@ -127,13 +131,13 @@ impl Proxy {
                 usage: Arc::default(),
                 sockets: Mutex::new(sockets),
                 is_kept,
-                is_lent: AtomicBool::new(false),
+                is_lent,
             }));
         }
         let metrics = config.metrics.as_ref().map(|address| {
             let fail = |source| Error::Listen { address: address.clone(), source };
             let given = take(&mut given, address).pop();
-            given.map_or_else(|| net::bind(address, false).map_err(fail), Ok)
+            given.map_or_else(|| net::bind(address, false).map_err(fail), |given| Ok(given.socket))
         });
         let metrics = metrics.transpose().map_err(|error| error.at("metrics"))?;
         for (address, _) in given {
@@ -154,26 +158,29 @@ impl Proxy {
 
     /// The sockets that it listens on, for another process to go on with: see
     /// [`Proxy::with_sockets`]. None, once it has been asked to stop.
-    pub fn sockets(&self) -> std::io::Result<Sockets> {
+    pub fn sockets(&self) -> std::io::Result<Vec<GivenSocket>> {
         let mut sockets = Vec::new();
         for listening in &self.listening {
-            // Relaxed: each socket is looked at by shards that are asked to stop later, by a message.
+            // Relaxed: it is looked at by shards that are asked to stop later, by a message.
             listening.is_lent.store(true, Ordering::Relaxed);
             for socket in &*lock(&listening.sockets) {
-                sockets.push(socket.try_clone()?);
+                let socket = socket.try_clone()?;
+                sockets.push(GivenSocket { socket, is_kept: listening.is_kept });
             }
         }
         if let Some(metrics) = lock(&self.metrics).as_ref().filter(|_| !sockets.is_empty()) {
-            sockets.push(metrics.try_clone()?);
+            sockets.push(GivenSocket { socket: metrics.try_clone()?, is_kept: false });
         }
-        let are_kept = self.listening.iter().any(|listening| listening.is_kept);
-        Ok(Sockets { sockets, are_kept })
+        Ok(sockets)
     }
 
-    /// The process that was given [`Proxy::sockets`] has ended.
+    /// The process that was given [`Proxy::sockets`] has ended, whatever it has done to them.
     pub fn take_back(&self) {
         for listening in &self.listening {
             listening.is_lent.store(false, Ordering::Relaxed);
+            for socket in &*lock(&listening.sockets) {
+                net::hear_new(socket);
+            }
         }
     }
 
@@ -261,6 +268,10 @@ impl Proxy {
         let log = is_logged.then(|| spawn(Arc::clone(self).write_log(Rc::clone(&over))));
         // Relaxed: what was done before is this shard's.
         if self.serving.fetch_add(1, Ordering::Relaxed) + 1 == shards() {
+            // Whoever has handed them over stops now.
+            for listening in &self.listening {
+                listening.is_lent.store(false, Ordering::Relaxed);
+            }
             serves();
         }
         self.keep(&shard).await;
@@ -389,8 +400,8 @@ fn check_addresses(config: &Config) -> Result<(), Error> {
 }
 
 /// Those of the given sockets that have this address.
-fn take(given: &mut Vec<(Address, OwnedFd)>, address: &Address) -> Vec<OwnedFd> {
-    given.extract_if(.., |(of, _)| of == address).map(|(_, socket)| socket).collect()
+fn take(given: &mut Vec<(Address, GivenSocket)>, address: &Address) -> Vec<GivenSocket> {
+    given.extract_if(.., |(of, _)| of == address).map(|(_, given)| given).collect()
 }
 
 /// Sockets for every shard.

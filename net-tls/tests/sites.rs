@@ -384,7 +384,7 @@ fn expiring(signing: Signing) {
     for version in ALL_VERSIONS {
         let proxy = Running::start(&config, 1);
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        let expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
+        let expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(8);
         params.not_after = expires;
         let key = KeyPair::generate().expect("a key");
         let shown_by =
@@ -453,6 +453,10 @@ fn half_a_pair_is_refused() {
         for (here, other, missing) in [(&whole.chain, chain, key), (&whole.key, key, chain)] {
             fs::create_dir_all(directory.join("a")).expect("made");
             fs::write(directory.join("README"), "of ACME clients").expect("written");
+            // As lego does, and others.
+            fs::write(directory.join("a.issuer.crt"), authority.issuer.pem()).expect("written");
+            let parameters = "-----BEGIN DH PARAMETERS-----\nAA==\n-----END DH PARAMETERS-----\n";
+            fs::write(directory.join("dhparam.pem"), parameters).expect("written");
             fs::copy(here, directory.join(other)).expect("written");
             let said = check().expect_err("half");
             let missing = missing.replace("a.crt", "a.pem");

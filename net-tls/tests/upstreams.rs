@@ -12,8 +12,9 @@ use common::{Identity, LOOPBACK, Running, client_config, connect, echo, exchange
 use rustls::version::{TLS12, TLS13};
 use socket2::SockRef;
 use warpcore_need::{Need, need};
+use warpcore_offload::Devices;
 use warpcore_runtime::net::Address;
-use warpcore_tls::{Balance, Config, Limits, ProxyProtocol, Signing};
+use warpcore_tls::{Balance, Config, Limits, Proxy, ProxyProtocol, Signing};
 
 const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
 
@@ -453,4 +454,25 @@ fn what_happens_is_told() {
     assert_eq!(good["version"], "TLSv1.3", "{good}");
     let bad = lines.iter().find(|line| !line["error"].is_null()).expect("the other");
     assert!(bad["error"].as_str().expect("text").starts_with("handshake: "), "{bad}");
+}
+
+/// A process that was given the sockets, and ends, leaves them as they were.
+#[test]
+fn sockets_come_back_as_they_were() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let identity = Identity::new();
+    let mut config = config(&identity, &[upstream(echo).to_string()]);
+    let first = Running::start(&config, 1);
+    let client = client_config(&identity, &TLS13);
+    config.listeners[0].address = first.address.into();
+    let sockets = first.proxy.sockets().expect("cloned");
+    let next = Proxy::with_sockets(&config, sockets).expect("good");
+    Running::run(next, 1, Devices::none()).stop();
+    first.proxy.take_back();
+    let patience = Duration::from_secs(10);
+    drop(TcpStream::connect_timeout(&first.address, patience).expect("is heard"));
+    assert_eq!(exchange(&client, first.address, b"hello").expect("answered"), b"hello");
+    first.stop();
 }

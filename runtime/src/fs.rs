@@ -89,6 +89,15 @@ impl File {
         op::fsync(Arc::clone(&self.fd), true).await
     }
 
+    /// Drops what the page cache has of it and the disk has too (posix_fadvise(2), POSIX_FADV_DONTNEED).
+    pub async fn drop_cached(&self) -> io::Result<()> {
+        let fd = types::Fd(self.fd.as_raw_fd());
+        let sqe = opcode::Fadvise::new(fd, 0, libc::POSIX_FADV_DONTNEED).build();
+        // SAFETY: nothing of ours is pointed to; the file is kept.
+        let (result, _) = unsafe { op::submit(Sqe::Normal(sqe), Arc::clone(&self.fd)) }.await;
+        result.map(drop)
+    }
+
     /// Makes contents and metadata durable.
     pub async fn sync_all(&self) -> io::Result<()> {
         op::fsync(Arc::clone(&self.fd), false).await

@@ -87,6 +87,12 @@ impl fmt::Display for Address {
     }
 }
 
+/// Takes back what [`Listener::ignore_new`] has done to a socket, here or in another process that had it.
+pub fn hear_new(socket: impl AsFd) {
+    // An error: there is nothing to take back.
+    let _ = SockRef::from(&socket).detach_filter();
+}
+
 /// A listening socket of this shard.
 #[derive(Debug)]
 pub struct Listener {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use warpcore_fs::is_on_fuse;
+use warpcore_fs::is_shown;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::Kind;
 use warpcore_fs::store::medium::FileMedium;
@@ -112,7 +112,7 @@ async fn open(path: &Path) -> Result<Contents<FileMedium>, Failure> {
     if !file.metadata()?.is_file() {
         return Err(format!("{}: not a regular file", path.display()).into());
     }
-    if is_on_fuse(&file) {
+    if is_shown(&file) {
         let cure = "give its path in the directory that is mounted";
         return Err(format!("{}: it is shown by a mount; {cure}", path.display()).into());
     }
@@ -253,6 +253,7 @@ fn files_on(device: Option<u64>, path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let named = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     let metadata = std::fs::symlink_metadata(path).map_err(|error| named(path, error))?;
     if device.is_some_and(|device| device != metadata.dev()) {
+        print(format_args!("{}: on another filesystem; left out", path.display()))?;
         return Ok(Vec::new());
     }
     if !metadata.is_dir() {

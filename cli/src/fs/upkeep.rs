@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use warpcore_fs::lock_tree;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::{ATTRIBUTE_NAME, Kind};
 use warpcore_fs::store::medium::FileMedium;
+use warpcore_fs::{is_on_fuse, lock_tree};
 use warpcore_runtime::queue;
 
 use super::files;
@@ -43,7 +43,11 @@ async fn each(
     what: &'static str,
     work: impl AsyncFn(&Path) -> Result<Outcome, Failure>,
 ) -> Result<(), Failure> {
-    let _locks = lock(path)?;
+    let locks = lock(path)?;
+    if locks.iter().any(is_on_fuse) {
+        let cause = "lies on a FUSE filesystem, of which nobody knows what a power cut takes";
+        return Err(format!("{}: {cause}", path.display()).into());
+    }
     let (all, leftovers): (Vec<_>, Vec<_>) =
         files(path)?.into_iter().partition(|path| !is_leftover(path));
     // Of a run that was interrupted: nobody else is at work here.
@@ -96,12 +100,19 @@ async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
     };
     let mut contents = open().await?;
     let compacted = contents.compact(&queue()).await;
-    if compacted.is_err() {
-        // What it has written of the copy is cut, as after a crash.
-        drop(contents);
-        contents = open().await?;
-    }
-    contents.close(&queue()).await?;
+    let closed = match &compacted {
+        Ok(false) => return Ok(Outcome::Left),
+        Ok(true) => contents.close(&queue()).await,
+        Err(_) => {
+            // What it has written of the copy is cut, as after a crash.
+            drop(contents);
+            match open().await {
+                Ok(mut contents) => contents.close(&queue()).await,
+                // The first error tells more.
+                Err(_) => Ok(()),
+            }
+        }
+    };
     // Whoever writes to a file takes these away from it.
     if let Some(capability) = capability {
         rustix::fs::fsetxattr(&file, CAPABILITY, &capability, XattrFlags::empty())?;
@@ -109,10 +120,9 @@ async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
     if file.metadata()?.permissions() != before.permissions() {
         file.set_permissions(before.permissions())?;
     }
-    match compacted? {
-        true => Ok(Outcome::Done(on_disk(&before), on_disk(&file.metadata()?))),
-        false => Ok(Outcome::Left),
-    }
+    compacted?;
+    closed?;
+    Ok(Outcome::Done(on_disk(&before), on_disk(&file.metadata()?)))
 }
 
 /// capabilities(7) of a program.
@@ -229,12 +239,10 @@ fn seek(file: &File, from: SeekFrom) -> Result<Option<u64>, Failure> {
     }
 }
 
-/// Keeps the tree from being mounted, or worked on by another of us, meanwhile.
+/// Keeps the tree, or the file, from being mounted, or worked on by another of us, meanwhile.
 pub(super) fn lock(path: &Path) -> Result<Vec<OwnedFd>, Failure> {
-    let named = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
-    let path = path.canonicalize().map_err(|error| named(&error))?;
-    let directory = if path.is_dir() { &path } else { directory_of(&path) };
-    Ok(lock_tree(directory).map_err(|error| named(&error))?)
+    let locks = lock_tree(path).map_err(|error| format!("{}: {error}", path.display()));
+    Ok(locks?)
 }
 
 /// Where a file lies.

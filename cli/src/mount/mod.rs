@@ -14,7 +14,7 @@ use warpcore_runtime::Builder;
 
 use crate::devices::{self, Selection};
 use crate::storage;
-use crate::{Failure, note};
+use crate::{Failure, note, systemd};
 use daemon::Role;
 
 pub(crate) use daemon::arguments;
@@ -144,6 +144,7 @@ fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
                 let mount = Mount::new(&config).map_err(|error| error.to_string())?;
                 let (source, target) = (config.source.display(), config.target.display());
                 note(format_args!("{}{source} on {target}", daemon::MOUNTED));
+                systemd::notify("READY=1");
                 daemon::leave_directory();
                 Ok::<_, String>(mount)
             });

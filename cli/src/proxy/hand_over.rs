@@ -3,81 +3,175 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
-use warpcore_tls::{Proxy, Sockets};
+use warpcore_tls::{GivenSocket, Proxy};
 
-/// Numbers of the sockets, separated by commas, and [`KEPT`].
+/// Numbers of the sockets, separated by commas; behind those that a service manager keeps, [`KEPT`].
 const SOCKETS: &str = "WARPCORE_SOCKETS";
 
-/// A service manager keeps them too.
-const KEPT: &str = "kept";
+const KEPT: char = 'k';
 
 /// Number of the descriptor that is written to when the next one serves.
 const READY: &str = "WARPCORE_READY";
 
-/// A process that is to take over. It may take its time, or never serve: this one goes on until it does.
-pub(super) struct Next {
+/// How far a proxy is with the process that takes over.
+pub(super) struct HandOver {
+    proxy: Arc<Proxy>,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// There is none.
+    Alone,
+    /// It may take its time, or never serve: this one goes on until it does.
+    Starting(Next),
+    /// It serves.
+    Done,
+    /// This one has been asked to end, and starts nobody any more.
+    Stopped,
+}
+
+impl HandOver {
+    pub(super) fn new(proxy: Arc<Proxy>) -> Self {
+        Self { proxy, state: Mutex::new(State::Alone) }
+    }
+
+    /// Starts the next process; instead of one that has not served until now.
+    pub(super) fn begin(&self) {
+        let mut state = self.state();
+        match mem::replace(&mut *state, State::Alone) {
+            State::Alone => {}
+            State::Starting(next) => {
+                tracing::warn!("process {} has not served until now, and is ended", next.id());
+                next.end(&self.proxy);
+            }
+            over @ (State::Done | State::Stopped) => {
+                *state = over;
+                return;
+            }
+        }
+        match Next::start(&self.proxy) {
+            Ok(next) => {
+                tracing::info!("process {} is to take over once it serves", next.id());
+                *state = State::Starting(next);
+            }
+            Err(error) => {
+                self.proxy.take_back();
+                tracing::error!("not handed over, this one goes on: {error}");
+            }
+        }
+    }
+
+    /// Whether the next process serves by now.
+    pub(super) fn is_done(&self) -> bool {
+        let mut state = self.state();
+        let State::Starting(next) = &mut *state else { return matches!(*state, State::Done) };
+        match next.serves() {
+            Ok(false) => return false,
+            Ok(true) => {
+                tracing::info!("handed over to process {}", next.id());
+                *state = State::Done;
+                return true;
+            }
+            Err(error) => tracing::error!("not handed over, this one goes on: {error}"),
+        }
+        self.proxy.take_back();
+        *state = State::Alone;
+        false
+    }
+
+    /// This process has been asked to end. False: for good, and so does one that was to take over.
+    pub(super) fn stop(&self) -> bool {
+        let mut state = self.state();
+        match mem::replace(&mut *state, State::Stopped) {
+            State::Alone | State::Stopped => false,
+            State::Starting(next) => {
+                tracing::warn!("process {} has not served until now, and is ended too", next.id());
+                next.end(&self.proxy);
+                false
+            }
+            State::Done => true,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process that is to take over.
+struct Next {
     child: Child,
     ready: PipeReader,
 }
 
-/// Starts this program anew with the proxy's sockets.
-pub(super) fn start(proxy: &Proxy) -> io::Result<Next> {
-    let Sockets { sockets, are_kept } = proxy.sockets()?;
-    let (ready, tell) = io::pipe()?;
-    fcntl_setfl(&ready, OFlags::NONBLOCK)?;
-    let mut arguments = std::env::args_os();
-    let program = arguments.next().ok_or_else(|| io::Error::other("its name is not known"))?;
-    let mut command = Command::new(program);
-    let numbers = sockets.iter().map(|socket| socket.as_raw_fd().to_string());
-    let numbers: Vec<_> = numbers.chain(are_kept.then(|| KEPT.to_owned())).collect();
-    command.args(arguments).env(SOCKETS, numbers.join(","));
-    command.env(READY, tell.as_raw_fd().to_string());
-    // No other child is started meanwhile that would have them too: this is the only place.
-    for socket in &sockets {
-        fcntl_setfd(socket, FdFlags::empty())?;
-    }
-    fcntl_setfd(&tell, FdFlags::empty())?;
-    // What is open for the child is closed here in the end.
-    Ok(Next { child: command.spawn()?, ready })
-}
-
 impl Next {
-    pub(super) fn id(&self) -> u32 {
+    /// Starts this program anew with the proxy's sockets.
+    fn start(proxy: &Proxy) -> io::Result<Self> {
+        let sockets = proxy.sockets()?;
+        let (ready, tell) = io::pipe()?;
+        fcntl_setfl(&ready, OFlags::NONBLOCK)?;
+        let mut arguments = std::env::args_os();
+        let program = arguments.next().ok_or_else(|| io::Error::other("its name is not known"))?;
+        let mut command = Command::new(program);
+        let number = |given: &GivenSocket| {
+            let kept = if given.is_kept { KEPT.to_string() } else { String::new() };
+            format!("{}{kept}", given.socket.as_raw_fd())
+        };
+        let numbers: Vec<_> = sockets.iter().map(number).collect();
+        command.args(arguments).env(SOCKETS, numbers.join(","));
+        command.env(READY, tell.as_raw_fd().to_string());
+        // No other child is started meanwhile that would have them too: this is the only place.
+        for given in &sockets {
+            fcntl_setfd(&given.socket, FdFlags::empty())?;
+        }
+        fcntl_setfd(&tell, FdFlags::empty())?;
+        // What is open for the child is closed here in the end.
+        Ok(Self { child: command.spawn()?, ready })
+    }
+
+    fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Whether it serves by now; an error: it has ended.
-    pub(super) fn serves(&mut self) -> io::Result<bool> {
+    fn serves(&mut self) -> io::Result<bool> {
+        let gone = |ended: ExitStatus| {
+            io::Error::other(format!("it ended before it served: {ended}; see its log"))
+        };
         match self.ready.read(&mut [0]) {
-            Ok(0) => Err(Self::gone(self.child.wait()?)),
+            Ok(0) => Err(gone(self.child.wait()?)),
             // It may have served for a moment only.
-            Ok(_) => self.child.try_wait()?.map_or(Ok(true), |ended| Err(Self::gone(ended))),
+            Ok(_) => self.child.try_wait()?.map_or(Ok(true), |ended| Err(gone(ended))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn gone(ended: ExitStatus) -> io::Error {
-        io::Error::other(format!("it ended before it served: {ended}; see its log"))
-    }
-
-    /// Another is to try.
-    pub(super) fn end(mut self) -> io::Result<()> {
-        self.child.kill()?;
-        self.child.wait().map(drop)
+    /// The sockets are the proxy's alone again.
+    fn end(mut self, proxy: &Proxy) {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        if let Err(error) = ended {
+            tracing::error!("process {} cannot be ended: {error}", self.id());
+        }
+        proxy.take_back();
     }
 }
 
 /// The sockets that were handed over to this process.
-pub(super) fn sockets() -> Sockets {
+pub(super) fn sockets() -> Vec<GivenSocket> {
     let numbers = std::env::var(SOCKETS).unwrap_or_default();
-    let are_kept = numbers.split(',').any(|word| word == KEPT);
-    Sockets { sockets: numbers.split(',').filter_map(take).collect(), are_kept }
+    let given = |word: &str| {
+        let number = word.trim_end_matches(KEPT);
+        Some(GivenSocket { socket: take(number)?, is_kept: number != word })
+    };
+    numbers.split(',').filter_map(given).collect()
 }
 
 /// Tells the process that has started this one.
@@ -89,7 +183,7 @@ pub(super) fn ready() {
     }
 }
 
-/// A descriptor of this number that [`start`] has left open; children do not get it.
+/// A descriptor of this number that [`Next::start`] has left open; children do not get it.
 fn take(number: &str) -> Option<OwnedFd> {
     let number: RawFd = number.parse().ok().filter(|number| *number > 2)?;
     // SAFETY: the process that has started this one has opened it for us, named it in our environment,

@@ -2,20 +2,20 @@
 
 mod hand_over;
 mod reload;
-mod systemd;
 mod user;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::thread::sched_getaffinity;
 use warpcore_runtime::net::Address;
 use warpcore_runtime::{Builder, spawn, stopper, stopping};
-use warpcore_tls::{CertificateConfig, Config, Error, Proxy, Stats};
+use warpcore_tls::{CertificateConfig, Config, Error, GivenSocket, Proxy, Stats};
+
+use hand_over::HandOver;
 
 use crate::devices::{self, Selection};
-use crate::{Failure, note, print};
+use crate::{Failure, note, print, systemd};
 
 /// Terminate TLS in front of plain servers
 ///
@@ -87,10 +87,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let path = arguments.config.expect("required by --check");
         return print(format_args!("{}: good", path.display()));
     }
-    let mut sockets = hand_over::sockets();
-    let kept = systemd::sockets();
-    sockets.are_kept |= !kept.is_empty();
-    sockets.sockets.extend(kept);
+    let kept = systemd::sockets().into_iter();
+    let mut sockets: Vec<_> = kept.map(|socket| GivenSocket { socket, is_kept: true }).collect();
+    sockets.extend(hand_over::sockets());
     let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
@@ -106,12 +105,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
             async move {
                 if shard == 0 {
-                    let handed_over =
-                        reload::start(arguments, Arc::clone(&proxy), stopper(), cpus)?;
+                    let hand_over = Arc::new(HandOver::new(Arc::clone(&proxy)));
+                    let (proxy, stopping_for) = (Arc::clone(&proxy), Arc::clone(&hand_over));
+                    reload::start(arguments, proxy, hand_over, stopper(), cpus)?;
                     drop(spawn(async move {
                         stopping().await;
                         // The service goes on in the next process, and would be stopped as a whole.
-                        if !handed_over.load(Ordering::Relaxed) {
+                        if !stopping_for.stop() {
                             systemd::notify("STOPPING=1");
                         }
                     }));

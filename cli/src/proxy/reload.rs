@@ -15,8 +15,9 @@ use signal_hook::consts::{SIGHUP, SIGUSR2};
 use warpcore_runtime::Stopper;
 use warpcore_tls::{Config, Proxy};
 
-use super::hand_over::{self, Next};
-use super::{Arguments, systemd};
+use super::Arguments;
+use super::hand_over::HandOver;
+use crate::systemd;
 
 /// How often signals are looked at.
 const SIGNALS_EVERY: Duration = Duration::from_millis(250);
@@ -29,17 +30,15 @@ const FILES_EVERY: Duration = Duration::from_secs(2);
 type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
-/// shard to wait for. The flag becomes true before `stopper` stops this process for the next one. Relaxed:
-/// who was stopped sees it, since the shards' mailbox orders what was written before a message. `cpus`: those
-/// that the next process is to have, which it inherits from the thread that starts it.
+/// shard to wait for. `stopper` stops this process for the next one. `cpus`: those that the next process is to
+/// have, which it inherits from the thread that starts it.
 pub(super) fn start(
     arguments: Arc<Arguments>,
     proxy: Arc<Proxy>,
+    hand_over: Arc<HandOver>,
     stopper: Stopper,
     cpus: CpuSet,
-) -> Result<Arc<AtomicBool>, String> {
-    let handed_over = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&handed_over);
+) -> Result<(), String> {
     let listen = |signal: i32| {
         let flag = Arc::new(AtomicBool::new(false));
         let registered = signal_hook::flag::register(signal, Arc::clone(&flag));
@@ -54,27 +53,15 @@ pub(super) fn start(
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
         let mut looked_at = Instant::now();
-        let mut next: Option<Next> = None;
         loop {
             thread::sleep(SIGNALS_EVERY);
-            let serves = if replaced.swap(false, Ordering::Relaxed) {
-                start_next(&mut next, &proxy).map(|()| false)
-            } else {
-                next.as_mut().map_or(Ok(false), Next::serves)
-            };
-            match (serves, &next) {
-                (Ok(true), Some(next)) => {
-                    tracing::info!("handed over to process {}", next.id());
-                    flag.store(true, Ordering::Relaxed);
-                    stopper.stop();
-                    return;
-                }
-                (Ok(_), _) => {}
-                (Err(error), _) => {
-                    tracing::error!("not handed over, this one goes on: {error}");
-                    proxy.take_back();
-                    next = None;
-                }
+            // First: what serves by now is not to be replaced.
+            if hand_over.is_done() {
+                stopper.stop();
+                return;
+            }
+            if replaced.swap(false, Ordering::Relaxed) {
+                hand_over.begin();
             }
             let is_asked = asked.swap(false, Ordering::Relaxed);
             if !is_asked && looked_at.elapsed() < FILES_EVERY {
@@ -101,19 +88,8 @@ pub(super) fn start(
         }
     });
     spawned
-        .map(|_: JoinHandle<()>| handed_over)
+        .map(|_: JoinHandle<()>| ())
         .map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
-}
-
-/// Instead of one that has not served until now.
-fn start_next(next: &mut Option<Next>, proxy: &Proxy) -> io::Result<()> {
-    if let Some(before) = next.take() {
-        tracing::warn!("process {} has not served until now, and is ended", before.id());
-        before.end()?;
-    }
-    let started = next.insert(hand_over::start(proxy)?);
-    tracing::info!("process {} is to take over once it serves", started.id());
-    Ok(())
 }
 
 fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {

@@ -215,7 +215,7 @@ impl Fs {
     pub(crate) async fn flush(&self, request: &Request) -> Answer {
         self.commit_if_used(request.nodeid).await?;
         if let Some(file) = self.used_file(request.nodeid) {
-            self.restore_capability(&file, &*self.path_fd(request.nodeid)?)?;
+            self.restore_capability(request.nodeid, &file, &*self.path_fd(request.nodeid)?);
         }
         DONE
     }
@@ -234,6 +234,11 @@ impl Fs {
         let file = self.in_use(request.nodeid)?;
         let mut contents = file.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
+        if file.capability().is_some() {
+            let committed = contents.commit(&queue()).await;
+            committed.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
+            self.restore_capability(request.nodeid, &file, contents.medium().descriptor());
+        }
         let synced = match args.fsync_flags & FUSE_FSYNC_FDATASYNC {
             0 => contents.sync_inode(&queue()).await,
             _ => contents.sync(&queue()).await,
@@ -326,12 +331,12 @@ impl Fs {
     pub(crate) async fn close_all(&self) -> bool {
         let mut all = true;
         for (nodeid, file) in self.files() {
-            if let Some(mut contents) = file.write().await.take()
-                && let Err(error) = contents.close(&queue()).await
-            {
+            let Some(mut contents) = file.write().await.take() else { continue };
+            if let Err(error) = contents.close(&queue()).await {
                 tracing::error!("node {nodeid}: cannot be closed: {error}");
                 all = false;
             }
+            self.restore_capability(nodeid, &file, contents.medium().descriptor());
         }
         all
     }

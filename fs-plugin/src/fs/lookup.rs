@@ -246,10 +246,8 @@ impl Fs {
             None => Ok(()),
         };
         let fd = file.descriptor().take();
-        if let Some(fd) = fd
-            && let Err(errno) = self.restore_capability(file, &*fd)
-        {
-            tracing::error!("node {nodeid}: its capabilities are lost: {errno}");
+        if let Some(fd) = fd {
+            self.restore_capability(nodeid, file, &*fd);
         }
         *file.capability() = None;
         *contents = None;

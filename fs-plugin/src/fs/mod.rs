@@ -31,6 +31,7 @@ use crate::store::contents::{AHEAD_MAX, Options};
 use file_in_use::InMemory;
 use inodes::Inodes;
 pub(crate) use lower::Lower;
+pub(crate) use stats::STATS_NAME;
 
 /// The most bytes that one WRITE carries, and one READ asks for.
 pub(crate) const MAX_WRITE: u32 = 256 * 1024;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::file_in_use::InMemory;
 use super::{Fs, Transport};
 
-pub(super) const STATS_NAME: &[u8] = b"user.warpcore.stats";
+pub(crate) const STATS_NAME: &[u8] = b"user.warpcore.stats";
 
 impl Fs {
     /// Of a file how it is stored, of a directory the state of the mount.

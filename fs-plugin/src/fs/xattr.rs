@@ -8,9 +8,9 @@ use rustix::fs::{self, AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
 use warpcore_runtime::queue;
 
+use super::STATS_NAME;
 use super::file_in_use::File;
 use super::lower::{attribute_of, proc_path};
-use super::stats::STATS_NAME;
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
@@ -58,18 +58,20 @@ impl Fs {
         let (name, value) = request.name_and_rest()?;
         visible(name)?;
         let value = value.get(..args.size as usize).ok_or(Errno::INVAL)?;
-        if name == CAPABILITY
-            && let Some(file) = self.used_file(request.nodeid)
+        let file = self.used_file(request.nodeid).filter(|_| name == CAPABILITY);
+        if let Some(file) = &file
             && let Some(contents) = &mut *file.write().await
         {
             // Later writes to the lower file would take them away again.
             let settled = contents.settle(&queue()).await;
             settled.map_err(|error| self.errno(request.nodeid, "setxattr", &error))?;
-            *file.capability() = Some(value.to_vec());
         }
         let fd = self.path_fd(request.nodeid)?;
         let flags = XattrFlags::from_bits(args.flags).ok_or(Errno::INVAL)?;
         fs::setxattr(proc_path(&*fd), name, value, flags)?;
+        if let Some(file) = file {
+            *file.capability() = Some(value.to_vec());
+        }
         if args.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID != 0 {
             let mode = Mode::from_raw_mode(fs::statat(&*fd, "", AtFlags::EMPTY_PATH)?.st_mode);
             fs::chmod(proc_path(&*fd), mode.difference(Mode::SGID))?;
@@ -101,10 +103,11 @@ impl Fs {
     }
 
     /// Sets again what our own writes have taken away from a file in use, of which `fd` is a descriptor.
-    pub(crate) fn restore_capability(&self, file: &File, fd: &impl AsRawFd) -> Result<(), Errno> {
-        match &*file.capability() {
-            Some(value) => fs::setxattr(proc_path(fd), CAPABILITY, value, XattrFlags::empty()),
-            None => Ok(()),
+    pub(crate) fn restore_capability(&self, nodeid: u64, file: &File, fd: &impl AsRawFd) {
+        if let Some(value) = &*file.capability()
+            && let Err(errno) = fs::setxattr(proc_path(fd), CAPABILITY, value, XattrFlags::empty())
+        {
+            tracing::error!("node {nodeid}: its capabilities are lost: {errno}");
         }
     }
 }

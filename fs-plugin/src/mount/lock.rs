@@ -1,22 +1,24 @@
 //! Locks of stored directories: of two that lie in one another, one at a time is mounted or worked on.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::fs::{FlockOperation, fgetxattr, flock};
 use rustix::io::Errno;
 
-/// FUSE_SUPER_MAGIC of linux/magic.h.
-const FUSE: u64 = 0x6573_5546;
+use crate::fs::STATS_NAME;
 
-/// Why a directory is not ours.
+/// Why something stored is not ours to work on.
 #[derive(Debug)]
 pub enum LockError {
-    /// It lies on a FUSE filesystem: what is there is shown, not stored.
-    Fuse,
+    /// A mount shows it: what is stored lies elsewhere.
+    Shown,
     /// Somebody else has it: itself, what it is in, or something in it.
     InUse(PathBuf),
     /// It cannot be opened, or locked.
@@ -26,9 +28,7 @@ pub enum LockError {
 impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fuse => {
-                f.write_str("lies on a FUSE filesystem, which shows what is stored elsewhere")
-            }
+            Self::Shown => f.write_str("it is shown by a mount; what is mounted is meant"),
             Self::InUse(path) => write!(
                 f,
                 "{}, or something in it, is mounted, or being worked on (`findmnt -t fuse.warpcore` shows \
@@ -42,28 +42,36 @@ impl fmt::Display for LockError {
 
 impl std::error::Error for LockError {}
 
-/// Whether something lies on a FUSE filesystem: it is shown by a mount, ours or another, and not stored.
-pub fn is_on_fuse(file: impl AsFd) -> bool {
-    fstatfs(file).is_ok_and(|stat| stat.f_type.cast_unsigned() == FUSE)
+/// Whether a mount of ours shows a file or directory.
+pub fn is_shown(file: impl AsFd) -> bool {
+    fgetxattr(file, OsStr::from_bytes(STATS_NAME), &mut [0; 0][..]).is_ok()
 }
 
-/// Keeps a stored directory, and all that is in it, from being mounted and from being worked on by
-/// another of us until the descriptors are closed. By flock(2), on itself alone, and together with others on
-/// those that it is in; which of these are not to be read by this user are left out.
-pub fn lock_tree(directory: &Path) -> Result<Vec<OwnedFd>, LockError> {
-    let directory = directory.canonicalize().map_err(LockError::Io)?;
-    let own = File::open(&directory).map_err(LockError::Io)?;
-    if is_on_fuse(&own) {
-        return Err(LockError::Fuse);
+/// Keeps a stored directory and all that is in it, or a file, from being mounted and from being worked on
+/// by another of us until the descriptors are closed. By flock(2): on itself alone, and together with others
+/// on those that it is in, as far as they are of its filesystem and this user may read them. Who sees it by
+/// another path, as through a bind mount, has other locks above it.
+pub fn lock_tree(path: &Path) -> Result<Vec<OwnedFd>, LockError> {
+    let path = path.canonicalize().map_err(LockError::Io)?;
+    let kind = path.metadata().map_err(LockError::Io)?.file_type();
+    if !kind.is_dir() && !kind.is_file() {
+        let cause = "neither a file nor a directory";
+        return Err(LockError::Io(io::Error::new(io::ErrorKind::InvalidInput, cause)));
     }
+    let own = File::open(&path).map_err(LockError::Io)?;
+    if is_shown(&own) {
+        return Err(LockError::Shown);
+    }
+    let device = own.metadata().map_err(LockError::Io)?.dev();
     let lock = |file: File, path: &Path, kind| match flock(&file, kind) {
         Ok(()) => Ok(OwnedFd::from(file)),
         Err(Errno::WOULDBLOCK) => Err(LockError::InUse(path.to_owned())),
         Err(errno) => Err(LockError::Io(errno.into())),
     };
-    let mut locks = vec![lock(own, &directory, FlockOperation::NonBlockingLockExclusive)?];
-    for outer in directory.ancestors().skip(1) {
+    let mut locks = vec![lock(own, &path, FlockOperation::NonBlockingLockExclusive)?];
+    for outer in path.ancestors().skip(1) {
         match File::open(outer) {
+            Ok(file) if file.metadata().map_err(LockError::Io)?.dev() != device => break,
             Ok(file) => locks.push(lock(file, outer, FlockOperation::NonBlockingLockShared)?),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(LockError::Io(error)),

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use warpcore_runtime::sleep;
 
-pub use lock::{LockError, is_on_fuse, lock_tree};
+pub use lock::{LockError, is_shown, lock_tree};
 
 use crate::fs::Cache;
 use crate::store::contents::Options;
@@ -159,9 +159,20 @@ pub(crate) fn check(mut config: Config) -> Result<(Config, OwnedFd, Vec<OwnedFd>
         Ok(true) => return bad_target(&config.target, "is not empty".to_owned()),
         Err(error) => return bad_target(&config.target, error.to_string()),
     }
+    if is_on_fuse(&source) {
+        let cause = "lies on a FUSE filesystem; the lower must be a local, journaling one";
+        return Err(bad_source(&config.source, cause.to_owned()));
+    }
     let locks =
         lock_tree(&config.source).map_err(|error| bad_source(&config.source, error.to_string()))?;
     Ok((config, source, locks))
+}
+
+/// Whether something lies on a FUSE filesystem, ours or another.
+pub fn is_on_fuse(file: impl AsFd) -> bool {
+    /// FUSE_SUPER_MAGIC of linux/magic.h.
+    const FUSE: u64 = 0x6573_5546;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type.cast_unsigned() == FUSE)
 }
 
 /// Mounts, and returns the open `/dev/fuse`.

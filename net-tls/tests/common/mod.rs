@@ -112,7 +112,11 @@ impl Running {
     }
 
     pub fn start_on(config: &Config, shards: usize, devices: Devices) -> Self {
-        let proxy = Arc::new(Proxy::new(config).expect("a good configuration"));
+        Self::run(Proxy::new(config).expect("a good configuration"), shards, devices)
+    }
+
+    pub fn run(proxy: Proxy, shards: usize, devices: Devices) -> Self {
+        let proxy = Arc::new(proxy);
         let address = match proxy.addresses().remove(0) {
             Address::Tcp(address) => address,
             Address::Unix(_) => LOOPBACK,

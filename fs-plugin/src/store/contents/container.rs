@@ -27,6 +27,7 @@ impl Container {
             physical: 0,
             unverified: false,
             recovered: None,
+            is_uncut: false,
             seq: 0,
             checkpoint: None,
             chain: Vec::new(),

@@ -127,9 +127,13 @@ impl<M: Medium> Contents<M> {
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
         // No record tells of what lies behind the size that it tells.
         let container = self.container_mut();
-        container.size = container.size.max(to + len);
+        let before = container.size;
+        container.size = before.max(to + len);
         container.changed = true;
-        self.append(stored, false).await?;
+        if let Err(error) = self.append(stored, false).await {
+            self.container_mut().size = before;
+            return Err(error);
+        }
         self.know(to..to + len).await?;
         let container = self.container_mut();
         for (start, end) in gaps {

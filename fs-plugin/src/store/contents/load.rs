@@ -50,8 +50,10 @@ pub(super) async fn recover<M: Medium>(
     in_order: bool,
     writable: bool,
 ) -> Result<Container, Error> {
-    // After a sync that has failed the cache has what the disk has not, and says that it is clean.
-    medium.forget();
+    if writable {
+        // After a sync that has failed the cache has what the disk has not, and says that it is clean.
+        medium.forget().await;
+    }
     let found = match read_head(medium).await? {
         Some(head) => recovery::newest(medium, &head, len).await?.map(|found| (head, found)),
         None => {
@@ -83,6 +85,17 @@ pub(super) async fn recover<M: Medium>(
         }
     }
     Ok(container)
+}
+
+/// As [`recover`], of a file of which nothing but its head says that it is ours: it may have been closed in
+/// order all the same, and be damaged. So nothing is cut before it is changed, and where no commit holds
+/// there is nothing to show.
+pub(super) async fn found_by_head<M: Medium>(medium: &M, len: u64) -> Result<Container, Error> {
+    let found = recover(medium, len, State::Dirty, false, false).await?;
+    if found.head.is_none() || found.record_end == 0 {
+        return Err(Error::Damaged { what: "every commit record before", offset: len });
+    }
+    Ok(Container { attribute: None, is_uncut: found.physical < len, ..found })
 }
 
 /// Head and newest commit, if the file ends with one, as it does when closed in order.

@@ -43,7 +43,7 @@ use crate::error::Error;
 use append::{Append, Stored};
 use dead::Dead;
 use dirty::Dirty;
-use load::{closed_in_order, load, read_head, recover};
+use load::{closed_in_order, found_by_head, load, read_head, recover};
 
 /// How new contents are stored.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +151,8 @@ struct Container {
     /// Everything before it is durable.
     durable_end: u64,
     dead: Dead,
+    /// What lies behind `physical` is nothing, and is cut before the first change.
+    is_uncut: bool,
     /// Closed in order before the system last started, and never synced as a whole: what is behind
     /// `durable_end` may have been lost, and is not to be built on before it is verified.
     unverified: bool,
@@ -193,9 +195,7 @@ impl<M: Medium> Contents<M> {
                 // Where there are no attributes the head is all that says whose a file is that was not
                 // closed in order.
                 Ok(None) if !has_attributes && read_head(&medium).await?.is_some() => {
-                    let state = State::Dirty;
-                    let found = recover(&medium, len, state, false, writable).await?;
-                    Body::Container(Container { attribute: None, ..found })
+                    Body::Container(found_by_head(&medium, len).await?)
                 }
                 Ok(None) => Body::Plain { marked: false },
                 Err(error) => return Err(error),
@@ -703,6 +703,10 @@ impl<M: Medium> Contents<M> {
                 },
             );
             self.forget_decoded();
+        }
+        if let Body::Container(container @ Container { is_uncut: true, .. }) = &mut self.body {
+            self.medium.set_len(container.physical)?;
+            container.is_uncut = false;
         }
         self.mark_dirty()
     }

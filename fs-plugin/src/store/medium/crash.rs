@@ -321,7 +321,7 @@ impl Medium for CrashMedium {
         self.sync_data().await
     }
 
-    fn forget(&self) {
+    async fn forget(&self) {
         if !self.lost.borrow().is_empty() {
             *self.now.borrow_mut() = self.image(&self.history.borrow());
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, Advice, FallocateFlags, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{self, FallocateFlags, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use warpcore_runtime::fs::File;
 
@@ -136,10 +136,10 @@ impl Medium for FileMedium {
         self.file.sync_all().await
     }
 
-    fn forget(&self) {
+    async fn forget(&self) {
         *self.window() = None;
-        // Dirty pages stay; nothing is lost if it cannot be done, but the check that it is for.
-        let _ = fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        // Nothing is lost if it cannot be done, but the check that it is for.
+        let _ = self.file.drop_cached().await;
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -26,7 +26,7 @@ pub trait Medium {
     async fn sync_inode(&self) -> io::Result<()>;
 
     /// What is read from here on is what is on the disk, as far as it is there.
-    fn forget(&self);
+    async fn forget(&self);
 
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
@@ -72,8 +72,8 @@ impl<M: Medium> Medium for std::rc::Rc<M> {
         (**self).sync_inode().await
     }
 
-    fn forget(&self) {
-        (**self).forget();
+    async fn forget(&self) {
+        (**self).forget().await;
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 /// Tells the state, if somebody has asked for it.
-pub(super) fn notify(state: &str) {
+pub(crate) fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
@@ -22,7 +22,7 @@ pub(super) fn notify(state: &str) {
 }
 
 /// Sockets that were opened for this process.
-pub(super) fn sockets() -> Vec<OwnedFd> {
+pub(crate) fn sockets() -> Vec<OwnedFd> {
     const FIRST: i32 = 3;
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
     if number("LISTEN_PID").and_then(|pid| u32::try_from(pid).ok()) != Some(std::process::id()) {
