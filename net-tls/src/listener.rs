@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -511,8 +511,7 @@ impl Shard {
             Failure::Relay(_) => Counter::RelayFailed,
             Failure::CutOff => Counter::CutOff,
         });
-        let client = visit.endpoints.map_or_else(String::new, |ends| format!(" {}", ends.source));
-        let line = format_args!("{}: client{client}: {failure}", listening.address);
+        let line = format_args!("{}: {}{failure}", listening.address, Client(visit));
         match failure {
             Failure::Refused(_) => self.refusals.warn(line),
             Failure::Upstream(_) => self.upstreams.warn(line),
@@ -533,6 +532,18 @@ impl Shard {
             sleep(Duration::from_micros(100)).await;
         }
         Stats { queue: queue().stats(), ..self.counters.stats() }
+    }
+}
+
+/// Who it was, if that is known.
+struct Client<'a>(&'a Visit);
+
+impl Display for Client<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.endpoints {
+            Some(endpoints) => write!(f, "client {}: ", endpoints.source),
+            None => Ok(()),
+        }
     }
 }
 
