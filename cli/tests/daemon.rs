@@ -138,6 +138,7 @@ fn a_service_manager_is_told_when_it_is_mounted() {
     let place = Place::new();
     let path = place.directory.path().join("notify");
     let told = UnixDatagram::bind(&path).expect("binds");
+    told.set_read_timeout(Some(Duration::from_secs(20))).expect("an option");
     let mut command = warpcore();
     command.env("NOTIFY_SOCKET", &path);
     let mounted = place.mount_by(command, &[]);

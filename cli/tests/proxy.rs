@@ -438,6 +438,50 @@ fn a_new_process_that_never_serves_ends_too() {
     assert!(!Path::new("/proc").join(next.expect("a number")).exists(), "it goes on");
 }
 
+/// One that serves is not ended with this one, however soon that is told to end.
+#[test]
+fn a_new_process_that_serves_goes_on() {
+    if !need(&NEEDS) {
+        return;
+    }
+    let place = identity();
+    let config = write_config(place.path(), "web");
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    command.env("NOTIFY_SOCKET", place.path().join("notify"));
+    let told = UnixDatagram::bind(place.path().join("notify")).expect("binds");
+    told.set_read_timeout(Some(Duration::from_secs(20))).expect("an option");
+    let state = || {
+        let mut bytes = [0; 100];
+        let len = told.recv(&mut bytes).expect("told");
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    let ready = state();
+    assert!(ready.starts_with("READY=1"), "{ready}");
+    let pipes = |process: &str| {
+        let open = std::fs::read_dir(format!("/proc/{process}/fd")).expect("it runs");
+        let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    };
+    let before = pipes(&child.id().to_string());
+    tool("kill", &["-USR2", &child.id().to_string()], Path::new("/"));
+    let next = state();
+    let (_, next) = next.split_once("MAINPID=").expect("the next one's");
+    // Until it has told the one before, too.
+    while pipes(next) > before {
+        thread::yield_now();
+    }
+    tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
+    assert!(child.wait().expect("ours").success());
+    said("connections, ");
+    // It would be killed.
+    assert!(Path::new("/proc").join(next).join("exe").exists(), "it is gone");
+    tool("kill", &["-TERM", next], Path::new("/"));
+    said("connections, ");
+}
+
 /// A proxy that has begun to write to a log that nobody reads any more: the next one waits for a reader.
 fn with_a_log_to_read(place: &Path) -> (Child, impl FnMut(&str) -> String + use<>) {
     let config = write_config(place, "web");

@@ -153,12 +153,12 @@ fn is_there(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Whether a file begins with a certificate that is no authority's.
+/// Whether a file begins with a certificate that is no authority's, or that has names all the same.
 fn is_of_a_server(path: &Path) -> Result<bool, Error> {
     let pem = read(path)?;
     let Some(Ok(first)) = CertificateDer::pem_slice_iter(&pem).next() else { return Ok(false) };
     let parsed = X509Certificate::from_der(&first);
-    Ok(!parsed.is_ok_and(|(_, parsed)| parsed.is_ca()))
+    Ok(parsed.map_or(true, |(_, parsed)| !parsed.is_ca() || !names(&parsed).is_empty()))
 }
 
 fn half(path: &Path, missing: &Path) -> Error {

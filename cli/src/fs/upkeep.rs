@@ -101,8 +101,8 @@ async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
     let mut contents = open().await?;
     let compacted = contents.compact(&queue()).await;
     let closed = match &compacted {
-        Ok(false) => return Ok(Outcome::Left),
-        Ok(true) => contents.close(&queue()).await,
+        Ok(false) if is_as_it_was(&file, &before)? => return Ok(Outcome::Left),
+        Ok(_) => contents.close(&queue()).await,
         Err(_) => {
             // What it has written of the copy is cut, as after a crash.
             drop(contents);
@@ -120,9 +120,18 @@ async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
     if file.metadata()?.permissions() != before.permissions() {
         file.set_permissions(before.permissions())?;
     }
-    compacted?;
+    let is_compacted = compacted?;
     closed?;
-    Ok(Outcome::Done(on_disk(&before), on_disk(&file.metadata()?)))
+    match is_compacted {
+        true => Ok(Outcome::Done(on_disk(&before), on_disk(&file.metadata()?))),
+        false => Ok(Outcome::Left),
+    }
+}
+
+/// To open a file to which something has happened may have cut it.
+fn is_as_it_was(file: &File, before: &fs::Metadata) -> Result<bool, Failure> {
+    let now = file.metadata()?;
+    Ok(now.len() == before.len() && modified(&now)? == modified(before)?)
 }
 
 /// capabilities(7) of a program.
@@ -198,8 +207,7 @@ async fn write_compressed(
     };
     rustix::fs::futimens(&file, &times)?;
     file.sync_all()?;
-    let now = source.metadata()?;
-    if (now.len(), modified(&now)?) != (before.len(), modified(before)?) {
+    if !is_as_it_was(source, before)? {
         return Err("was changed meanwhile".into());
     }
     Ok(on_disk(&file.metadata()?))

@@ -12,6 +12,8 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 use warpcore_tls::{GivenSocket, Proxy};
 
+use crate::systemd;
+
 /// Numbers of the sockets, separated by commas; behind those that a service manager keeps, [`KEPT`].
 const SOCKETS: &str = "WARPCORE_SOCKETS";
 
@@ -45,6 +47,7 @@ impl HandOver {
     /// Starts the next process; instead of one that has not served until now.
     pub(super) fn begin(&self) {
         let mut state = self.state();
+        state.look(&self.proxy);
         match mem::replace(&mut *state, State::Alone) {
             State::Alone => {}
             State::Starting(next) => {
@@ -62,8 +65,8 @@ impl HandOver {
                 *state = State::Starting(next);
             }
             Err(error) => {
-                self.proxy.take_back();
                 tracing::error!("not handed over, this one goes on: {error}");
+                self.proxy.take_back();
             }
         }
     }
@@ -71,24 +74,14 @@ impl HandOver {
     /// Whether the next process serves by now.
     pub(super) fn is_done(&self) -> bool {
         let mut state = self.state();
-        let State::Starting(next) = &mut *state else { return matches!(*state, State::Done) };
-        match next.serves() {
-            Ok(false) => return false,
-            Ok(true) => {
-                tracing::info!("handed over to process {}", next.id());
-                *state = State::Done;
-                return true;
-            }
-            Err(error) => tracing::error!("not handed over, this one goes on: {error}"),
-        }
-        self.proxy.take_back();
-        *state = State::Alone;
-        false
+        state.look(&self.proxy);
+        matches!(*state, State::Done)
     }
 
     /// This process has been asked to end. False: for good, and so does one that was to take over.
     pub(super) fn stop(&self) -> bool {
         let mut state = self.state();
+        state.look(&self.proxy);
         match mem::replace(&mut *state, State::Stopped) {
             State::Alone | State::Stopped => false,
             State::Starting(next) => {
@@ -103,6 +96,31 @@ impl HandOver {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl State {
+    /// What has become of a process that was starting.
+    fn look(&mut self, proxy: &Proxy) {
+        let Self::Starting(next) = self else { return };
+        match next.serves() {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!("handed over to process {}", next.id());
+                *self = Self::Done;
+            }
+            Err(error) => {
+                tracing::error!("not handed over, this one goes on: {error}");
+                *self = Self::Alone;
+                goes_on(proxy);
+            }
+        }
+    }
+}
+
+/// It is this process again, also for a service manager that was told of another.
+fn goes_on(proxy: &Proxy) {
+    proxy.take_back();
+    systemd::notify(&format!("MAINPID={}", std::process::id()));
 }
 
 /// A process that is to take over.
@@ -160,7 +178,7 @@ impl Next {
         if let Err(error) = ended {
             tracing::error!("process {} cannot be ended: {error}", self.id());
         }
-        proxy.take_back();
+        goes_on(proxy);
     }
 }
 

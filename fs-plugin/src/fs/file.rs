@@ -235,8 +235,9 @@ impl Fs {
         let mut contents = file.write().await;
         let contents = contents.as_mut().ok_or(Errno::STALE)?;
         if file.capability().is_some() {
-            let committed = contents.commit(&queue()).await;
-            committed.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
+            // All that is written comes before it.
+            let settled = contents.settle(&queue()).await;
+            settled.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
             self.restore_capability(request.nodeid, &file, contents.medium().descriptor());
         }
         let synced = match args.fsync_flags & FUSE_FSYNC_FDATASYNC {
@@ -244,6 +245,7 @@ impl Fs {
             _ => contents.sync(&queue()).await,
         };
         synced.map_err(|error| self.errno(request.nodeid, "fsync", &error))?;
+        self.restore_capability(request.nodeid, &file, contents.medium().descriptor());
         DONE
     }
 

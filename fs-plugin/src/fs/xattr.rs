@@ -112,9 +112,10 @@ impl Fs {
     }
 }
 
-/// Ours is not shown, and must not be set.
+/// Ours are not shown, and must not be set.
 fn visible(name: &OsStr) -> Result<(), Errno> {
-    if name.as_bytes() == ATTRIBUTE_NAME.to_bytes() { Err(Errno::OPNOTSUPP) } else { Ok(()) }
+    let is_ours = [ATTRIBUTE_NAME.to_bytes(), STATS_NAME].contains(&name.as_bytes());
+    if is_ours { Err(Errno::OPNOTSUPP) } else { Ok(()) }
 }
 
 /// A list, or its length when the caller asks with no room.

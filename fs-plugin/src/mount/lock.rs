@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, fgetxattr, flock};
 use rustix::io::Errno;
 
+use super::is_on_fuse;
 use crate::fs::STATS_NAME;
 
 /// Why something stored is not ours to work on.
@@ -44,7 +45,8 @@ impl std::error::Error for LockError {}
 
 /// Whether a mount of ours shows a file or directory.
 pub fn is_shown(file: impl AsFd) -> bool {
-    fgetxattr(file, OsStr::from_bytes(STATS_NAME), &mut [0; 0][..]).is_ok()
+    let stats = fgetxattr(&file, OsStr::from_bytes(STATS_NAME), &mut [0; 0][..]);
+    is_on_fuse(file) && stats.is_ok()
 }
 
 /// Keeps a stored directory and all that is in it, or a file, from being mounted and from being worked on

@@ -76,7 +76,8 @@ pub(super) async fn recover<M: Medium>(
         if in_order && !loss::took_frames(medium, end..len).await? {
             return Err(Error::Damaged { what: "commit, behind", offset: end });
         }
-        tracing::warn!("not closed in order: {} bytes behind the newest commit cut", len - end);
+        let what = if writable { "cut" } else { "passed over" };
+        tracing::warn!("not closed in order: {} bytes behind the newest commit {what}", len - end);
         if writable {
             if state == State::Clean {
                 set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
