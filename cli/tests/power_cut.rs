@@ -120,7 +120,14 @@ fn verify(target: &Path, number: u32, writer: &Writer) {
     if *total > 0 {
         let found = fs::read(target.join(format!("unsynced {number}"))).expect("readable");
         let mut versions = (0..=total + 1).step_by(3);
-        assert!(versions.any(|version| found == whole(version)), "{} bytes", found.len());
+        let heads =
+            found.chunks(BLOCK).map(|part| String::from_utf8_lossy(&part[..part.len().min(12)]));
+        assert!(
+            versions.any(|version| found == whole(version)),
+            "file {number}, up to version {total}: {} bytes, {:?}",
+            found.len(),
+            heads.collect::<Vec<_>>()
+        );
     }
     let found = fs::read(target.join(format!("whole {number}"))).unwrap_or_default();
     let next = writer.replaced + 5;

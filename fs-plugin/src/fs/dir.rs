@@ -22,14 +22,14 @@ use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
 use crate::fuse::request::Request;
 
-/// `new` is on the disk before it replaces another file, or a power cut might leave neither of them. ext4
-/// sees to that itself (`ext4_rename`, `auto_da_alloc`).
+/// `new` is on the disk before it replaces another file, or a power cut might leave neither of them. Also on
+/// ext4: it begins to write what replaces another (`ext4_rename`, `auto_da_alloc`), but to extents that read as
+/// zeros until a later transaction says that they are written (`dioread_nolock`, its default).
 async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<(), Errno> {
     let is_file = |(parent, name): (&OwnedFd, &OsStr)| {
         fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_file(&stat))
     };
-    let is_ext4 = fs::fstatfs(new.0)?.f_type == libc::EXT4_SUPER_MAGIC;
-    if is_ext4 || !is_file(old) || !is_file(new) {
+    if !is_file(old) || !is_file(new) {
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
