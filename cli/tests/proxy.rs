@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -126,7 +126,7 @@ fn it_ends_well_if_nobody_reads_what_it_says() {
 }
 
 /// Two sites, and what `--check` says of them.
-fn write_config(place: &Path, pool: &str) -> std::path::PathBuf {
+fn write_config(place: &Path, pool: &str) -> PathBuf {
     let path = place.join("proxy.toml");
     let text = format!(
         "[pool.web]\nupstreams = [\"127.0.0.1:9\"]\n\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n\
@@ -234,20 +234,7 @@ fn a_new_process_takes_over() {
         return;
     }
     let place = identity();
-    let config = write_config(place.path(), "web");
-    let text = std::fs::read_to_string(&config).expect("there");
-    // A port that stays the same: it is asked for again.
-    let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    let address = free.local_addr().expect("bound");
-    drop(free);
-    let text = text.replace("127.0.0.1:9", &echoes().to_string());
-    let text = text.replace("127.0.0.1:0", &address.to_string());
-    std::fs::write(&config, text).expect("written");
-    let mut command = warpcore();
-    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut said = sayings(&mut child);
-    said("listening on ");
+    let (mut child, mut said, address, config) = to_be_handed_over(place.path());
     let client = client(place.path());
     let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let next = thread::scope(|scope| {
@@ -292,6 +279,26 @@ fn a_new_process_takes_over() {
     said("connections, ");
 }
 
+/// A proxy in front of an echo on a port that stays the same, so that another one asks for it again: with
+/// what it says, where it is, and its configuration.
+fn to_be_handed_over(
+    place: &Path,
+) -> (Child, impl FnMut(&str) -> String + use<>, SocketAddr, PathBuf) {
+    let config = write_config(place, "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let text = text.replace("127.0.0.1:9", &echoes().to_string());
+    std::fs::write(&config, text.replace("127.0.0.1:0", &address.to_string())).expect("written");
+    let mut command = warpcore();
+    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut said = sayings(&mut child);
+    said("listening on ");
+    (child, said, address, config)
+}
+
 /// Who has connected when it is told to end is served; who comes later is refused at once.
 #[test]
 fn draining_under_load_fails_nobody() {
@@ -310,18 +317,7 @@ fn draining_after_a_hand_over_fails_nobody() {
 
 fn drain_under_load(hands_over: bool) {
     let place = identity();
-    let config = write_config(place.path(), "web");
-    let text = std::fs::read_to_string(&config).expect("there");
-    let free = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    let address = free.local_addr().expect("bound");
-    drop(free);
-    let text = text.replace("127.0.0.1:9", &echoes().to_string());
-    std::fs::write(&config, text.replace("127.0.0.1:0", &address.to_string())).expect("written");
-    let mut command = warpcore();
-    command.args(["proxy", "--config"]).arg(&config).env("WARPCORE_LOG", "info");
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-    let mut said = sayings(&mut child);
-    said("listening on ");
+    let (mut child, mut said, address, _) = to_be_handed_over(place.path());
     let mut last = child.id().to_string();
     let client = client(place.path());
     let served = AtomicU64::new(0);
