@@ -132,12 +132,12 @@ pub(crate) fn pairs_in(directory: &Path) -> Result<Vec<CertificateConfig>, Error
             (false, true) => return Err(half(&pair.key, &pair.chain)),
         }
     }
-    // Of a pair whose names are alike both are found.
     if pairs.is_empty() {
         let cause = "no NAME.pem beside NAME.key in it, and no NAME/fullchain.pem".to_owned();
         return Err(Error::Certificate { path: directory.to_owned(), cause });
     }
     pairs.sort_by(|one, next| one.chain.cmp(&next.chain));
+    // Chain and key have both led to it.
     pairs.dedup();
     Ok(pairs)
 }

@@ -18,7 +18,7 @@ use crate::config::Signing;
 use crate::handshake::{Answer, Asked, Call, Refused, Step};
 use crate::listener::{Listening, Proxy, Shard};
 use crate::proxy_protocol::{self, Agreed, CertifiedClient, Endpoints, NAME_LEN_MAX};
-use crate::relay::{Idle, relay};
+use crate::relay::relay;
 use crate::signer::SignRequest;
 use crate::site::{Site, Sites};
 use crate::stats::{Counter, Counters, Refusal};
@@ -44,8 +44,8 @@ pub(crate) enum Failure {
     Timeout,
     /// No upstream could be connected to.
     Upstream(Cause),
-    /// Afterwards, for too long.
-    Idle(Cause),
+    /// Afterwards nothing has moved for this long.
+    Idle(Duration),
     /// Afterwards.
     Relay(Cause),
     /// It was open when the time to drain was over.
@@ -63,7 +63,8 @@ impl std::fmt::Display for Failure {
             Self::Protocol(cause) => write!(f, "handshake: {cause}"),
             Self::Timeout => f.write_str("the handshake took too long"),
             Self::Upstream(cause) => write!(f, "no upstream: {cause}"),
-            Self::Idle(cause) | Self::Relay(cause) => write!(f, "{cause}"),
+            Self::Idle(idle) => write!(f, "idle for {} s", idle.as_secs_f64()),
+            Self::Relay(cause) => write!(f, "{cause}"),
             Self::CutOff => f.write_str("cut off when the proxy ended"),
         }
     }
@@ -121,7 +122,7 @@ pub(crate) async fn serve(
             }
         }
         let sites = &active.sites[listening.number];
-        shake_hands(proxy.signing, sites, &client, &shard.counters, received).await
+        shake_hands(proxy.config.signing, sites, &client, &shard.counters, received).await
     });
     let Shaken { tls, received, site } = shaken.await.unwrap_or(Err(Failure::Timeout))?;
     drop((pending, active));
@@ -148,11 +149,7 @@ pub(crate) async fn serve(
     if !header.is_empty() {
         upstream.send_all(header).await.0.map_err(|error| Failure::Upstream(error.into()))?;
     }
-    let relayed = relay(tls, received, client, upstream, timeouts.idle, &visit.traffic).await;
-    relayed.map_err(|cause| match cause.is::<Idle>() {
-        true => Failure::Idle(cause),
-        false => Failure::Relay(cause),
-    })
+    relay(tls, received, client, upstream, timeouts.idle, &visit.traffic).await
 }
 
 impl Visit {
@@ -285,8 +282,11 @@ async fn shake_hands(
         return Err(refuse(client, Refused { error, alert: UNRECOGNIZED_NAME.to_vec() }).await);
     };
     let site = Arc::clone(site);
-    // Its session counts: that was so when it was taken up.
-    let mut counts = false;
+    if site.afresh.is_none() {
+        hello = Vec::new();
+    }
+    // A session that was taken up has been looked at.
+    let mut is_checked = false;
     let mut has_answered = false;
     let mut call = Call::Accept(Box::new(accepted), Arc::clone(&site.tls));
     loop {
@@ -297,7 +297,7 @@ async fn shake_hands(
         let is_resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
         if let Some(afresh) = &site.afresh
             && is_resumed
-            && !counts
+            && !is_checked
             && has_expired(&tls)
         {
             if has_answered {
@@ -310,7 +310,7 @@ async fn shake_hands(
             call = Call::Accept(Box::new(accepted), Arc::clone(afresh));
             continue;
         }
-        counts |= is_resumed;
+        is_checked |= is_resumed;
         has_answered |= tls.wants_write();
         send_records(&mut tls, client).await.map_err(hung_up)?;
         if !tls.is_handshaking() {
@@ -327,6 +327,9 @@ async fn shake_hands(
 /// A fatal alert that no site has the name that was asked for (RFC 6066, section 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// A fatal alert that a certificate has expired (RFC 8446, section 6.2).
+const EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
+
 /// A ClientHello that was accepted before.
 fn accept(mut hello: &[u8]) -> Option<Accepted> {
     let mut acceptor = Acceptor::default();
@@ -338,9 +341,6 @@ fn accept(mut hello: &[u8]) -> Option<Accepted> {
     }
     None
 }
-
-/// A fatal alert that a certificate has expired (RFC 8446, section 6.2).
-const EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
 
 /// Whether the certificate of a client's session counts no more: tickets that are renewed would let it in
 /// for ever.

@@ -19,7 +19,7 @@ use warpcore_runtime::{
 };
 
 use crate::access_log::AccessLog;
-use crate::config::{Config, Limits, Signing, Timeouts};
+use crate::config::{Config, Limits, Timeouts};
 use crate::connection::{self, Failure, Visit};
 use crate::error::Error;
 use crate::limits::Usage;
@@ -35,7 +35,6 @@ pub struct Proxy {
     pub(crate) listening: Vec<Arc<Listening>>,
     active: RwLock<Arc<Active>>,
     masters: Arc<Masters>,
-    pub(crate) signing: Signing,
     /// Of every shard that serves.
     pub(crate) counters: Mutex<Vec<Arc<Counters>>>,
     /// Shards that serve, or have.
@@ -44,7 +43,7 @@ pub struct Proxy {
     /// Where metrics are asked for, until the machine is asked to stop.
     metrics: Mutex<Option<OwnedFd>>,
     /// As it was started.
-    config: Config,
+    pub(crate) config: Config,
 }
 
 /// What connecting takes, after the first packet, to nearly everybody.
@@ -86,7 +85,7 @@ pub(crate) struct Listening {
 /// A socket that listens already.
 #[derive(Debug)]
 pub struct GivenSocket {
-    /// It.
+    /// Bound, and listening.
     pub socket: OwnedFd,
     /// A service manager keeps it too: who connects when nobody serves any more, waits.
     pub is_kept: bool,
@@ -147,7 +146,6 @@ impl Proxy {
             listening,
             active: RwLock::new(Arc::new(active)),
             masters,
-            signing: config.signing,
             counters: Mutex::default(),
             serving: AtomicUsize::new(0),
             access_log,
@@ -222,9 +220,9 @@ impl Proxy {
         // Nothing fails from here on.
         match keys {
             Some(keys) => self.masters.replace(keys),
-            None => self.masters.are_our_own(),
+            None => self.masters.draw_our_own(),
         }
-        active.pools.values().for_each(|pool| pool.takes_over());
+        active.pools.values().for_each(|pool| pool.put_in_use());
         *self.active.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(active);
         Ok(())
     }

@@ -5,7 +5,6 @@
 //! (close_notify on the TLS side, FIN on the other) while the other direction goes on.
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -19,7 +18,7 @@ use rustls::ServerConnection;
 use warpcore_runtime::net::Stream;
 use warpcore_runtime::sleep_until;
 
-use crate::connection::{Cause, RECEIVE_LEN_BYTES, Traffic};
+use crate::connection::{Cause, Failure, RECEIVE_LEN_BYTES, Traffic};
 
 /// Room for one read of an upstream that fills what it is given.
 const BULK_LEN_BYTES: usize = 64 * 1024;
@@ -56,18 +55,6 @@ impl Drop for Relay<'_> {
     }
 }
 
-/// Nothing has moved for this long.
-#[derive(Debug)]
-pub(crate) struct Idle(Duration);
-
-impl fmt::Display for Idle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "idle for {} s", self.0.as_secs_f64())
-    }
-}
-
-impl std::error::Error for Idle {}
-
 /// Relays, `received` first, until both directions have ended, one fails, or nothing has moved for `idle`.
 pub(crate) async fn relay(
     mut tls: Box<ServerConnection>,
@@ -76,7 +63,7 @@ pub(crate) async fn relay(
     upstream: Stream,
     idle: Duration,
     traffic: &Traffic,
-) -> Result<(), Cause> {
+) -> Result<(), Failure> {
     // One read is all that it ever holds, but for what it has to say itself: a key update that is due goes
     // before that read, and must not take room from it.
     tls.set_buffer_limit(None);
@@ -91,7 +78,9 @@ pub(crate) async fn relay(
         client_ends: Cell::new(false),
         traffic,
     };
-    both(relay.to_upstream(received), relay.to_client(), relay.until_idle(idle)).await
+    let to_upstream = async { relay.to_upstream(received).await.map_err(Failure::Relay) };
+    let to_client = async { relay.to_client().await.map_err(Failure::Relay) };
+    both(to_upstream, to_client, relay.until_idle(idle)).await
 }
 
 impl Relay<'_> {
@@ -193,11 +182,11 @@ impl Relay<'_> {
         self.active_at.set(Instant::now());
     }
 
-    async fn until_idle(&self, idle: Duration) -> Cause {
+    async fn until_idle(&self, idle: Duration) -> Failure {
         loop {
             let deadline = self.active_at.get() + idle;
             if Instant::now() >= deadline {
-                return Idle(idle).into();
+                return Failure::Idle(idle);
             }
             sleep_until(deadline).await;
         }
@@ -216,10 +205,10 @@ fn end(told: io::Result<()>, ended: &Cell<bool>, other_ended: &Cell<bool>) -> Re
 
 /// Runs both directions until both have ended well, or until one or the watch has not.
 async fn both(
-    first: impl Future<Output = Result<(), Cause>>,
-    second: impl Future<Output = Result<(), Cause>>,
-    watch: impl Future<Output = Cause>,
-) -> Result<(), Cause> {
+    first: impl Future<Output = Result<(), Failure>>,
+    second: impl Future<Output = Result<(), Failure>>,
+    watch: impl Future<Output = Failure>,
+) -> Result<(), Failure> {
     let (mut first, mut second, mut watch) = (pin!(first), pin!(second), pin!(watch));
     let (mut first_ended, mut second_ended) = (false, false);
     std::future::poll_fn(|cx| {

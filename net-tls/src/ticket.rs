@@ -93,7 +93,7 @@ impl Masters {
     }
 
     /// No file has them any more: what it had opens nothing from now on.
-    pub(crate) fn are_our_own(&self) {
+    pub(crate) fn draw_our_own(&self) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if state.drawn.is_none() {
             *state = State { masters: vec![Master::random()], drawn: Some(Instant::now()) };
@@ -323,10 +323,10 @@ mod tests {
         assert!(ticketer(&one, "site").decrypt(&newer).is_none());
         one.replace(read(&path).expect("good"));
         assert!(ticketer(&one, "site").decrypt(&newer).is_some());
-        one.are_our_own();
+        one.draw_our_own();
         assert!(ticketer(&one, "site").decrypt(&newer).is_none());
         let own = ticketer(&one, "site").encrypt(b"session").expect("seals");
-        one.are_our_own();
+        one.draw_our_own();
         assert!(ticketer(&one, "site").decrypt(&own).is_some(), "they were its own before");
         for (bad, line) in [("", 1), ("#\n\nabc", 3), (&format!("{old}\n{old}0")[..], 2)] {
             std::fs::write(&path, bad).expect("written");

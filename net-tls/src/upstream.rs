@@ -115,7 +115,7 @@ impl Pool {
 
     /// Connections go here from now on. What checks have found is nothing to go by where there are none any
     /// more.
-    pub(crate) fn takes_over(&self) {
+    pub(crate) fn put_in_use(&self) {
         if self.check.is_none() {
             self.upstreams.iter().for_each(|upstream| upstream.is_checked_no_more());
         }
@@ -300,7 +300,7 @@ mod tests {
         let unchecked = PoolConfig { check: None, ..checked };
         let new = Pool::new("web", &unchecked, &new.upstreams).expect("good");
         assert!(!new.upstreams[1].is_up(now_ms()), "it is not in use yet");
-        new.takes_over();
+        new.put_in_use();
         assert_eq!(known(&new), [(0, true), (0, true), (3, true)]);
     }
 

@@ -8,10 +8,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use warpcore_fs::is_shown;
 use warpcore_fs::store::contents::{Contents, Options};
 use warpcore_fs::store::format::Kind;
 use warpcore_fs::store::medium::FileMedium;
+use warpcore_fs::{LockError, is_shown};
 use warpcore_offload::Codec;
 use warpcore_runtime::{Builder, queue};
 
@@ -113,8 +113,7 @@ async fn open(path: &Path) -> Result<Contents<FileMedium>, Failure> {
         return Err(format!("{}: not a regular file", path.display()).into());
     }
     if is_shown(&file) {
-        let cure = "give its path in the directory that is mounted";
-        return Err(format!("{}: it is shown by a mount; {cure}", path.display()).into());
+        return Err(format!("{}: {}", path.display(), LockError::Shown).into());
     }
     let medium = FileMedium::new(file.into());
     let contents = Contents::open(medium, Options::default(), false).await;

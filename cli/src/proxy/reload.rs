@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -87,9 +87,7 @@ pub(super) fn start(
             }
         }
     });
-    spawned
-        .map(|_: JoinHandle<()>| ())
-        .map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
+    spawned.map(drop).map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
 }
 
 fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {

@@ -214,8 +214,10 @@ impl Fs {
     /// hears why not.
     pub(crate) async fn flush(&self, request: &Request) -> Answer {
         self.commit_if_used(request.nodeid).await?;
-        if let Some(file) = self.used_file(request.nodeid) {
-            self.restore_capability(request.nodeid, &file, &*self.path_fd(request.nodeid)?);
+        if let Some(file) = self.used_file(request.nodeid)
+            && let Some(fd) = &*file.descriptor()
+        {
+            self.restore_capability(request.nodeid, &file, &**fd);
         }
         DONE
     }

@@ -91,7 +91,14 @@ pub(super) async fn recover<M: Medium>(
 /// As [`recover`], of a file of which nothing but its head says that it is ours: it may have been closed in
 /// order all the same, and be damaged. So nothing is cut before it is changed, and where no commit holds
 /// there is nothing to show.
-pub(super) async fn found_by_head<M: Medium>(medium: &M, len: u64) -> Result<Container, Error> {
+pub(super) async fn found_by_head<M: Medium>(
+    medium: &M,
+    len: u64,
+    writable: bool,
+) -> Result<Container, Error> {
+    if writable {
+        medium.forget().await;
+    }
     let found = recover(medium, len, State::Dirty, false, false).await?;
     if found.head.is_none() || found.record_end == 0 {
         return Err(Error::Damaged { what: "every commit record before", offset: len });

@@ -195,10 +195,7 @@ impl<M: Medium> Contents<M> {
                 // Where there are no attributes the head is all that says whose a file is that was not
                 // closed in order.
                 Ok(None) if !has_attributes && read_head(&medium).await?.is_some() => {
-                    if writable {
-                        medium.forget().await;
-                    }
-                    Body::Container(found_by_head(&medium, len).await?)
+                    Body::Container(found_by_head(&medium, len, writable).await?)
                 }
                 Ok(None) => Body::Plain { marked: false },
                 Err(error) => return Err(error),
