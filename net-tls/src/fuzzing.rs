@@ -1,16 +1,18 @@
 //! Doors for the fuzz targets.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::server::Acceptor;
 use warpcore_runtime::net::Address;
 
+use crate::certificates::lookup;
 use crate::config::{Config, Signing};
 use crate::error::Error;
 use crate::handshake::{Call, Step};
 use crate::listener::Proxy;
 use crate::proxy_protocol;
-use crate::site::Sites;
+use crate::site::{Sites, check_name};
 use crate::ticket::Masters;
 use crate::upstream;
 
@@ -20,6 +22,27 @@ pub fn proxy_header(bytes: &[u8]) {
         let again = proxy_protocol::parse(&bytes[..header.len]);
         assert_eq!(again, Ok(Some(header)));
     }
+}
+
+/// Who asks for the name on the first line gets the site of it, or else of the star that stands for it. The
+/// other lines name sites; those that are no names are refused.
+pub fn routing(text: &str) {
+    let mut lines = text.lines();
+    let Some(asked) = lines.next() else { return };
+    let names: Vec<_> = lines.filter(|name| check_name(name).is_ok()).collect();
+    let by_name: HashMap<_, _> =
+        names.iter().map(|name| (name.to_ascii_lowercase(), name)).collect();
+    let is_named = |name: &&&str| name.eq_ignore_ascii_case(asked);
+    let is_starred = |name: &&&str| {
+        let parent = asked.split_once('.').map(|(_, parent)| parent);
+        name.strip_prefix("*.").zip(parent).is_some_and(|(of, at)| of.eq_ignore_ascii_case(at))
+    };
+    let wanted = names.iter().find(is_named).or_else(|| names.iter().find(is_starred));
+    let found = lookup(&by_name, asked);
+    assert_eq!(
+        found.map(|name| name.to_ascii_lowercase()),
+        wanted.map(|name| name.to_ascii_lowercase())
+    );
 }
 
 /// A file is refused with its line, or checked as far as files that it names are not there. Names of

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::limits::Usage;
 use crate::metrics;
 use crate::site::Sites;
-use crate::stats::{Counter, Counters, Refusal, Stats};
+use crate::stats::{Counter, Counters, Refusal, Stats, Told};
 use crate::ticket::{self, Masters};
 use crate::upstream::{self, Pools};
 
@@ -51,6 +51,9 @@ const ROUND_TRIP: Duration = Duration::from_millis(100);
 
 /// How often there is a look at what is done now and then.
 const EVERY: Duration = Duration::from_millis(250);
+
+/// For signatures that nobody waits for any more.
+const ORPHANS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// For the last lines of the access log.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -355,7 +358,8 @@ impl Proxy {
     /// What is done now and then, until the machine is asked to stop.
     async fn keep(&self, shard: &Shard) {
         while until_stopped(sleep(EVERY)).await.is_some() {
-            shard.counters.tell_queue(queue().stats());
+            let panics = warpcore_runtime::stats().panics;
+            shard.counters.tell(Told { queue: queue().stats(), panics });
             if warpcore_runtime::shard() == 0 {
                 self.masters.rotate(Instant::now());
                 let active = self.active();
@@ -524,11 +528,14 @@ impl Shard {
             self.cut_off.add_permits(usize::try_from(cut_off).expect("tasks"));
             self.open.none().await;
         }
-        // What was cut off may still be worked on, for a fraction of a millisecond in software, for
-        // as long as its deadline on a device that does not answer.
-        while queue().orphans() > 0 {
-            sleep(Duration::from_micros(100)).await;
-        }
+        // What was cut off may still be worked on, in software for a fraction of a millisecond. A device that
+        // does not answer is stopped as the queue ends.
+        let _ = timeout(ORPHANS_PATIENCE, async {
+            while queue().orphans() > 0 {
+                sleep(Duration::from_micros(100)).await;
+            }
+        })
+        .await;
         Stats { queue: queue().stats(), ..self.counters.stats() }
     }
 }

@@ -82,7 +82,7 @@ fn write(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).expect("a string grows");
 }
 
-/// All that is known now; of the queues, as it was within the last second.
+/// All that is known now; of the queues and of panics, as it was within the last second.
 pub(crate) fn text(proxy: &Proxy) -> String {
     let mut text = String::new();
     counters(proxy, &mut text);
@@ -203,8 +203,13 @@ fn of_kernel(kernel: Kernel) -> String {
 }
 
 fn queues(proxy: &Proxy, text: &mut String) {
-    let mut queue = warpcore_offload::Stats::default();
-    lock(&proxy.counters).iter().for_each(|counters| queue.add(&counters.queue()));
+    let (mut queue, mut panics) = (warpcore_offload::Stats::default(), 0);
+    for told in lock(&proxy.counters).iter().map(|counters| counters.told()) {
+        queue.add(&told.queue);
+        panics += told.panics;
+    }
+    let help = "Tasks that panicked, which is a defect of the proxy's: its log tells where.";
+    Family::new(text, "panics_total", "counter", help).line("", "", panics);
     let help = "Requests in the offload queues.";
     Family::new(text, "offload_in_flight", "gauge", help).line("", "", queue.in_flight());
     let help = "Times that an offload queue had no room.";

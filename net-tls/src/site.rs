@@ -146,7 +146,7 @@ impl Sites {
 }
 
 /// Labels, and a star at most as the first of them.
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let labels = name.strip_prefix("*.").unwrap_or(name);
     let is_label = |label: &str| {
         let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';

@@ -185,7 +185,15 @@ pub(crate) struct Counters {
     /// As [`SUITES`].
     suites: [AtomicU64; SUITES.len()],
     /// As the shard has told last.
-    queue: Mutex<warpcore_offload::Stats>,
+    told: Mutex<Told>,
+}
+
+/// What others count.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told {
+    pub(crate) queue: warpcore_offload::Stats,
+    /// Tasks of the shard that panicked.
+    pub(crate) panics: u64,
 }
 
 impl Counters {
@@ -214,12 +222,12 @@ impl Counters {
         index.map_or(0, |index| self.suites[index].load(Ordering::Relaxed))
     }
 
-    pub(crate) fn tell_queue(&self, stats: warpcore_offload::Stats) {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    pub(crate) fn tell(&self, told: Told) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }
 
-    pub(crate) fn queue(&self) -> warpcore_offload::Stats {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn told(&self) -> Told {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, counter: Counter) -> u64 {

@@ -309,25 +309,37 @@ fn browsers_first_choice_is_ours_too() {
     }
 }
 
-/// Hundreds wait for their signatures as the proxy is told to end, and there is no time to drain.
+/// Hundreds wait for a device that does not answer, in its queue and for a place in it, as the proxy is told
+/// to end, and there is no time to drain.
 #[test]
 fn a_proxy_that_ends_at_once_with_hundreds_suspended_ends() {
-    const CLIENTS: usize = 500;
+    const CLIENTS: u64 = 500;
+    /// Of a shard's queue.
+    const PLACES: u64 = 256;
     if !need(&NEEDS) {
         return;
     }
     let identity = Identity::new();
     let mut config = identity.config(upstream(echo), Signing::Offloaded);
     config.timeouts.drain = Duration::from_millis(1);
-    let proxy = Running::start(&config, 1);
-    let client = client_config(&identity, &TLS13);
+    // It is never started.
+    let model = Model::new(ModelKind::Hpre);
+    let devices = Devices::models([&model]).deadline(Duration::from_secs(3600));
+    let proxy = Running::start_on(&config, 1, devices);
+    // The key exchange of this version is in place.
+    let client = client_config(&identity, &TLS12);
     let streams: Vec<_> = (0..CLIENTS).map(|_| say_hello(&client, proxy.address)).collect();
-    while !proxy.proxy.metrics().contains("warpcore_connections_accepted_total 500\n") {
+    let in_flight = format!("warpcore_offload_in_flight {PLACES}\n");
+    let full = format!("warpcore_offload_full_total {}\n", CLIENTS - PLACES);
+    while ![&in_flight, &full].into_iter().all(|line| proxy.proxy.metrics().contains(line)) {
         thread::yield_now();
     }
     let stats = proxy.stop();
-    assert!(stats.cut_off > 0, "all were served: {stats:?}");
+    assert_eq!((stats.handshakes, stats.cut_off), (0, CLIENTS));
+    assert_eq!((stats.queue.dropped_in_flight, stats.queue.stranded), (PLACES, 0));
+    assert_eq!(model.open_queues(), 0);
     for mut stream in streams {
-        let _ = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
+        let answer = std::io::Read::read_to_end(&mut stream.sock, &mut Vec::new());
+        assert!(!matches!(answer, Ok(1..)), "{answer:?}");
     }
 }

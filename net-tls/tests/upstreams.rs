@@ -421,6 +421,7 @@ fn what_happens_is_told() {
         "warpcore_offload_full_total 0\n",
         "warpcore_certificate_expires_seconds{chain=\"",
         "warpcore_accept_pauses_total 0\n",
+        "warpcore_panics_total 0\n",
     ] {
         assert!(answer.contains(line), "{line} is not in {answer}");
     }
