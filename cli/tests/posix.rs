@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{MOUNT, Place, tool};
+use common::{MOUNT, Place, noise, tool, warpcore, warpcore_without_handles};
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
@@ -308,6 +308,45 @@ fn what_is_replaced_behind_the_mount_is_found_again() {
     });
 }
 
+/// A power cut has left zeros at the end of a file whose mark says that it was closed in order. Who opens it
+/// finds what is left, by either of its names, also if its old length was told before.
+#[test]
+fn what_a_power_cut_has_taken_is_not_shown() {
+    const LEN: usize = 300_000;
+    if !(need(&MOUNT) && need(&[Need::FuseUring])) {
+        return;
+    }
+    let bytes = noise(LEN);
+    for options in [&[][..], &["no_uring"], &["writethrough"]] {
+        for program in [warpcore, warpcore_without_handles] {
+            let place = Place::new();
+            let names = ["name", "other"].map(|name| place.target.join(name));
+            let mounted = place.mount_by(program(), options);
+            fs::write(&names[0], &bytes).expect("written");
+            fs::hard_link(&names[0], &names[1]).expect("linked");
+            mounted.unmount();
+            let stored = File::options().write(true).open(place.source.join("name"));
+            let stored = stored.expect("opens");
+            let len = stored.metadata().expect("is there").len();
+            stored.write_all_at(&[0; LEN / 3], len - LEN as u64 / 3).expect("written");
+
+            let mounted = place.mount_by(program(), options);
+            let len = |name| fs::metadata(name).expect("is there").len();
+            assert_eq!(names.each_ref().map(len), [LEN as u64; 2]);
+            for name in &names {
+                let left = fs::read(name).expect("opens");
+                assert!(left.len() < LEN && bytes.starts_with(&left), "{} bytes", left.len());
+                assert_eq!(len(name), left.len() as u64);
+            }
+            let mut file = File::options().append(true).open(&names[1]).expect("opens");
+            file.write_all(b"on").expect("written");
+            drop(file);
+            assert!(fs::read(&names[0]).expect("opens").ends_with(b"on"));
+            mounted.unmount();
+        }
+    }
+}
+
 /// Of all files together, however many are open: who writes makes room first.
 #[test]
 fn what_is_in_memory_only_is_bounded() {
@@ -362,7 +401,7 @@ fn what_is_known_of_where_contents_lie_is_bounded() {
 fn what_is_overwritten_is_given_back() {
     on_every(&[], |place| {
         let len = 4 << 20;
-        let bytes = common::noise(len);
+        let bytes = noise(len);
         open_rw(place, "file").write_all_at(&bytes, 0).expect("writes");
         for round in 1..5 {
             let file = open_rw(place, "file");

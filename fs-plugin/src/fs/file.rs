@@ -54,23 +54,31 @@ impl Fs {
             // Somebody else was first: as good as ours, unless it had to be new.
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
                 let entry = self.entry_out(&parent, name).await?;
-                let file = self.load_to_write(entry.nodeid).await?;
-                let mut result = Ok(());
-                if args.flags & O_TRUNC != 0 {
-                    result = self.truncate(entry.nodeid, &file, 0).await;
-                }
-                if result.is_ok() && args.open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
-                    result = self.kill_privileges(entry.nodeid);
-                }
-                if let Err(errno) = result {
-                    // Never opened: the error that counts is the first.
-                    let _ = self.put_file(entry.nodeid, &file).await;
+                if let Err(errno) = self.open_instead(entry.nodeid, &args).await {
+                    self.untold(entry.nodeid);
                     return Err(errno);
                 }
                 created(&entry, args.flags)
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Opens what somebody else has created. In use until RELEASE.
+    async fn open_instead(&self, nodeid: u64, args: &fuse_create_in) -> Result<(), Errno> {
+        let file = self.load_to_write(nodeid).await?;
+        let mut result = Ok(());
+        if args.flags & O_TRUNC != 0 {
+            result = self.truncate(nodeid, &file, 0).await;
+        }
+        if result.is_ok() && args.open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
+            result = self.kill_privileges(nodeid);
+        }
+        if result.is_err() {
+            // Never opened: the error that counts is the first.
+            let _ = self.put_file(nodeid, &file).await;
+        }
+        result
     }
 
     pub(crate) async fn truncate(&self, nodeid: u64, file: &File, size: u64) -> Result<(), Errno> {
@@ -283,6 +291,10 @@ impl Fs {
             return Ok(());
         }
         let opened = self.open_contents(nodeid).await?;
+        if opened.was_cut() {
+            self.retire(nodeid)?;
+            return Err(Errno::STALE);
+        }
         if to_write && !opened.is_writable() {
             return Err(Errno::ROFS);
         }

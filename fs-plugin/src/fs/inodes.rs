@@ -44,6 +44,8 @@ pub(super) enum Whereabouts {
     /// Without handles: by one of its names, in the directory with this index. It is another inode if its
     /// number is another.
     Named { parent: u32, name: Box<OsStr> },
+    /// Not any more: see [`Inodes::retire`].
+    Nowhere,
 }
 
 impl Whereabouts {
@@ -185,6 +187,17 @@ impl Inodes {
         Ok(())
     }
 
+    /// What the kernel was told of a node is wrong, and it would not believe otherwise: with its write-back
+    /// cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on, at
+    /// which the kernel looks the name up again, and is told of a new node.
+    pub(super) fn retire(&mut self, nodeid: u64) -> Result<(), Errno> {
+        let (index, number) = (index_of(nodeid)?, self.get(nodeid)?.number);
+        if self.by_number.get(&number) == Some(&index) {
+            self.by_number.remove(&number);
+        }
+        self.move_to(nodeid, Whereabouts::Nowhere)
+    }
+
     /// The way to a node without a handle.
     pub(super) fn way_to(&self, nodeid: u64) -> Result<Way, Errno> {
         let mut names = Vec::new();
@@ -198,6 +211,7 @@ impl Inodes {
                 Whereabouts::At(address) => {
                     return Ok(Way { base: Base::At(address.clone()), names });
                 }
+                Whereabouts::Nowhere => return Err(Errno::STALE),
                 Whereabouts::Named { .. } if names.len() == DEPTH_MAX => return Err(Errno::STALE),
                 Whereabouts::Named { parent, name } => {
                     names.push((name.clone(), node.number));

@@ -78,10 +78,15 @@ impl Fs {
                 ..Default::default()
             }),
             Err(errno) => {
-                self.inodes().forget(nodeid, 1);
+                self.untold(nodeid);
                 Err(errno)
             }
         }
+    }
+
+    /// The kernel is told of an error in place of this node, and forgets nothing.
+    pub(super) fn untold(&self, nodeid: u64) {
+        self.inodes().forget(nodeid, 1);
     }
 
     pub(crate) fn forget(&self, request: &Request) -> Answer {
@@ -118,7 +123,7 @@ impl Fs {
             let inodes = self.inodes();
             match &inodes.get(nodeid)?.whereabouts {
                 Whereabouts::At(address) => return Ok(address.clone()),
-                Whereabouts::Named { .. } => inodes.way_to(nodeid)?,
+                Whereabouts::Named { .. } | Whereabouts::Nowhere => inodes.way_to(nodeid)?,
             }
         };
         let mut fd = match base {
@@ -261,6 +266,11 @@ impl Fs {
         }
         drop(inodes);
         closed.map_err(|error| self.errno(nodeid, "close", &error))
+    }
+
+    /// See [`Inodes::retire`].
+    pub(super) fn retire(&self, nodeid: u64) -> Result<(), Errno> {
+        self.inodes().retire(nodeid)
     }
 
     /// How many inodes the kernel knows.

@@ -28,6 +28,7 @@ impl Container {
             unverified: false,
             recovered: None,
             is_uncut: false,
+            was_cut: false,
             seq: 0,
             checkpoint: None,
             chain: Vec::new(),

@@ -64,7 +64,7 @@ pub(super) async fn recover<M: Medium>(
             None
         }
     };
-    let container = match found {
+    let mut container = match found {
         Some((head, found)) => {
             let recovered = Some(found.record.modified);
             Container { recovered, ..Container::loaded(head, found, Some(State::Dirty)) }
@@ -83,6 +83,7 @@ pub(super) async fn recover<M: Medium>(
                 set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
             }
             medium.set_len(end)?;
+            container.was_cut = in_order;
         }
     }
     Ok(container)

@@ -153,6 +153,8 @@ struct Container {
     dead: Dead,
     /// What lies behind `physical` is nothing, and is cut before the first change.
     is_uncut: bool,
+    /// What lay behind `physical` was nothing, though the file was as long as when it was closed.
+    was_cut: bool,
     /// Closed in order before the system last started, and never synced as a whole: what is behind
     /// `durable_end` may have been lost, and is not to be built on before it is verified.
     unverified: bool,
@@ -232,6 +234,11 @@ impl<M: Medium> Contents<M> {
             Body::Container(container) => Ok(container.size),
             Body::Plain { .. } => Ok(self.medium.len()?),
         }
+    }
+
+    /// Whether bytes were cut that its mark as closed in order told of: its length is another.
+    pub fn was_cut(&self) -> bool {
+        matches!(&self.body, Body::Container(Container { was_cut: true, .. }))
     }
 
     /// Time of the last change of contents, while our own writes may have moved the backing file's.
