@@ -201,7 +201,7 @@ fn a_killed_daemon() {
     if !need(&MOUNT) {
         return;
     }
-    for round in 0..20 * seeds() {
+    for round in 0..20 * seeds().min(10) {
         let place = Place::new();
         let options: &[&str] = if round % 2 == 0 { &[] } else { &["writethrough"] };
         let mounted = place.mount(options);
@@ -225,7 +225,7 @@ fn sqlite_and_a_killed_daemon() {
     if !(need(&MOUNT) && need(&[SQLITE])) {
         return;
     }
-    for round in 0..20 * seeds() {
+    for round in 0..20 * seeds().min(10) {
         let place = Place::new();
         let mode = if round % 2 == 0 { "WAL" } else { "DELETE" };
         let options: &[&str] = if round % 4 < 2 { &[] } else { &["no_uring"] };
