@@ -19,9 +19,12 @@ use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, ResolvesClientCert, Resumption,
     Tls12ClientSessionValue, Tls13ClientSessionValue,
 };
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, X25519};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
 use rustls::{
     ALL_VERSIONS, ClientConfig, NamedGroup, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
@@ -115,10 +118,18 @@ impl Authority {
         versions: &[&'static SupportedProtocolVersion],
         certificate: Option<&CertificateConfig>,
     ) -> ClientConfig {
+        self.client_by(rustls::crypto::ring::default_provider(), versions, certificate)
+    }
+
+    fn client_by(
+        &self,
+        provider: CryptoProvider,
+        versions: &[&'static SupportedProtocolVersion],
+        certificate: Option<&CertificateConfig>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a good root");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)
             .expect("supported")
             .with_root_certificates(roots);
@@ -381,7 +392,11 @@ fn expiring(signing: Signing) {
         signing,
         vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }],
     );
-    for version in ALL_VERSIONS {
+    let [ring, mut asked_again] =
+        [rustls::crypto::ring::default_provider(), rustls::crypto::aws_lc_rs::default_provider()];
+    // Its first key share is of a group that we have not (RFC 8446, section 4.1.4).
+    asked_again.kx_groups = vec![MLKEM768, X25519];
+    for (provider, version) in [(&ring, &TLS12), (&ring, &TLS13), (&asked_again, &TLS13)] {
         let proxy = Running::start(&config, 1);
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         let expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(8);
@@ -389,8 +404,10 @@ fn expiring(signing: Signing) {
         let key = KeyPair::generate().expect("a key");
         let shown_by =
             Arc::new(Renewed(Mutex::new(certified(&authority.issue("client", params, &key)))));
-        let mut client = authority.client_of(&[version], None);
+        let mut client = authority.client_by(provider.clone(), &[version], None);
         client.client_auth_cert_resolver = Arc::clone(&shown_by) as Arc<dyn ResolvesClientCert>;
+        client.resumption =
+            Resumption::store(Arc::new(OneForAll(ClientSessionMemoryCache::new(9))));
         let client = Arc::new(client);
         for _ in 0..2 {
             shown("a.example", &client, proxy.address).expect("served");
@@ -401,13 +418,16 @@ fn expiring(signing: Signing) {
         }
         let refused = shown("a.example", &client, proxy.address).expect_err("expired");
         assert!(refused.to_string().contains("CertificateExpired"), "{refused}");
-        // With a new one it is served, whatever tickets it has: afresh first, then by a ticket again.
+        // With a new one it is served, whatever tickets it has: afresh first, then by a ticket again. Who had to
+        // be asked for another share is not asked twice, and is refused as long as it has old tickets.
         *shown_by.0.lock().expect("whole") = certified(&authority.ecdsa("renewed", &[]));
-        for _ in 0..2 {
-            shown("a.example", &client, proxy.address).expect("served");
-        }
+        let mut tries = (0..9).map(|_| shown("a.example", &client, proxy.address));
+        let refused = tries.by_ref().take_while(Result::is_err).count() as u64;
+        assert_eq!(refused > 0, provider.kx_groups[0].name() == MLKEM768.name());
+        tries.next().expect("tries are left").expect("served");
         let stats = proxy.stop();
-        assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (4, 2, 1));
+        assert_eq!((stats.handshakes, stats.resumed), (4, 2));
+        assert_eq!(stats.handshakes_failed, 1 + refused);
     }
 }
 
@@ -537,7 +557,7 @@ fn moving_tickets(signing: Signing) {
     }
 }
 
-/// A client that shows the tickets of every name to every other.
+/// A client that shows the tickets of every name to every other, and does not learn which groups they have.
 #[derive(Debug)]
 struct OneForAll(ClientSessionMemoryCache);
 
@@ -548,12 +568,10 @@ impl OneForAll {
 }
 
 impl ClientSessionStore for OneForAll {
-    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
-        self.0.set_kx_hint(Self::name(), group);
-    }
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
 
     fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
-        self.0.kx_hint(&Self::name())
+        None
     }
 
     fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
