@@ -7,12 +7,12 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{MOUNT, Place, noise, tool, warpcore, warpcore_without_handles};
-use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom};
+use common::{MOUNT, Place, SETPRIV, noise, tool, warpcore, warpcore_without_handles};
+use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
 
@@ -309,11 +309,13 @@ fn what_is_replaced_behind_the_mount_is_found_again() {
 }
 
 /// A power cut has left zeros at the end of a file whose mark says that it was closed in order. Who opens it
-/// finds what is left, by either of its names, also if its old length was told before.
+/// finds what was synced, by either of its names, also if its old length was told before, and where the mark
+/// cannot be changed.
 #[test]
 fn what_a_power_cut_has_taken_is_not_shown() {
     const LEN: usize = 300_000;
-    if !(need(&MOUNT) && need(&[Need::FuseUring])) {
+    const SYNCED: usize = 100_000;
+    if !(need(&MOUNT) && need(&[Need::FuseUring, SETPRIV])) {
         return;
     }
     let bytes = noise(LEN);
@@ -322,7 +324,11 @@ fn what_a_power_cut_has_taken_is_not_shown() {
             let place = Place::new();
             let names = ["name", "other"].map(|name| place.target.join(name));
             let mounted = place.mount_by(program(), options);
-            fs::write(&names[0], &bytes).expect("written");
+            let mut file = File::create(&names[0]).expect("created");
+            file.write_all(&bytes[..SYNCED]).expect("written");
+            file.sync_all().expect("synced");
+            file.write_all(&bytes[SYNCED..]).expect("written");
+            drop(file);
             fs::hard_link(&names[0], &names[1]).expect("linked");
             mounted.unmount();
             let stored = File::options().write(true).open(place.source.join("name"));
@@ -330,20 +336,78 @@ fn what_a_power_cut_has_taken_is_not_shown() {
             let len = stored.metadata().expect("is there").len();
             stored.write_all_at(&[0; LEN / 3], len - LEN as u64 / 3).expect("written");
 
-            let mounted = place.mount_by(program(), options);
-            let len = |name| fs::metadata(name).expect("is there").len();
-            assert_eq!(names.each_ref().map(len), [LEN as u64; 2]);
-            for name in &names {
+            let len = |name: &PathBuf| fs::metadata(name).expect("is there").len();
+            let is_synced = |name: &PathBuf| {
                 let left = fs::read(name).expect("opens");
-                assert!(left.len() < LEN && bytes.starts_with(&left), "{} bytes", left.len());
+                assert!((SYNCED..LEN).contains(&left.len()), "{options:?}: {} bytes", left.len());
+                assert!(bytes.starts_with(&left), "{options:?}");
                 assert_eq!(len(name), left.len() as u64);
-            }
+            };
+            let mounted = place.mount_by(program(), &[options, &["ro"]].concat());
+            assert_eq!(names.each_ref().map(len), [LEN as u64; 2]);
+            names.iter().for_each(is_synced);
+            mounted.unmount();
+
+            let mounted = place.mount_by(program(), options);
+            assert_eq!(names.each_ref().map(len), [LEN as u64; 2]);
+            names.iter().for_each(is_synced);
+            let left = len(&names[0]);
             let mut file = File::options().append(true).open(&names[1]).expect("opens");
             file.write_all(b"on").expect("written");
             drop(file);
-            assert!(fs::read(&names[0]).expect("opens").ends_with(b"on"));
+            let [name, other] = names.each_ref().map(|name| fs::read(name).expect("opens"));
+            assert!(name.ends_with(b"on") && name == other, "{options:?}");
+            assert_eq!(name.len() as u64, left + 2);
             mounted.unmount();
         }
+    }
+}
+
+/// A power cut has left zeros in the middle of a file that was closed before the system started, which is found
+/// as it is written on: who does that is told, and who opens it again finds what was synced.
+#[test]
+fn what_a_power_cut_has_taken_is_not_written_on() {
+    const SYNCED: usize = 100_000;
+    if !(need(&MOUNT) && need(&[Need::FuseUring])) {
+        return;
+    }
+    let bytes = noise(300_000);
+    for options in [&[][..], &["no_uring", "writethrough"]] {
+        let place = Place::new();
+        let name = place.target.join("name");
+        let mounted = place.mount(options);
+        let mut file = File::create(&name).expect("created");
+        file.write_all(&bytes[..SYNCED]).expect("written");
+        file.sync_all().expect("synced");
+        file.write_all(&bytes[SYNCED..]).expect("written");
+        drop(file);
+        mounted.unmount();
+        let stored = File::options().read(true).write(true).open(place.source.join("name"));
+        let stored = stored.expect("opens");
+        stored.write_all_at(&[0; 4096], 200_000 / 512 * 512).expect("written");
+        let mut mark = [0; 24];
+        rustix::fs::fgetxattr(&stored, "user.warpcore", &mut mark[..]).expect("has it");
+        // Another boot (FORMAT.md).
+        mark[4] ^= 1;
+        rustix::fs::fsetxattr(&stored, "user.warpcore", &mark, XattrFlags::REPLACE).expect("set");
+
+        let mounted = place.mount(options);
+        let reader = File::open(&name).expect("opens");
+        let mut file = File::options().append(true).open(&name).expect("opens");
+        let written = file.write_all(b"on").and_then(|()| file.sync_all());
+        assert_eq!(written.expect_err("built on").raw_os_error(), Some(libc::EIO));
+        let again = file.write_all(b"on").and_then(|()| file.sync_all());
+        assert_eq!(again.expect_err("built on").raw_os_error(), Some(libc::EIO));
+        drop((reader, file));
+        wait_until_unused(&place);
+        let mut file = File::options().append(true).open(&name).expect("opens");
+        file.write_all(b"on").expect("written");
+        file.sync_all().expect("synced");
+        drop(file);
+        let found = fs::read(&name).expect("opens");
+        let left = found.strip_suffix(b"on").expect("as it was written");
+        assert!((SYNCED..bytes.len()).contains(&left.len()) && bytes.starts_with(left));
+        mounted.unmount();
     }
 }
 
@@ -513,7 +577,7 @@ fn a_lower_filesystem_that_has_only_files() {
         fs::write(place.target.join("empty"), "").expect("writes");
         fs::rename(place.target.join("directory"), place.target.join("moved")).expect("moves");
         fs::hard_link(place.target.join("one"), place.target.join("moved/one")).expect("links");
-        let flags = rustix::fs::XattrFlags::empty();
+        let flags = XattrFlags::empty();
         let refused = rustix::fs::setxattr(place.target.join("one"), "user.mark", b"x", flags);
         assert_eq!(refused.expect_err("there are none"), Errno::OPNOTSUPP);
         mounted.unmount();

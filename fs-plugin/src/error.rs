@@ -22,13 +22,16 @@ pub enum Error {
     },
     /// An earlier sync failed; what was not durable by then may be lost (reported until closed).
     Poisoned,
+    /// A power cut has taken bytes that were not synced, which is found as the file is changed: its length is
+    /// not what it was taken for (reported until closed).
+    Cut,
 }
 
 impl Error {
     /// The errno for the caller.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Damaged { .. } | Self::Poisoned => libc::EIO,
+            Self::Damaged { .. } | Self::Poisoned | Self::Cut => libc::EIO,
             Self::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
             Self::Version { .. } => libc::EOPNOTSUPP,
         }
@@ -48,6 +51,9 @@ impl fmt::Display for Error {
                 crate::store::format::VERSION
             ),
             Self::Poisoned => f.write_str("an earlier sync failed; close the file and check it"),
+            Self::Cut => f.write_str(
+                "a power cut has taken what was not synced; it is shorter once it is opened again",
+            ),
         }
     }
 }

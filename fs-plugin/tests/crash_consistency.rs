@@ -9,6 +9,7 @@ use std::rc::Rc;
 use common::{CHUNK, Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
+use warpcore_fs::Error;
 use warpcore_fs::store::contents::{AHEAD_MAX, Contents, Options};
 use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
@@ -705,6 +706,7 @@ fn reopen(queue: &Rc<Queue>, medium: &Rc<CrashMedium>) -> File {
 #[test]
 fn nothing_is_built_on_what_an_earlier_crash_took() {
     let queue = Rc::new(Queue::new(32));
+    let mut cut = 0;
     for seed in 0..300 {
         let (medium, mut contents) = create();
         run(&queue, contents.write(&queue, 0, b"first")).expect("writes");
@@ -717,8 +719,19 @@ fn nothing_is_built_on_what_an_earlier_crash_took() {
 
         let mut contents = open(&queue, &crashed);
         let end = contents.size().expect("known");
-        // What is left of the second write is verified now, and cut if it does not hold.
-        run(&queue, contents.write(&queue, end.max(5), b"third")).expect("writes");
+        // What is left of the second write is verified now, and cut if it does not hold: who knows it longer
+        // does not write behind that.
+        if let Err(error) = run(&queue, contents.write(&queue, end.max(5), b"third")) {
+            assert!(matches!(error, Error::Cut) && contents.was_cut(), "seed {seed}: {error}");
+            let again = run(&queue, contents.write(&queue, 0, b"again")).expect_err("as before");
+            assert!(matches!(again, Error::Cut), "seed {seed}: {again}");
+            assert!(read_all(&queue, &mut contents).starts_with(b"first"), "seed {seed}");
+            run(&queue, contents.close(&queue)).expect("closes");
+            contents = open(&queue, &crashed);
+            let end = contents.size().expect("known");
+            run(&queue, contents.write(&queue, end, b"third")).expect("writes");
+            cut += 1;
+        }
         run(&queue, contents.sync(&queue)).expect("syncs");
         let synced = crashed.changes();
         let point = CrashPoint { changes: synced, seed: seed + 1 };
@@ -726,6 +739,7 @@ fn nothing_is_built_on_what_an_earlier_crash_took() {
         let found = read_all(&queue, &mut after);
         assert!(found.starts_with(b"first") && found.ends_with(b"third"), "seed {seed}");
     }
+    assert!((1..300).contains(&cut), "{cut} were cut as they were written");
 }
 
 /// Small commits go into a zone that was written ahead: cut at every change, what was synced is

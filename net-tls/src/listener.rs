@@ -530,12 +530,17 @@ impl Shard {
         }
         // What was cut off may still be worked on, in software for a fraction of a millisecond. A device that
         // does not answer is stopped as the queue ends.
-        let _ = timeout(ORPHANS_PATIENCE, async {
+        let worked_on = async {
             while queue().orphans() > 0 {
                 sleep(Duration::from_micros(100)).await;
             }
-        })
-        .await;
+        };
+        if timeout(ORPHANS_PATIENCE, worked_on).await.is_err() {
+            tracing::warn!(
+                "{} requests are not answered; the device is stopped",
+                queue().orphans()
+            );
+        }
         Stats { queue: queue().stats(), ..self.counters.stats() }
     }
 }

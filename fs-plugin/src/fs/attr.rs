@@ -89,7 +89,7 @@ impl Fs {
             // A file without blocks would be taken for a hole.
             blocks += dirty.div_ceil(512);
         } else if is_file(&stat) && size > 0 {
-            size = self.stored_size(nodeid, size, fd).await;
+            size = self.stored_size(nodeid, size, fd).await?;
         }
         Ok(fuse_attr {
             ino: stat.st_ino,
@@ -114,11 +114,16 @@ impl Fs {
     /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
     /// order, else by opening it. One that cannot be opened has the length of its backing file, so
     /// that it can be seen and removed; opening it tells what is wrong.
-    async fn stored_size(&self, nodeid: u64, backing_len: u64, fd: &OwnedFd) -> u64 {
-        match self.marked_size(nodeid, backing_len, fd) {
-            Ok(Some(size)) => size,
-            Ok(None) => self.opened_size(nodeid).await.unwrap_or(backing_len),
-            Err(_) => backing_len,
+    async fn stored_size(&self, nodeid: u64, backing_len: u64, fd: &OwnedFd) -> Result<u64, Errno> {
+        let size = match self.marked_size(nodeid, backing_len, fd) {
+            Ok(Some(size)) if !self.is_mark_wrong(nodeid) => Ok(size),
+            Ok(_) => self.opened_size(nodeid).await,
+            Err(errno) => Err(errno),
+        };
+        match size {
+            // Looked up again, it is told right.
+            Err(Errno::STALE) => Err(Errno::STALE),
+            size => Ok(size.unwrap_or(backing_len)),
         }
     }
 

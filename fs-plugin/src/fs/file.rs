@@ -53,10 +53,13 @@ impl Fs {
             }
             // Somebody else was first: as good as ours, unless it had to be new.
             Err(Errno::EXIST) if args.flags & O_EXCL == 0 => {
-                let entry = self.entry_out(&parent, name).await?;
-                if let Err(errno) = self.open_instead(entry.nodeid, &args).await {
-                    self.untold(entry.nodeid);
-                    return Err(errno);
+                let mut entry = self.entry_out(&parent, name).await?;
+                match self.open_instead(entry.nodeid, &args).await {
+                    Ok(attr) => entry.attr = attr,
+                    Err(errno) => {
+                        self.untold(entry.nodeid);
+                        return Err(errno);
+                    }
                 }
                 created(&entry, args.flags)
             }
@@ -64,21 +67,24 @@ impl Fs {
         }
     }
 
-    /// Opens what somebody else has created. In use until RELEASE.
-    async fn open_instead(&self, nodeid: u64, args: &fuse_create_in) -> Result<(), Errno> {
+    /// Opens what somebody else has created; its attributes then. In use until RELEASE.
+    async fn open_instead(&self, nodeid: u64, args: &fuse_create_in) -> Result<fuse_attr, Errno> {
         let file = self.load_to_write(nodeid).await?;
-        let mut result = Ok(());
-        if args.flags & O_TRUNC != 0 {
-            result = self.truncate(nodeid, &file, 0).await;
-        }
-        if result.is_ok() && args.open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
-            result = self.kill_privileges(nodeid);
-        }
-        if result.is_err() {
+        let opened = async {
+            if args.flags & O_TRUNC != 0 {
+                self.truncate(nodeid, &file, 0).await?;
+            }
+            if args.open_flags & FUSE_OPEN_KILL_SUIDGID != 0 {
+                self.kill_privileges(nodeid)?;
+            }
+            self.attributes(nodeid, &*self.path_fd(nodeid)?).await
+        };
+        let opened = opened.await;
+        if opened.is_err() {
             // Never opened: the error that counts is the first.
             let _ = self.put_file(nodeid, &file).await;
         }
-        result
+        opened
     }
 
     pub(crate) async fn truncate(&self, nodeid: u64, file: &File, size: u64) -> Result<(), Errno> {
@@ -291,8 +297,12 @@ impl Fs {
             return Ok(());
         }
         let opened = self.open_contents(nodeid).await?;
-        if opened.was_cut() {
-            self.retire(nodeid)?;
+        if self.is_told_wrong(nodeid, &opened) {
+            if contents.is_some() {
+                // Once nobody has it open any more, it is told right.
+                return Err(self.errno(nodeid, "open", &Error::Cut));
+            }
+            self.retire(nodeid, &opened)?;
             return Err(Errno::STALE);
         }
         if to_write && !opened.is_writable() {

@@ -1,6 +1,6 @@
 //! Inodes that the kernel knows: by number, until it forgets them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -23,6 +23,8 @@ pub(crate) struct Inodes {
     /// Directories that were worked in lately: a name in them is found without opening them.
     pub(super) directories: HashMap<u64, Arc<OwnedFd>>,
     pub(super) directories_max: usize,
+    /// Numbers of inodes that are shorter than their mark says, and whose mark cannot be changed.
+    shorter: HashSet<u64>,
     /// Counts reuses of node ids.
     generation: u64,
 }
@@ -103,6 +105,7 @@ impl Inodes {
             by_number: HashMap::from([(number, index)]),
             directories: HashMap::new(),
             directories_max: DIRECTORIES_MAX.min(usize::try_from(descriptors / 4).unwrap_or(0)),
+            shorter: HashSet::new(),
             generation: 0,
         })
     }
@@ -172,7 +175,9 @@ impl Inodes {
         directory: &Directory,
         name: &OsStr,
     ) -> Result<(), Errno> {
-        if nodeid == FUSE_ROOT_ID || self.get(nodeid)?.whereabouts.is(directory.nodeid, name) {
+        let whereabouts = &self.get(nodeid)?.whereabouts;
+        let is_given_up = matches!(whereabouts, Whereabouts::Nowhere);
+        if nodeid == FUSE_ROOT_ID || is_given_up || whereabouts.is(directory.nodeid, name) {
             return Ok(());
         }
         let named = self.named(directory, name)?;
@@ -187,15 +192,23 @@ impl Inodes {
         Ok(())
     }
 
-    /// What the kernel was told of a node is wrong, and it would not believe otherwise: with its write-back
-    /// cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on, at
-    /// which the kernel looks the name up again, and is told of a new node.
-    pub(super) fn retire(&mut self, nodeid: u64) -> Result<(), Errno> {
+    /// A node that nobody uses has another length than the kernel was told, which it would not believe: with its
+    /// write-back cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on,
+    /// at which the kernel looks the name up again, and is told of a new node.
+    pub(super) fn retire(&mut self, nodeid: u64, is_mark_wrong: bool) -> Result<(), Errno> {
         let (index, number) = (index_of(nodeid)?, self.get(nodeid)?.number);
+        if is_mark_wrong {
+            self.shorter.insert(number);
+        }
         if self.by_number.get(&number) == Some(&index) {
             self.by_number.remove(&number);
         }
         self.move_to(nodeid, Whereabouts::Nowhere)
+    }
+
+    /// Whether the mark of an inode is known to be wrong.
+    pub(super) fn is_mark_wrong(&self, nodeid: u64) -> bool {
+        self.get(nodeid).is_ok_and(|node| self.shorter.contains(&node.number))
     }
 
     /// The way to a node without a handle.

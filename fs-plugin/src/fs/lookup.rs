@@ -16,6 +16,8 @@ use super::lower::Address;
 use super::{Answer, Fs, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
+use crate::store::contents::Contents;
+use crate::store::medium::FileMedium;
 
 /// An inode whose name is being taken away, which the kernel knows.
 pub(crate) struct Held {
@@ -190,6 +192,7 @@ impl Fs {
         let mut inodes = self.inodes();
         if let Ok(node) = inodes.get(nodeid)
             && node.number == stat.st_ino
+            && !matches!(node.whereabouts, Whereabouts::Nowhere)
             && (stat.st_nlink == 0 || node.whereabouts.is(parent.nodeid, name))
         {
             inodes.move_to(nodeid, Whereabouts::At(Address::pinned(&fd)?))?;
@@ -250,6 +253,12 @@ impl Fs {
             Some(contents) => contents.close(&queue()).await,
             None => Ok(()),
         };
+        if let Some(contents) = &*contents
+            && self.is_told_wrong(nodeid, contents)
+        {
+            // Unknown, it is not used any more either.
+            let _ = self.retire(nodeid, contents);
+        }
         let fd = file.descriptor().take();
         if let Some(fd) = fd {
             self.restore_capability(nodeid, file, &*fd);
@@ -268,9 +277,18 @@ impl Fs {
         closed.map_err(|error| self.errno(nodeid, "close", &error))
     }
 
+    /// Whether the kernel was told a length that the contents do not have.
+    pub(super) fn is_told_wrong(&self, nodeid: u64, contents: &Contents<FileMedium>) -> bool {
+        contents.was_cut() && !self.is_mark_wrong(nodeid)
+    }
+
+    pub(super) fn is_mark_wrong(&self, nodeid: u64) -> bool {
+        self.inodes().is_mark_wrong(nodeid)
+    }
+
     /// See [`Inodes::retire`].
-    pub(super) fn retire(&self, nodeid: u64) -> Result<(), Errno> {
-        self.inodes().retire(nodeid)
+    pub(super) fn retire(&self, nodeid: u64, contents: &Contents<FileMedium>) -> Result<(), Errno> {
+        self.inodes().retire(nodeid, !contents.is_writable())
     }
 
     /// How many inodes the kernel knows.

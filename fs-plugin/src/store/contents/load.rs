@@ -83,8 +83,8 @@ pub(super) async fn recover<M: Medium>(
                 set_attribute(medium, container.attribute(State::Dirty, medium.epoch()))?;
             }
             medium.set_len(end)?;
-            container.was_cut = in_order;
         }
+        container.was_cut = in_order;
     }
     Ok(container)
 }

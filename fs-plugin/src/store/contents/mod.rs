@@ -105,6 +105,9 @@ pub struct Contents<M> {
     changed: Option<Time>,
     /// A sync failed: what the lower filesystem holds is unknown.
     poisoned: bool,
+    /// A crash had taken some of it, which was found as it was to be changed: whoever has it open knows
+    /// another length.
+    is_cut_in_use: bool,
     /// The extent last decompressed.
     decoded: Mutex<Option<(Extent, Bytes)>>,
 }
@@ -219,6 +222,7 @@ impl<M: Medium> Contents<M> {
             modified,
             changed: None,
             poisoned: false,
+            is_cut_in_use: false,
             decoded: Mutex::default(),
         }
     }
@@ -236,7 +240,7 @@ impl<M: Medium> Contents<M> {
         }
     }
 
-    /// Whether bytes were cut that its mark as closed in order told of: its length is another.
+    /// Whether bytes are gone that its mark as closed in order told of: its length is another.
     pub fn was_cut(&self) -> bool {
         matches!(&self.body, Body::Container(Container { was_cut: true, .. }))
     }
@@ -684,10 +688,11 @@ impl<M: Medium> Contents<M> {
     }
 
     fn check_writable(&self) -> Result<(), Error> {
-        match (self.poisoned, self.writable) {
-            (true, _) => Err(Error::Poisoned),
-            (false, true) => Ok(()),
-            (false, false) => Err(errno(libc::EROFS)),
+        match self {
+            Self { poisoned: true, .. } => Err(Error::Poisoned),
+            Self { writable: false, .. } => Err(errno(libc::EROFS)),
+            Self { is_cut_in_use: true, .. } => Err(Error::Cut),
+            _ => Ok(()),
         }
     }
 
@@ -710,6 +715,8 @@ impl<M: Medium> Contents<M> {
                 },
             );
             self.forget_decoded();
+            self.is_cut_in_use = self.was_cut();
+            self.check_writable()?;
         }
         if let Body::Container(container @ Container { is_uncut: true, .. }) = &mut self.body {
             self.medium.set_len(container.physical)?;
