@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -398,6 +398,16 @@ fn what_a_power_cut_has_taken_is_not_written_on() {
         assert_eq!(written.expect_err("built on").raw_os_error(), Some(libc::EIO));
         let again = file.write_all(b"on").and_then(|()| file.sync_all());
         assert_eq!(again.expect_err("built on").raw_os_error(), Some(libc::EIO));
+        let again = file.sync_all();
+        assert_eq!(again.expect_err("as before").raw_os_error(), Some(libc::EIO));
+        let mut part = [0; 1000];
+        reader.read_exact_at(&mut part, 0).expect("is there");
+        assert!(bytes.starts_with(&part));
+        // Or the end of the file, where the kernel asks for its length.
+        let taken = reader.read_exact_at(&mut part, 250_000).expect_err("gone");
+        assert!(
+            taken.raw_os_error() == Some(libc::EIO) || taken.kind() == ErrorKind::UnexpectedEof
+        );
         drop((reader, file));
         wait_until_unused(&place);
         let mut file = File::options().append(true).open(&name).expect("opens");

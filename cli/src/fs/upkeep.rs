@@ -99,7 +99,12 @@ async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
         Ok(contents)
     };
     let mut contents = open().await?;
-    let compacted = contents.compact(&queue()).await;
+    let mut compacted = contents.compact(&queue()).await;
+    if let Err(warpcore_fs::Error::Cut) = compacted {
+        // Nobody else has it open, and knew it longer.
+        contents = open().await?;
+        compacted = contents.compact(&queue()).await;
+    }
     let closed = match &compacted {
         Ok(false) if is_as_it_was(&file, &before)? => return Ok(Outcome::Left),
         Ok(_) => contents.close(&queue()).await,

@@ -116,8 +116,8 @@ impl Fs {
     /// that it can be seen and removed; opening it tells what is wrong.
     async fn stored_size(&self, nodeid: u64, backing_len: u64, fd: &OwnedFd) -> Result<u64, Errno> {
         let size = match self.marked_size(nodeid, backing_len, fd) {
-            Ok(Some(size)) if !self.is_mark_wrong(nodeid) => Ok(size),
-            Ok(_) => self.opened_size(nodeid).await,
+            Ok(Some(size)) => Ok(self.unmarked_size(nodeid).unwrap_or(size)),
+            Ok(None) => self.opened_size(nodeid).await,
             Err(errno) => Err(errno),
         };
         match size {

@@ -228,10 +228,13 @@ impl Fs {
     /// hears why not.
     pub(crate) async fn flush(&self, request: &Request) -> Answer {
         self.commit_if_used(request.nodeid).await?;
-        if let Some(file) = self.used_file(request.nodeid)
-            && let Some(fd) = &*file.descriptor()
-        {
+        let Some(file) = self.used_file(request.nodeid) else { return DONE };
+        if let Some(fd) = &*file.descriptor() {
             self.restore_capability(request.nodeid, &file, &**fd);
+        }
+        if let Some(contents) = &*file.read().await {
+            let checked = contents.check_length();
+            checked.map_err(|error| self.errno(request.nodeid, "flush", &error))?;
         }
         DONE
     }
@@ -299,10 +302,10 @@ impl Fs {
         let opened = self.open_contents(nodeid).await?;
         if self.is_told_wrong(nodeid, &opened) {
             if contents.is_some() {
-                // Once nobody has it open any more, it is told right.
+                // Told right once nobody has it open any more.
                 return Err(self.errno(nodeid, "open", &Error::Cut));
             }
-            self.retire(nodeid, &opened)?;
+            self.give_up(nodeid, &opened);
             return Err(Errno::STALE);
         }
         if to_write && !opened.is_writable() {

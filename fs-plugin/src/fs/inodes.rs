@@ -1,6 +1,6 @@
 //! Inodes that the kernel knows: by number, until it forgets them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -23,8 +23,8 @@ pub(crate) struct Inodes {
     /// Directories that were worked in lately: a name in them is found without opening them.
     pub(super) directories: HashMap<u64, Arc<OwnedFd>>,
     pub(super) directories_max: usize,
-    /// Numbers of inodes that are shorter than their mark says, and whose mark cannot be changed.
-    shorter: HashSet<u64>,
+    /// Lengths of inodes, by number, that are shorter than their mark says, which cannot be changed.
+    shorter: HashMap<u64, u64>,
     /// Counts reuses of node ids.
     generation: u64,
 }
@@ -105,7 +105,7 @@ impl Inodes {
             by_number: HashMap::from([(number, index)]),
             directories: HashMap::new(),
             directories_max: DIRECTORIES_MAX.min(usize::try_from(descriptors / 4).unwrap_or(0)),
-            shorter: HashSet::new(),
+            shorter: HashMap::new(),
             generation: 0,
         })
     }
@@ -194,21 +194,23 @@ impl Inodes {
 
     /// A node that nobody uses has another length than the kernel was told, which it would not believe: with its
     /// write-back cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on,
-    /// at which the kernel looks the name up again, and is told of a new node.
-    pub(super) fn retire(&mut self, nodeid: u64, is_mark_wrong: bool) -> Result<(), Errno> {
+    /// at which the kernel looks the name up again, and is told of a new node. `unmarked`: the length, if the
+    /// mark cannot tell it.
+    pub(super) fn retire(&mut self, nodeid: u64, unmarked: Option<u64>) -> Result<(), Errno> {
         let (index, number) = (index_of(nodeid)?, self.get(nodeid)?.number);
-        if is_mark_wrong {
-            self.shorter.insert(number);
-        }
+        match unmarked {
+            Some(size) => self.shorter.insert(number, size),
+            None => self.shorter.remove(&number),
+        };
         if self.by_number.get(&number) == Some(&index) {
             self.by_number.remove(&number);
         }
         self.move_to(nodeid, Whereabouts::Nowhere)
     }
 
-    /// Whether the mark of an inode is known to be wrong.
-    pub(super) fn is_mark_wrong(&self, nodeid: u64) -> bool {
-        self.get(nodeid).is_ok_and(|node| self.shorter.contains(&node.number))
+    /// The length of an inode whose mark is known to be wrong.
+    pub(super) fn unmarked_size(&self, nodeid: u64) -> Option<u64> {
+        self.shorter.get(&self.get(nodeid).ok()?.number).copied()
     }
 
     /// The way to a node without a handle.

@@ -46,6 +46,18 @@ impl Fs {
         parent: &Directory,
         name: &OsStr,
     ) -> Result<fuse_entry_out, Errno> {
+        match self.find_and_tell(parent, name).await {
+            // Given up meanwhile: there is another.
+            Err(Errno::STALE) => self.find_and_tell(parent, name).await,
+            told => told,
+        }
+    }
+
+    async fn find_and_tell(
+        &self,
+        parent: &Directory,
+        name: &OsStr,
+    ) -> Result<fuse_entry_out, Errno> {
         let (found, node) = {
             let _names = self.names_stay();
             let found = self.lower.find(parent.as_fd(), name)?;
@@ -254,10 +266,9 @@ impl Fs {
             None => Ok(()),
         };
         if let Some(contents) = &*contents
-            && self.is_told_wrong(nodeid, contents)
+            && (closed.is_err() || self.is_told_wrong(nodeid, contents))
         {
-            // Unknown, it is not used any more either.
-            let _ = self.retire(nodeid, contents);
+            self.give_up(nodeid, contents);
         }
         let fd = file.descriptor().take();
         if let Some(fd) = fd {
@@ -279,16 +290,19 @@ impl Fs {
 
     /// Whether the kernel was told a length that the contents do not have.
     pub(super) fn is_told_wrong(&self, nodeid: u64, contents: &Contents<FileMedium>) -> bool {
-        contents.was_cut() && !self.is_mark_wrong(nodeid)
+        contents.was_cut() && self.unmarked_size(nodeid) != contents.size().ok()
     }
 
-    pub(super) fn is_mark_wrong(&self, nodeid: u64) -> bool {
-        self.inodes().is_mark_wrong(nodeid)
+    /// See [`Inodes::unmarked_size`].
+    pub(super) fn unmarked_size(&self, nodeid: u64) -> Option<u64> {
+        self.inodes().unmarked_size(nodeid)
     }
 
     /// See [`Inodes::retire`].
-    pub(super) fn retire(&self, nodeid: u64, contents: &Contents<FileMedium>) -> Result<(), Errno> {
-        self.inodes().retire(nodeid, !contents.is_writable())
+    pub(super) fn give_up(&self, nodeid: u64, contents: &Contents<FileMedium>) {
+        let unmarked = if contents.is_writable() { None } else { contents.size().ok() };
+        // The kernel may have forgotten it meanwhile: nobody uses it then.
+        let _ = self.inodes().retire(nodeid, unmarked);
     }
 
     /// How many inodes the kernel knows.

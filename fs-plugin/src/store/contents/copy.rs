@@ -19,6 +19,7 @@ impl<M: Medium> Contents<M> {
         to: u64,
         len: u64,
     ) -> Result<u64, Error> {
+        source.check_length()?;
         let len = len.min(source.size()?.saturating_sub(from));
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;
@@ -35,6 +36,7 @@ impl<M: Medium> Contents<M> {
         to: u64,
         len: u64,
     ) -> Result<u64, Error> {
+        self.check_length()?;
         let len = len.min(self.size()?.saturating_sub(from));
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;

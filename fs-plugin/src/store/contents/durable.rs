@@ -114,6 +114,7 @@ impl<M: Medium> Contents<M> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
+        self.check_length()?;
         self.commit(queue).await?;
         self.extend_zone().await?;
         let synced = self.medium.sync_data().await;

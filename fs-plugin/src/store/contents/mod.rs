@@ -245,6 +245,11 @@ impl<M: Medium> Contents<M> {
         matches!(&self.body, Body::Container(Container { was_cut: true, .. }))
     }
 
+    /// Fails if it was cut while it was open: what lies behind its end is not zeros to who knows it longer.
+    pub fn check_length(&self) -> Result<(), Error> {
+        if self.is_cut_in_use { Err(Error::Cut) } else { Ok(()) }
+    }
+
     /// Time of the last change of contents, while our own writes may have moved the backing file's.
     pub fn modified(&self) -> Option<Time> {
         self.modified
@@ -303,7 +308,11 @@ impl<M: Medium> Contents<M> {
             target[..bytes.len()].copy_from_slice(&bytes);
             return Ok(bytes.len());
         };
-        let end = container.size.min(offset.saturating_add(target.len() as u64));
+        let end = offset.saturating_add(target.len() as u64);
+        if end > container.size {
+            self.check_length()?;
+        }
+        let end = container.size.min(end);
         if offset >= end {
             return Ok(0);
         }
@@ -691,8 +700,7 @@ impl<M: Medium> Contents<M> {
         match self {
             Self { poisoned: true, .. } => Err(Error::Poisoned),
             Self { writable: false, .. } => Err(errno(libc::EROFS)),
-            Self { is_cut_in_use: true, .. } => Err(Error::Cut),
-            _ => Ok(()),
+            _ => self.check_length(),
         }
     }
 
@@ -715,8 +723,11 @@ impl<M: Medium> Contents<M> {
                 },
             );
             self.forget_decoded();
+            if let Body::Container(container) = &self.body {
+                self.modified = self.modified.or(container.recovered);
+            }
             self.is_cut_in_use = self.was_cut();
-            self.check_writable()?;
+            self.check_length()?;
         }
         if let Body::Container(container @ Container { is_uncut: true, .. }) = &mut self.body {
             self.medium.set_len(container.physical)?;
