@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use common::{CHUNK, Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
@@ -15,9 +16,16 @@ use warpcore_fs::store::format::{Extent, Form, Head, Kind, Record};
 use warpcore_fs::store::medium::{CrashMedium, CrashPoint, Medium};
 use warpcore_offload::{Codec, Queue};
 
-/// States that a crash may leave, each with the number of changes from which on it may be found.
+/// A state that a crash may leave.
+struct State {
+    bytes: Vec<u8>,
+    /// What was written since the one before, maybe with the same bytes.
+    written: Range<usize>,
+}
+
+/// States that a crash may leave, in their order.
 struct History {
-    states: Vec<(usize, Vec<u8>)>,
+    states: Vec<State>,
     /// Index of the state that the last sync made durable, with the changes it took.
     durable: Vec<(usize, usize)>,
 }
@@ -53,8 +61,10 @@ proptest! {
         let create = Contents::create(Rc::clone(&medium), store);
         let mut contents = create.expect("creates");
         let mut model = Vec::new();
-        let mut history = History { states: vec![(0, Vec::new())], durable: vec![(0, 0)] };
+        let empty = State { bytes: Vec::new(), written: 0..0 };
+        let mut history = History { states: vec![empty], durable: vec![(0, 0)] };
         for step in steps {
+            let written = step.writes(model.len());
             match step {
                 Step::Reopen { .. } => {
                     run(&queue, contents.close(&queue)).expect("closes");
@@ -63,7 +73,7 @@ proptest! {
                 }
                 ref step => apply(&queue, &mut contents, &mut model, step),
             }
-            history.states.push((medium.changes(), model.clone()));
+            history.states.push(State { bytes: model.clone(), written });
             if matches!(step, Step::Sync) {
                 history.durable.push((medium.changes(), history.states.len() - 1));
             }
@@ -84,7 +94,7 @@ proptest! {
                 };
                 // Between two commits contents are written early, chunk by chunk, so a crash may
                 // show a part of a later step: then every chunk is one that was there at some time.
-                let whole = history.states[durable..].iter().any(|(_, state)| *state == found);
+                let whole = history.states[durable..].iter().any(|state| state.bytes == found);
                 prop_assert!(
                     whole || is_mixture(&found, &history.states[durable..]),
                     "after {changes} changes: {} bytes that never were", found.len()
@@ -113,38 +123,41 @@ fn read_whole(queue: &Queue, contents: &mut File) -> Option<Vec<u8>> {
     read(queue, contents, 0, size).ok()
 }
 
-/// What cannot be read must have changed since the last sync; what can be read was there.
-fn check_damaged(queue: &Queue, contents: &mut File, states: &[(usize, Vec<u8>)]) {
+/// What cannot be read must have been written since the last sync; what can be read was there.
+fn check_damaged(queue: &Queue, contents: &mut File, states: &[State]) {
     let size = usize::try_from(contents.size().expect("known")).expect("small");
     for start in (0..size).step_by(CHUNK) {
         let end = size.min(start + CHUNK);
-        let part = |state: &Vec<u8>| {
-            let mut part = state.get(start..end.min(state.len())).unwrap_or_default().to_vec();
+        let part = |state: &State| {
+            let mut part =
+                state.bytes.get(start..end.min(state.bytes.len())).unwrap_or_default().to_vec();
             part.resize(end - start, 0);
             part
         };
-        let mut parts = states.iter().map(|(_, state)| part(state));
         match read(queue, contents, start as u64, end - start) {
             Ok(found) => assert!(
                 found
                     .iter()
                     .enumerate()
-                    .all(|(at, byte)| states.iter().any(|(_, state)| part(state)[at] == *byte)),
+                    .all(|(at, byte)| states.iter().any(|state| part(state)[at] == *byte)),
                 "bytes that never were at {start}"
             ),
             Err(error) => {
                 assert_eq!(error.errno(), libc::EIO);
-                let first = parts.next().expect("at least the synced state");
-                assert!(parts.any(|part| part != first), "synced bytes are lost at {start}");
+                let is_written = |state: &State| {
+                    let written = &state.written;
+                    written.start < end && written.end > start
+                };
+                assert!(states[1..].iter().any(is_written), "synced bytes are lost at {start}");
             }
         }
     }
 }
 
 /// Whether every byte is one that some state has there, or zero where a state is shorter.
-fn is_mixture(found: &[u8], states: &[(usize, Vec<u8>)]) -> bool {
+fn is_mixture(found: &[u8], states: &[State]) -> bool {
     found.iter().enumerate().all(|(at, byte)| {
-        states.iter().any(|(_, state)| state.get(at).copied().unwrap_or(0) == *byte)
+        states.iter().any(|state| state.bytes.get(at).copied().unwrap_or(0) == *byte)
     })
 }
 

@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 use std::future::Future;
+use std::ops::Range;
 use std::rc::Rc;
 use warpcore_fs::Error;
 use warpcore_fs::store::contents::{Contents, Options};
@@ -129,6 +130,27 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(|keep| Step::Reopen { orderly: true, keep_attribute: keep }),
     ];
     prop::collection::vec(step, 0..40)
+}
+
+impl Step {
+    /// The bytes that it writes, of a file of this length.
+    pub fn writes(&self, file_len: usize) -> Range<usize> {
+        match *self {
+            Self::Append { len, .. } => file_len..file_len + len,
+            Self::Write { offset, len, .. } => offset.min(file_len)..offset + len,
+            Self::Copy { to, len, .. } | Self::CopyWithin { to, len, .. } => {
+                to.min(file_len)..to + len
+            }
+            Self::PunchHole { offset, len } => offset..offset + len,
+            Self::SetSize(size) => size.min(file_len)..size.max(file_len),
+            Self::Commit
+            | Self::CommitInOrder
+            | Self::Compact
+            | Self::Read { .. }
+            | Self::Reopen { .. }
+            | Self::Sync => 0..0,
+        }
+    }
 }
 
 /// Does a step on both and compares what is read.
