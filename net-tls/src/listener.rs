@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::limits::Usage;
 use crate::metrics;
 use crate::site::Sites;
-use crate::stats::{Counter, Counters, Refusal, Stats, Told};
+use crate::stats::{Counter, Counters, Refusal, Snapshot, Stats};
 use crate::ticket::{self, Masters};
 use crate::upstream::{self, Pools};
 
@@ -359,7 +359,7 @@ impl Proxy {
     async fn keep(&self, shard: &Shard) {
         while until_stopped(sleep(EVERY)).await.is_some() {
             let panics = warpcore_runtime::stats().panics;
-            shard.counters.tell(Told { queue: queue().stats(), panics });
+            shard.counters.publish(Snapshot { queue: queue().stats(), panics });
             if warpcore_runtime::shard() == 0 {
                 self.masters.rotate(Instant::now());
                 let active = self.active();

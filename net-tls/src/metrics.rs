@@ -204,9 +204,9 @@ fn of_kernel(kernel: Kernel) -> String {
 
 fn queues(proxy: &Proxy, text: &mut String) {
     let (mut queue, mut panics) = (warpcore_offload::Stats::default(), 0);
-    for told in lock(&proxy.counters).iter().map(|counters| counters.told()) {
-        queue.add(&told.queue);
-        panics += told.panics;
+    for snapshot in lock(&proxy.counters).iter().map(|counters| counters.snapshot()) {
+        queue.add(&snapshot.queue);
+        panics += snapshot.panics;
     }
     let help = "Tasks that panicked, which is a defect of the proxy's: its log tells where.";
     Family::new(text, "panics_total", "counter", help).line("", "", panics);

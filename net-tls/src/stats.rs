@@ -184,13 +184,13 @@ pub(crate) struct Counters {
     asked: [Durations; Kernel::ALL.len()],
     /// As [`SUITES`].
     suites: [AtomicU64; SUITES.len()],
-    /// As the shard has told last.
-    told: Mutex<Told>,
+    /// As the shard has published it last.
+    snapshot: Mutex<Snapshot>,
 }
 
-/// What others count.
+/// What the queue and the runtime of a shard count, which it alone can read.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Told {
+pub(crate) struct Snapshot {
     pub(crate) queue: warpcore_offload::Stats,
     /// Tasks of the shard that panicked.
     pub(crate) panics: u64,
@@ -222,12 +222,12 @@ impl Counters {
         index.map_or(0, |index| self.suites[index].load(Ordering::Relaxed))
     }
 
-    pub(crate) fn tell(&self, told: Told) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    pub(crate) fn publish(&self, snapshot: Snapshot) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 
-    pub(crate) fn told(&self) -> Told {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, counter: Counter) -> u64 {

@@ -227,14 +227,16 @@ impl Fs {
     /// close(2) of one descriptor: what was written reaches the lower filesystem, or the caller
     /// hears why not.
     pub(crate) async fn flush(&self, request: &Request) -> Answer {
-        self.commit_if_used(request.nodeid).await?;
         let Some(file) = self.used_file(request.nodeid) else { return DONE };
+        if let Some(contents) = &mut *file.write().await {
+            let flushed = match contents.check_length() {
+                Ok(()) => contents.commit(&queue()).await,
+                cut => cut,
+            };
+            flushed.map_err(|error| self.errno(request.nodeid, "flush", &error))?;
+        }
         if let Some(fd) = &*file.descriptor() {
             self.restore_capability(request.nodeid, &file, &**fd);
-        }
-        if let Some(contents) = &*file.read().await {
-            let checked = contents.check_length();
-            checked.map_err(|error| self.errno(request.nodeid, "flush", &error))?;
         }
         DONE
     }

@@ -46,7 +46,7 @@ pub(super) enum Whereabouts {
     /// Without handles: by one of its names, in the directory with this index. It is another inode if its
     /// number is another.
     Named { parent: u32, name: Box<OsStr> },
-    /// Not any more: see [`Inodes::retire`].
+    /// Not any more: see [`Inodes::give_up`].
     Nowhere,
 }
 
@@ -196,7 +196,7 @@ impl Inodes {
     /// write-back cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on,
     /// at which the kernel looks the name up again, and is told of a new node. `unmarked`: the length, if the
     /// mark cannot tell it.
-    pub(super) fn retire(&mut self, nodeid: u64, unmarked: Option<u64>) -> Result<(), Errno> {
+    pub(super) fn give_up(&mut self, nodeid: u64, unmarked: Option<u64>) -> Result<(), Errno> {
         let (index, number) = (index_of(nodeid)?, self.get(nodeid)?.number);
         match unmarked {
             Some(size) => self.shorter.insert(number, size),

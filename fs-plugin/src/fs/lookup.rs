@@ -298,11 +298,11 @@ impl Fs {
         self.inodes().unmarked_size(nodeid)
     }
 
-    /// See [`Inodes::retire`].
+    /// See [`Inodes::give_up`].
     pub(super) fn give_up(&self, nodeid: u64, contents: &Contents<FileMedium>) {
         let unmarked = if contents.is_writable() { None } else { contents.size().ok() };
         // The kernel may have forgotten it meanwhile: nobody uses it then.
-        let _ = self.inodes().retire(nodeid, unmarked);
+        let _ = self.inodes().give_up(nodeid, unmarked);
     }
 
     /// How many inodes the kernel knows.
