@@ -3,14 +3,14 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{Error, ErrorKind, Write};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use common::disk::Disk;
-use common::{MOUNT, Place, SETPRIV, noise, tool, warpcore_without_handles};
+use common::{MOUNT, Place, SETPRIV, noise, tool, wait_until_unused, warpcore_without_handles};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
@@ -151,6 +151,40 @@ fn a_full_disk_keeps_roots_reserve_and_loses_nothing() {
     fs::remove_file(disk.place.target.join(&acknowledged[0])).expect("removes");
     fs::write(disk.place.target.join("again"), &noise[..1 << 19]).expect("writes");
     mounted.unmount();
+}
+
+/// Who closes a file for which there is no room hears it, and what it was before is what is shown, though the
+/// kernel keeps lengths itself.
+#[test]
+fn what_a_full_disk_did_not_take_is_not_shown() {
+    if !(need(&MOUNT) && need(&[Need::Loop, Need::Tool("mkfs.ext4", "e2fsprogs")])) {
+        return;
+    }
+    let bytes = noise(40_000);
+    for options in [&[][..], &["writethrough"]] {
+        let disk = Disk::new(&["mkfs.ext4", "-q", "-F"], 16 << 20);
+        let mounted = disk.place.mount(options);
+        let path = disk.place.target.join("name");
+        let mut file = File::create(&path).expect("created");
+        file.write_all(&bytes[..10_000]).expect("written");
+        file.sync_all().expect("synced");
+        file.write_all(&bytes[10_000..]).expect("in memory");
+        let filler = disk.place.source.join("filler");
+        let full = fs::write(&filler, vec![0; 17 << 20]).expect_err("more than the disk has");
+        assert_eq!(full.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{full}");
+        // SAFETY: the descriptor was ours alone, and is none any more.
+        let closed = unsafe { libc::close(file.into_raw_fd()) };
+        assert_eq!((closed, Error::last_os_error().kind()), (-1, ErrorKind::StorageFull));
+        wait_until_unused(&disk.place);
+        fs::remove_file(&filler).expect("removed");
+
+        let found = fs::read(&path).expect("opens");
+        assert!(found == bytes[..10_000], "{options:?}: {} bytes", found.len());
+        assert_eq!(fs::metadata(&path).expect("there").len(), 10_000);
+        fs::write(&path, &bytes).expect("there is room again");
+        assert!(fs::read(&path).expect("opens") == bytes);
+        mounted.unmount();
+    }
 }
 
 /// A quota binds who writes through the mount, though the daemon is root, and what was acknowledged

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{MOUNT, Place, SETPRIV, noise, tool, warpcore, warpcore_without_handles};
+use common::{
+    MOUNT, Place, SETPRIV, noise, number, stats, take_by_power_cut, tool, wait_until_unused,
+    warpcore, warpcore_without_handles,
+};
 use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 use warpcore_need::{Need, need};
@@ -382,14 +385,7 @@ fn what_a_power_cut_has_taken_is_not_written_on() {
         file.write_all(&bytes[SYNCED..]).expect("written");
         drop(file);
         mounted.unmount();
-        let stored = File::options().read(true).write(true).open(place.source.join("name"));
-        let stored = stored.expect("opens");
-        stored.write_all_at(&[0; 4096], 200_000 / 512 * 512).expect("written");
-        let mut mark = [0; 24];
-        rustix::fs::fgetxattr(&stored, "user.warpcore", &mut mark[..]).expect("has it");
-        // Another boot (FORMAT.md).
-        mark[4] ^= 1;
-        rustix::fs::fsetxattr(&stored, "user.warpcore", &mark, XattrFlags::REPLACE).expect("set");
+        take_by_power_cut(&place.source.join("name"), 200_000, 4096);
 
         let mounted = place.mount(options);
         let reader = File::open(&name).expect("opens");
@@ -490,28 +486,6 @@ fn what_is_overwritten_is_given_back() {
         }
         assert!(fs::read(place.target.join("file")).expect("reads") == bytes);
     });
-}
-
-/// RELEASE follows close(2), which does not wait for it, and the next request may overtake it on
-/// another core's queue.
-fn wait_until_unused(place: &Place) {
-    while number(&stats(place, "."), "files_in_use") > 0 {
-        std::thread::yield_now();
-    }
-}
-
-/// Not by getfattr(1): a child that is started closes its copies of our descriptors, and what was
-/// written on them is committed.
-fn stats(place: &Place, path: &str) -> String {
-    let mut value = [0; 1024];
-    let path = place.target.join(path);
-    let len = rustix::fs::getxattr(path, "user.warpcore.stats", &mut value[..]).expect("known");
-    String::from_utf8_lossy(&value[..len]).into_owned()
-}
-
-fn number(stats: &str, name: &str) -> u64 {
-    let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{name} of {stats}"))
 }
 
 /// Room, names and inodes are the lower filesystem's.

@@ -3,11 +3,12 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use common::{MOUNT, Place, assert_same, noise, refused, tool, warpcore};
+use common::{MOUNT, Place, assert_same, noise, refused, take_by_power_cut, tool, warpcore};
 use warpcore_need::{Need, need};
 
 /// Runs `warpcore fs`, and returns what it prints.
@@ -173,6 +174,34 @@ fn what_was_rewritten_is_compacted_and_linear_again() {
     assert!(again.contains("0 files written again"), "{again}");
     let mounted = place.mount(&[]);
     assert!(fs::read(&path).expect("reads") == contents);
+    mounted.unmount();
+}
+
+/// Its lost part is found as it is compacted: that is cut, as by whoever writes to it.
+#[test]
+fn what_a_power_cut_has_left_is_compacted() {
+    const SYNCED: usize = 100_000;
+    if !need(&MOUNT) {
+        return;
+    }
+    let place = Place::new();
+    let [path, stored] = [&place.target, &place.source].map(|directory| directory.join("file"));
+    let bytes = noise(300_000);
+    let mounted = place.mount(&[]);
+    let mut file = File::create(&path).expect("created");
+    file.write_all(&bytes[..SYNCED]).expect("written");
+    file.sync_all().expect("synced");
+    file.write_all_at(&bytes[..100], 0).expect("written again");
+    file.sync_all().expect("synced");
+    file.write_all(&bytes[SYNCED..]).expect("written");
+    drop(file);
+    mounted.unmount();
+    take_by_power_cut(&stored, 200_000, 4096);
+    let printed = upkeep("compact", &stored);
+    assert!(printed.contains("1 files written again"), "{printed}");
+    let mounted = place.mount(&[]);
+    let left = fs::read(&path).expect("opens");
+    assert!((SYNCED..bytes.len()).contains(&left.len()) && bytes.starts_with(&left));
     mounted.unmount();
 }
 

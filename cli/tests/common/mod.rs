@@ -5,11 +5,14 @@
 pub mod disk;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::XattrFlags;
 use tempfile::TempDir;
 use warpcore_need::Need;
 
@@ -180,7 +183,40 @@ pub fn refused(command: &mut Command, code: i32) -> String {
 /// Bytes that do not compress.
 pub fn noise(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    let urandom = std::fs::File::open("/dev/urandom");
+    let urandom = File::open("/dev/urandom");
     urandom.and_then(|mut file| file.read_exact(&mut bytes)).expect("there");
     bytes
+}
+
+/// RELEASE follows close(2), which does not wait for it, and the next request may overtake it on
+/// another core's queue.
+pub fn wait_until_unused(place: &Place) {
+    while number(&stats(place, "."), "files_in_use") > 0 {
+        std::thread::yield_now();
+    }
+}
+
+/// Not by getfattr(1): a child that is started closes its copies of our descriptors, and what was
+/// written on them is committed.
+pub fn stats(place: &Place, path: &str) -> String {
+    let mut value = [0; 1024];
+    let path = place.target.join(path);
+    let len = rustix::fs::getxattr(path, "user.warpcore.stats", &mut value[..]).expect("known");
+    String::from_utf8_lossy(&value[..len]).into_owned()
+}
+
+pub fn number(stats: &str, name: &str) -> u64 {
+    let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{name} of {stats}"))
+}
+
+/// A power cut takes a sector or more of a stored file that was closed before the system started.
+pub fn take_by_power_cut(stored: &Path, at: u64, len: usize) {
+    let file = File::options().read(true).write(true).open(stored).expect("opens");
+    file.write_all_at(&vec![0; len], at / 512 * 512).expect("written");
+    let mut mark = [0; 24];
+    rustix::fs::fgetxattr(&file, "user.warpcore", &mut mark[..]).expect("has it");
+    // Another boot (FORMAT.md).
+    mark[4] ^= 1;
+    rustix::fs::fsetxattr(&file, "user.warpcore", &mark, XattrFlags::REPLACE).expect("set");
 }
