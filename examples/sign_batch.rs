@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
 
     let seconds = started.elapsed().as_secs_f64();
-    let sign = *queue.stats().kernel(Kernel::Sign);
+    let sign = *queue.stats().kernel(Kernel::RsaPrivate);
     println!(
         "{MESSAGES} signatures made and verified, {:.0}/s, in {} batches, the largest of {}",
         MESSAGES as f64 / seconds,

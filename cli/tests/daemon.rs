@@ -108,6 +108,9 @@ fn mount_calls_it_by_another_name() {
     let options = "rw,nofail,x-systemd.automount,noexec,ro";
     let mut command = Command::new(&helper);
     command.arg(&place.source).arg(&place.target).args(["-n", "-o", options]);
+    let faked = Command::new(&helper).arg(&place.source).arg(&place.target).arg("-fv").status();
+    assert!(faked.expect("runs").success());
+    assert!(!place.target.join("plain").exists(), "mounted");
     let (_, supervisor) = mount(&place, &mut command);
     assert_eq!(fs::read(place.target.join("plain")).expect("reads"), b"from before");
     let refused = fs::write(place.target.join("new"), "x").expect_err("read-only");

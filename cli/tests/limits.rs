@@ -46,6 +46,7 @@ fn too_few_descriptors_are_not_the_callers() {
     }
     let names = open.len();
     drop(open);
+    wait_until_unused(&place);
     for name in 0..names {
         let read = fs::read(place.target.join(name.to_string())).expect("reads again");
         assert_eq!(read, b"open");
@@ -153,6 +154,20 @@ fn a_full_disk_keeps_roots_reserve_and_loses_nothing() {
     mounted.unmount();
 }
 
+/// Takes all the room that a disk has, in a file of this name.
+fn fill(path: &Path) {
+    let mut file = File::create(path).expect("created");
+    let mut filled = 1;
+    while filled > 0 {
+        filled = 0;
+        while file.write(&[7; 4096]).is_ok_and(|len| len > 0) {
+            filled += 1;
+        }
+        // What was set aside for more than it takes is free again.
+        file.sync_all().expect("room was set aside");
+    }
+}
+
 /// Who closes a file for which there is no room hears it, and what it was before is what is shown, though the
 /// kernel keeps lengths itself.
 #[test]
@@ -160,7 +175,8 @@ fn what_a_full_disk_did_not_take_is_not_shown() {
     if !(need(&MOUNT) && need(&[Need::Loop, Need::Tool("mkfs.ext4", "e2fsprogs")])) {
         return;
     }
-    let bytes = noise(40_000);
+    // More than was set aside ahead by syncing.
+    let bytes = noise(600_000);
     for options in [&[][..], &["writethrough"]] {
         let disk = Disk::new(&["mkfs.ext4", "-q", "-F"], 16 << 20);
         let mounted = disk.place.mount(options);
@@ -168,10 +184,9 @@ fn what_a_full_disk_did_not_take_is_not_shown() {
         let mut file = File::create(&path).expect("created");
         file.write_all(&bytes[..10_000]).expect("written");
         file.sync_all().expect("synced");
-        file.write_all(&bytes[10_000..]).expect("in memory");
         let filler = disk.place.source.join("filler");
-        let full = fs::write(&filler, vec![0; 17 << 20]).expect_err("more than the disk has");
-        assert_eq!(full.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{full}");
+        fill(&filler);
+        file.write_all(&bytes[10_000..]).expect("in memory");
         // SAFETY: the descriptor was ours alone, and is none any more.
         let closed = unsafe { libc::close(file.into_raw_fd()) };
         assert_eq!((closed, Error::last_os_error().kind()), (-1, ErrorKind::StorageFull));
@@ -185,6 +200,35 @@ fn what_a_full_disk_did_not_take_is_not_shown() {
         assert!(fs::read(&path).expect("opens") == bytes);
         mounted.unmount();
     }
+}
+
+/// A write that was refused long after write(2) has returned: the kernel has told the file's length by then.
+/// Once it is closed its length is what is stored.
+#[test]
+fn what_was_refused_later_is_not_shown() {
+    const LEN: usize = 8 << 20;
+    if !(need(&MOUNT) && need(&[Need::Loop, Need::Tool("mkfs.ext4", "e2fsprogs")])) {
+        return;
+    }
+    let disk = Disk::new(&["mkfs.ext4", "-q", "-F"], 16 << 20);
+    let [path, filler] = [&disk.place.target, &disk.place.source].map(|path| path.join("name"));
+    let filler = filler.with_file_name("filler");
+    let mounted = disk.place.mount(&[]);
+    let mut file = File::create(&path).expect("created");
+    file.sync_all().expect("synced");
+    fill(&filler);
+    let refused = file.write_all(&noise(LEN)).and_then(|()| file.sync_all());
+    assert_eq!(refused.expect_err("no room").kind(), ErrorKind::StorageFull);
+    fs::remove_file(&filler).expect("removed");
+    drop(file);
+    wait_until_unused(&disk.place);
+    let shown = fs::read(&path).expect("opens");
+    assert!(shown.len() < LEN, "all of it");
+    assert_eq!(fs::metadata(&path).expect("there").len(), shown.len() as u64);
+    mounted.unmount();
+    let mounted = disk.place.mount(&[]);
+    assert!(fs::read(&path).expect("opens") == shown, "it is other bytes that are stored");
+    mounted.unmount();
 }
 
 /// A quota binds who writes through the mount, though the daemon is root, and what was acknowledged

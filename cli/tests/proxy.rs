@@ -429,7 +429,7 @@ fn a_new_process_that_never_serves_ends_too() {
     let next = said(" is to take over");
     let next = next.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
     tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
-    said("has not served until now, and is ended too");
+    said("does not serve yet: ended too");
     assert!(child.wait().expect("ours").success());
     assert!(!Path::new("/proc").join(next.expect("a number")).exists(), "it goes on");
 }
@@ -507,7 +507,7 @@ fn a_new_process_that_never_serves_is_replaced() {
     let first = first.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
     let first = first.expect("a number").to_owned();
     kill("-USR2");
-    said(&format!("process {first} has not served until now"));
+    said(&format!("process {first}, which was to take over, does not serve yet"));
     said(" is to take over");
     assert!(!Path::new("/proc").join(first).exists(), "it goes on");
     let log = std::fs::File::open(place.path().join("log")).expect("opens");

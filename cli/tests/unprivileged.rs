@@ -3,9 +3,9 @@
 
 mod common;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -78,13 +78,8 @@ impl Drop for Server {
     }
 }
 
-#[test]
-fn a_user_mounts_what_is_theirs() {
-    let tools = [Need::Tool("fusermount3", "fuse3"), Need::Tool("rsync", "rsync"), SETPRIV];
-    if !(need(&MOUNT) && need(&tools)) {
-        return;
-    }
-    let _device = FuseForEverybody::new();
+/// A place of nobody's, with the program.
+fn place_of_nobody() -> Place {
     let place = Place::new();
     fs::set_permissions(place.directory.path(), Permissions::from_mode(0o755)).expect("ours");
     for path in [&place.source, &place.target] {
@@ -92,7 +87,90 @@ fn a_user_mounts_what_is_theirs() {
     }
     let program = place.directory.path().join("warpcore");
     fs::copy(env!("CARGO_BIN_EXE_warpcore"), &program).expect("copies");
+    place
+}
 
+/// In the mount, which nobody else may enter.
+fn in_mount(place: &Place, program: &str, arguments: &[&str]) {
+    let mut command = as_nobody("env");
+    command.arg("-C").arg(&place.target).arg(program).args(arguments);
+    let output = command.output().expect("starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn unmount(place: &Place) {
+    tool("fusermount3", &["-u", place.target.to_str().expect("UTF-8")], Path::new("/"));
+}
+
+const FUSERMOUNT: Need = Need::Tool("fusermount3", "fuse3");
+
+/// Who may write to a file that is another's may not set its times: they are those of the last write then.
+#[test]
+fn a_file_of_somebody_elses_is_written_to() {
+    if !(need(&MOUNT) && need(&[FUSERMOUNT, SETPRIV])) {
+        return;
+    }
+    let _device = FuseForEverybody::new();
+    let place = place_of_nobody();
+    let stored = place.source.join("name");
+    fs::write(&stored, "").expect("written");
+    fs::set_permissions(&stored, Permissions::from_mode(0o666)).expect("ours");
+    let server = Server::start(&place);
+    let script = "import os\n\
+        for text in b'one', b'two'*100000:\n \
+        f=os.open('name',os.O_WRONLY|os.O_APPEND); os.write(f,text); os.fsync(f); os.close(f)\n\
+        os.truncate('name', 4)\n\
+        assert open('name').read()=='onet'";
+    in_mount(&place, "python3", &["-c", script]);
+    unmount(&place);
+    server.ended();
+    let read = warpcore().args(["fs", "cat"]).arg(&stored).output().expect("runs");
+    assert_eq!(read.stdout, b"onet");
+}
+
+/// A power cut has taken the end of a file to which nobody may write, so that its mark cannot say it. Once it
+/// has been written again its length is the new one.
+#[test]
+fn a_mark_that_was_wrong_is_right_again() {
+    if !(need(&MOUNT) && need(&[FUSERMOUNT, SETPRIV])) {
+        return;
+    }
+    let _device = FuseForEverybody::new();
+    let place = place_of_nobody();
+    let server = Server::start(&place);
+    let script = "import os\n\
+        f=os.open('name',os.O_WRONLY|os.O_CREAT,0o444); os.write(f,os.urandom(100000)); os.close(f)";
+    in_mount(&place, "python3", &["-c", script]);
+    unmount(&place);
+    server.ended();
+    let stored = File::options().write(true).open(place.source.join("name")).expect("opens");
+    let len = stored.metadata().expect("there").len();
+    stored.write_all_at(&[0; 50_000], len - 50_000).expect("as root");
+    let server = Server::start(&place);
+    let script = "import os\n\
+        assert os.stat('name').st_size==100000\n\
+        left=len(open('name','rb').read()); assert left<100000\n\
+        assert os.stat('name').st_size==left\n\
+        os.chmod('name',0o644); open('name','wb').write(b'new'*1000)";
+    in_mount(&place, "python3", &["-c", script]);
+    // The kernel forgets what it knows of the file.
+    fs::write("/proc/sys/vm/drop_caches", "2").expect("as root");
+    let script = "import os\n\
+        assert os.stat('name').st_size==3000\n\
+        assert open('name','rb').read()==b'new'*1000";
+    in_mount(&place, "python3", &["-c", script]);
+    unmount(&place);
+    server.ended();
+}
+
+#[test]
+fn a_user_mounts_what_is_theirs() {
+    let tools = [FUSERMOUNT, Need::Tool("rsync", "rsync"), SETPRIV];
+    if !(need(&MOUNT) && need(&tools)) {
+        return;
+    }
+    let _device = FuseForEverybody::new();
+    let place = place_of_nobody();
     let server = Server::start(&place);
     let script = "import os\n\
         text=b'nobody may write to this, as to the objects of git\\n'*500\n\
@@ -105,19 +183,11 @@ fn a_user_mounts_what_is_theirs() {
         assert open('linked','rb').read()==text+b'end'\n\
         f=open('unlinked','w+'); f.write('x'*100000); f.flush(); os.unlink('unlinked')\n\
         f.seek(0); assert f.read()=='x'*100000";
-    let in_mount = |program: &str, arguments: &[&str]| {
-        // Nobody else may enter it, as whom this command begins.
-        let mut command = as_nobody("env");
-        command.arg("-C").arg(&place.target).arg(program).args(arguments);
-        let output = command.output();
-        let output = output.expect("starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    in_mount("python3", &["-c", script]);
-    in_mount("rsync", &["-rlptH", "/usr/share/perl/", "perl"]);
-    in_mount("diff", &["-r", "/usr/share/perl", "perl"]);
-    in_mount("rm", &["-r", "perl/5.36.0"]);
-    tool("fusermount3", &["-u", place.target.to_str().expect("UTF-8")], Path::new("/"));
+    in_mount(&place, "python3", &["-c", script]);
+    in_mount(&place, "rsync", &["-rlptH", "/usr/share/perl/", "perl"]);
+    in_mount(&place, "diff", &["-r", "/usr/share/perl", "perl"]);
+    in_mount(&place, "rm", &["-r", "perl/5.36.0"]);
+    unmount(&place);
     server.ended();
 
     // Marked as ours and closed, though nobody may write to it.
@@ -129,9 +199,13 @@ fn a_user_mounts_what_is_theirs() {
     let checked = warpcore().args(["fs", "check"]).arg(&place.source).output().expect("runs");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let server = Server::start(&place);
-    in_mount("sh", &["-c", "test $(stat -c %s linked) = 25503 && tail -c 3 moved | grep -q end"]);
+    in_mount(
+        &place,
+        "sh",
+        &["-c", "test $(stat -c %s linked) = 25503 && tail -c 3 moved | grep -q end"],
+    );
     // Somebody reads it, from when nobody could write to it.
-    in_mount("sh", &["-c", "exec 3<moved && chmod 600 moved && printf more >>moved"]);
+    in_mount(&place, "sh", &["-c", "exec 3<moved && chmod 600 moved && printf more >>moved"]);
     tool("kill", &["-TERM", &server.child.id().to_string()], Path::new("/"));
     server.ended();
     let read = warpcore().args(["fs", "cat"]).arg(&stored).output().expect("runs");

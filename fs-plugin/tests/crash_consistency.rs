@@ -956,6 +956,55 @@ fn a_copy_from_a_file_of_other_chunks() {
     }
 }
 
+/// Of more chunks than a record has extents: one is written in the middle of the copy.
+#[test]
+fn a_long_copy_with_holes() {
+    const CHUNK: usize = 1 << 12;
+    let queue = Rc::new(Queue::new(256));
+    let file = || {
+        let medium = Rc::new(CrashMedium::default());
+        let options = Options { chunk_len_log2: 12, ..options() };
+        (Rc::clone(&medium), Contents::create(medium, options).expect("creates"))
+    };
+    let ((_, mut source), (medium, mut contents)) = (file(), file());
+    let mut bytes = Data::Noise(1).bytes(80 * CHUNK);
+    run(&queue, source.write(&queue, 0, &bytes)).expect("writes");
+    for hole in [8 * CHUNK..16 * CHUNK, 72 * CHUNK..80 * CHUNK] {
+        run(&queue, source.punch_hole(hole.start as u64..hole.end as u64)).expect("punches");
+        bytes[hole].fill(0);
+    }
+    let before = Data::Noise(2).bytes(80 * CHUNK);
+    run(&queue, contents.write(&queue, 0, &before)).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    let copy = contents.copy_from(&queue, &mut source, 0, 0, bytes.len() as u64);
+    assert_eq!(run(&queue, copy).expect("copies"), bytes.len() as u64);
+    assert!(read_all(&queue, &mut contents) == bytes);
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == bytes, "synced, and cut");
+    run(&queue, contents.close(&queue)).expect("closes");
+    assert!(read_all(&queue, &mut open(&queue, &medium)) == bytes);
+}
+
+/// To punch where nothing is stored any more leaves nothing to be stored.
+#[test]
+fn what_is_a_hole_is_punched_for_nothing() {
+    let queue = Rc::new(Queue::new(32));
+    let medium = Rc::new(CrashMedium::default());
+    let mut contents = Contents::create(Rc::clone(&medium), options()).expect("creates");
+    run(&queue, contents.write(&queue, 0, &[7; 100_000])).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    run(&queue, contents.punch_hole(0..90_000)).expect("punches");
+    run(&queue, contents.close(&queue)).expect("closes");
+    let before = medium.len().expect("in memory");
+    for at in 0..1000 {
+        run(&queue, contents.punch_hole(10_000 + at..20_000 + at)).expect("punches");
+    }
+    run(&queue, contents.close(&queue)).expect("closes");
+    // A record for the time, and no extent.
+    let more = medium.len().expect("in memory") - before;
+    assert!(more < 1000, "{more} bytes");
+}
+
 /// A file that somebody made to hurt: two extents of one place with different lengths, and one that
 /// stores nothing.
 #[test]

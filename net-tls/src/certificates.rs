@@ -267,7 +267,7 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     let bytes = read(path).map(Zeroizing::new)?;
     if path.metadata().is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
-        tracing::warn!("{} can be used by every user of this machine: chmod o=", path.display());
+        tracing::warn!("every user of this machine may use {0}: `chmod o= {0}`", path.display());
     }
     Ok(bytes)
 }

@@ -278,7 +278,11 @@ async fn shake_hands(
     };
     let name = accepted.client_hello().server_name().map(str::to_owned);
     let Some(site) = sites.find(name.as_deref()) else {
-        let error = rustls::Error::General(format!("no site is called {name:?}"));
+        let asked = match &name {
+            Some(name) => format!("no site has the name `{name}`"),
+            None => "the client has sent no server name, and no site is for all names".to_owned(),
+        };
+        let error = rustls::Error::General(asked);
         return Err(refuse(client, Refused { error, alert: UNRECOGNIZED_NAME.to_vec() }).await);
     };
     let site = Arc::clone(site);
@@ -372,7 +376,7 @@ async fn complete(mut step: Step, counters: &Counters) -> Result<Box<ServerConne
             }
             Asked::Sign(SignRequest::Rsa { key, scheme, message }) => {
                 let signed = queue().submit(Sign::new(key, scheme, message)).await;
-                (Kernel::Sign, Answer::Signed(signed.result))
+                (Kernel::RsaPrivate, Answer::Signed(signed.result))
             }
         };
         counters.asked(kernel).add(asked_at.elapsed());

@@ -444,8 +444,8 @@ mod tests {
         assert!((1..=AT_A_TIME).contains(&stack::free()), "{} stacks are back", stack::free());
         let stats = queue.stats();
         assert_eq!(stats.in_flight(), 0);
-        let alone = together(Kernel::Sign).is_none();
-        assert!(alone || stats.kernel(Kernel::Sign).batch_len_max > 1, "never together");
+        let alone = together(Kernel::RsaPrivate).is_none();
+        assert!(alone || stats.kernel(Kernel::RsaPrivate).batch_len_max > 1, "never together");
     }
 
     /// As a task's end drops those that it holds, also one that panics: each call ends in an error of

@@ -214,7 +214,7 @@ fn queues(proxy: &Proxy, text: &mut String) {
     Family::new(text, "offload_in_flight", "gauge", help).line("", "", queue.in_flight());
     let help = "Times that an offload queue had no room.";
     Family::new(text, "offload_full_total", "counter", help).line("", "", queue.full);
-    let help = "Requests by the size of the batch that they were computed in.";
+    let help = "Batches of the offload queues, by their number of requests.";
     let mut family = Family::new(text, "offload_batch_requests", "histogram", help);
     for kernel in ASKED {
         let stats = queue.kernel(kernel);

@@ -232,7 +232,10 @@ fn read_revoked(paths: &[PathBuf]) -> Result<Vec<RevocationList>, Error> {
             let (_, parsed) = parsed.map_err(|_| fail("an X509 CRL in it is broken"))?;
             let expires = parsed.next_update().map(|time| time.timestamp());
             if expires.is_some_and(|expires| expires < OffsetDateTime::now_utc().unix_timestamp()) {
-                tracing::warn!("{}: the time of this list is over", path.display());
+                tracing::warn!(
+                    "{}: this list of the revoked has expired (nextUpdate); it still counts",
+                    path.display()
+                );
             }
             revoked.push(RevocationList { path: path.clone(), der, expires });
         }

@@ -160,7 +160,7 @@ impl Durations {
 }
 
 /// What handshakes ask of the queue.
-pub(crate) const ASKED: [Kernel; 3] = [Kernel::Ecdsa, Kernel::KeyExchange, Kernel::Sign];
+pub(crate) const ASKED: [Kernel; 3] = [Kernel::Ecdsa, Kernel::KeyExchange, Kernel::RsaPrivate];
 
 /// Every suite of the provider.
 pub(crate) const SUITES: [CipherSuite; 9] = [

@@ -50,7 +50,7 @@ fn shakes_hands_and_relays(signing: Signing) {
     }
     let stats = proxy.stop();
     assert_eq!((stats.accepted, stats.handshakes, stats.handshakes_failed), (2, 2, 0));
-    let signed = stats.queue.kernel(Kernel::Sign).requests;
+    let signed = stats.queue.kernel(Kernel::RsaPrivate).requests;
     assert_eq!(signed, if signing == Signing::Offloaded { 2 } else { 0 });
     // In TLS 1.2 our key goes out before the client's is there: in place, as where there are no lanes.
     let exchanged = stats.queue.kernel(Kernel::KeyExchange).requests;
@@ -82,9 +82,9 @@ fn two_hundred(signing: Signing) {
     clients.into_iter().for_each(|client| client.join().expect("no panic"));
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.handshakes_failed), (200, 0));
-    let largest = stats.queue.kernel(Kernel::Sign).batch_len_max;
+    let largest = stats.queue.kernel(Kernel::RsaPrivate).batch_len_max;
     // Where nothing is computed in lanes, nothing waits for company.
-    let alone = signing == Signing::InPlace || together(Kernel::Sign).is_none();
+    let alone = signing == Signing::InPlace || together(Kernel::RsaPrivate).is_none();
     assert!(alone || largest > 1, "never more than one signature waited");
 }
 
@@ -279,7 +279,7 @@ fn a_device_that_dies_is_not_noticed() {
     });
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.handshakes_failed), (80, 0));
-    let signed = stats.queue.kernel(Kernel::Sign);
+    let signed = stats.queue.kernel(Kernel::RsaPrivate);
     assert!(signed.on_device > 0 && signed.redone > 1 && signed.spilled > 0, "{signed:?}");
     assert_eq!((stats.queue.in_flight(), model.open_queues()), (0, 0));
 }

@@ -65,7 +65,7 @@ fn a_key_that_is_not_rsa_is_served_too() {
     let config = common::client_config(&identity, &rustls::version::TLS13);
     assert_eq!(common::exchange(&config, proxy.address, b"x").expect("answered"), b"x");
     let stats = proxy.stop();
-    assert_eq!(stats.queue.kernel(Kernel::Sign).requests, 0);
+    assert_eq!(stats.queue.kernel(Kernel::RsaPrivate).requests, 0);
     let on_queue = together(Kernel::Ecdsa).is_some();
     assert_eq!(stats.queue.kernel(Kernel::Ecdsa).requests, u64::from(on_queue));
 }

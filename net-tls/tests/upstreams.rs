@@ -416,7 +416,7 @@ fn what_happens_is_told() {
         "warpcore_handshakes_total{version=\"1.3\",resumed=\"no\"} 1\n",
         "warpcore_handshakes_by_suite_total{suite=\"TLS_AES_256_GCM_SHA384\"} 1\n",
         "warpcore_handshake_seconds_count 1\n",
-        "warpcore_offload_seconds_bucket{kernel=\"sign\",le=\"+Inf\"} 1\n",
+        "warpcore_offload_seconds_bucket{kernel=\"rsa\",le=\"+Inf\"} 1\n",
         "warpcore_relayed_bytes_total{from=\"client\"} 5\n",
         "warpcore_offload_full_total 0\n",
         "warpcore_certificate_expires_seconds{chain=\"",

@@ -86,7 +86,7 @@ pub fn together(kernel: Kernel) -> Option<usize> {
     match kernel {
         Kernel::Ecdsa => ecdsa::EcdsaSigner::has_lanes().then_some(ecdsa::EcdsaSigner::TOGETHER),
         Kernel::KeyExchange => kx::Exchanger::has_lanes().then_some(kx::Exchanger::TOGETHER),
-        Kernel::Sign => rsa::Signer::together(),
+        Kernel::RsaPrivate => rsa::Signer::together(),
         _ => None,
     }
 }

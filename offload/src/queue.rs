@@ -755,7 +755,7 @@ impl Shared {
             let kernel = Kernel::ALL[index];
             let unit = match (kernel, &slots.gatherings[index]) {
                 (Kernel::Custom, _) => slots.next_custom(now).map(Unit::Custom),
-                (Kernel::Sign, _) if signing && begun => Some(Unit::Signing),
+                (Kernel::RsaPrivate, _) if signing && begun => Some(Unit::Signing),
                 (_, Some(gathering)) => {
                     gathering.is_due(Some(now)).then_some(Unit::Together(kernel))
                 }
@@ -826,7 +826,7 @@ impl Shared {
                 gathering.take(&mut taken, |token| {
                     let slot = &entries[token as usize];
                     // Keys of one size go together; one that nobody waits for goes with any.
-                    slot.orphan || kernel != Kernel::Sign || {
+                    slot.orphan || kernel != Kernel::RsaPrivate || {
                         let len = self.describe(token, slot).modulus_len_bytes();
                         *size.get_or_insert(len) == len
                     }
@@ -1192,7 +1192,7 @@ fn gathering(kernel: Kernel, depth: usize) -> Option<Gathering> {
     let age = match kernel {
         Kernel::Ecdsa => ECDSA_AGE,
         Kernel::KeyExchange => EXCHANGE_AGE,
-        Kernel::Sign => SIGN_AGE,
+        Kernel::RsaPrivate => SIGN_AGE,
         _ => return None,
     };
     Some(Gathering::new(depth, crate::together(kernel)?, age))

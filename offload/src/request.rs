@@ -366,7 +366,7 @@ impl<S: Source, T: Target> Request for RsaPrivate<S, T> {
     type Output = Done<S, T>;
 
     fn kernel(&self) -> Kernel {
-        Kernel::Sign
+        Kernel::RsaPrivate
     }
 
     fn describe(&mut self) -> Work {
@@ -387,7 +387,7 @@ impl<S: Source, T: Target> Request for RsaPublic<S, T> {
     type Output = Done<S, T>;
 
     fn kernel(&self) -> Kernel {
-        Kernel::Rsa
+        Kernel::RsaPublic
     }
 
     fn describe(&mut self) -> Work {
@@ -408,7 +408,7 @@ impl<S: Source> Request for Sign<S> {
     type Output = Signed<S>;
 
     fn kernel(&self) -> Kernel {
-        Kernel::Sign
+        Kernel::RsaPrivate
     }
 
     fn describe(&mut self) -> Work {

@@ -16,10 +16,10 @@ pub enum Kernel {
     Ecdsa,
     /// [`KeyExchange`](crate::KeyExchange).
     KeyExchange,
-    /// [`RsaPublic`](crate::RsaPublic).
-    Rsa,
     /// [`Sign`](crate::Sign) and [`RsaPrivate`](crate::RsaPrivate).
-    Sign,
+    RsaPrivate,
+    /// [`RsaPublic`](crate::RsaPublic).
+    RsaPublic,
 }
 
 impl Kernel {
@@ -31,8 +31,8 @@ impl Kernel {
         Self::Decompress,
         Self::Ecdsa,
         Self::KeyExchange,
-        Self::Rsa,
-        Self::Sign,
+        Self::RsaPrivate,
+        Self::RsaPublic,
     ];
 
     /// Name for people.
@@ -44,8 +44,8 @@ impl Kernel {
             Self::Decompress => "decompress",
             Self::Ecdsa => "p256",
             Self::KeyExchange => "x25519",
-            Self::Rsa => "rsa public",
-            Self::Sign => "sign",
+            Self::RsaPrivate => "rsa",
+            Self::RsaPublic => "rsa public",
         }
     }
 }

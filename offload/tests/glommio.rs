@@ -48,7 +48,8 @@ fn on_software() {
     assert_eq!((stats.completed, stats.failed), (u64::from(TASKS) * 4, 0));
     // Where nothing is computed in lanes, nothing waits for company.
     assert!(
-        together(Kernel::Sign).is_none() || stats.kernel(Kernel::Sign).batch_len_max > 1,
+        together(Kernel::RsaPrivate).is_none()
+            || stats.kernel(Kernel::RsaPrivate).batch_len_max > 1,
         "they gather"
     );
 }
@@ -61,7 +62,7 @@ fn on_devices() {
     let models = [ModelKind::Zip, ModelKind::Hpre].map(|kind| Model::new(kind).start());
     let stats = on_an_executor(&Devices::models(&models));
     assert_eq!((stats.completed, stats.failed), (u64::from(TASKS) * 4, 0));
-    for kernel in [Kernel::Compress, Kernel::Decompress, Kernel::Sign] {
+    for kernel in [Kernel::Compress, Kernel::Decompress, Kernel::RsaPrivate] {
         assert_eq!(stats.kernel(kernel).on_device, u64::from(TASKS), "{}", kernel.name());
     }
 }

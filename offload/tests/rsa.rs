@@ -50,8 +50,8 @@ fn every_size_and_scheme_verifies() {
         }
     }
     // Six were submitted before the first ran: they go together where there are lanes.
-    let largest = queue.stats().kernel(Kernel::Sign).batch_len_max;
-    assert!(together(Kernel::Sign).is_none_or(|all| largest >= all as u64));
+    let largest = queue.stats().kernel(Kernel::RsaPrivate).batch_len_max;
+    assert!(together(Kernel::RsaPrivate).is_none_or(|all| largest >= all as u64));
 }
 
 /// Only keys of one size go together; each signature is of its own key all the same.
@@ -104,7 +104,7 @@ fn a_queue_that_is_dropped_ends_the_signatures_in_hand() {
     assert!(queue.turn(Instant::now(), Duration::ZERO).busy);
     drop(queue);
     let other = Queue::new(1);
-    let finished = usize::from(together(Kernel::Sign).is_none());
+    let finished = usize::from(together(Kernel::RsaPrivate).is_none());
     for (number, op) in ops.into_iter().enumerate() {
         let expected = if number < finished { Ok(()) } else { Err(Error::Closed) };
         assert_eq!(other.run(op).result.map(drop), expected);
@@ -180,7 +180,7 @@ fn a_broken_key_says_what_is_wrong_with_it() {
         match PrivateKey::from_der(&der) {
             Err(KeyError::Inconsistent(_)) => {}
             // Without lanes only a device would work with such a key.
-            Ok(_) if from_end == 170 && together(Kernel::Sign).is_none() => {}
+            Ok(_) if from_end == 170 && together(Kernel::RsaPrivate).is_none() => {}
             other => panic!("{other:?}"),
         }
     }

@@ -19,7 +19,8 @@ use warpcore_runtime::net::{Address, Listener, Stream};
 use warpcore_runtime::{Builder, Stopper, spawn, stopper, stopping};
 use warpcore_tls::{CertificateConfig, Config, Proxy, Signing, Stats};
 
-use super::{Interrupted, on_device, per_second, progress, row};
+use super::{Interrupted, on_device, per_second, row};
+use crate::progress::progress;
 use crate::{Failure, print};
 
 /// Full handshakes for each way of signing.
@@ -75,7 +76,7 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
     upstream.stop()?;
 
     let rates = elapsed.map(|elapsed| per_second(HANDSHAKES as u64, elapsed));
-    let sign = *offloaded.queue.kernel(Kernel::Sign);
+    let sign = *offloaded.queue.kernel(Kernel::RsaPrivate);
     row("offloaded", &format!("{:.0} handshakes/s, {CONCURRENT} connections at a time", rates[0]))?;
     row("", &format!("{} signatures in {} batches", sign.requests, sign.batches))?;
     row("", &format!("largest batch {}", sign.batch_len_max))?;
@@ -93,7 +94,7 @@ pub(super) fn run(devices: &Devices, interrupted: &Interrupted) -> Result<usize,
     if devices.signs() {
         on_device("signatures", &sign)?;
     }
-    if together(Kernel::Sign).is_none() {
+    if together(Kernel::RsaPrivate).is_none() {
         row("", "this processor has no AVX2 and FMA: without a device, one at a time")?;
     } else if sign.batch_len_max <= 1 {
         return Err("no two signatures were ever in one batch".into());

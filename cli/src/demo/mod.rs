@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use warpcore_offload::KernelStats;
@@ -103,13 +102,6 @@ impl Interrupted {
     fn check(&self) -> Result<(), Failure> {
         if self.is_set() { Err("interrupted".into()) } else { Ok(()) }
     }
-}
-
-/// A bar on a terminal, nothing in a pipe.
-pub(crate) fn progress(what: &'static str, len: u64, unit: &str) -> ProgressBar {
-    let template = format!("  {what:<10} [{{bar:40}}] {{pos}}/{{len}} {unit}");
-    let style = ProgressStyle::with_template(&template).expect("a good template");
-    ProgressBar::new(len).with_style(style.progress_chars("=> "))
 }
 
 /// One line of the table.

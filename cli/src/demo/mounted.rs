@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -11,7 +11,8 @@ use std::time::Instant;
 use warpcore_offload::{Codec, Devices, Kernel, KernelStats};
 
 use super::tree::{Entry, Tree, same};
-use super::{Interrupted, mb, on_device, per_second, progress, row};
+use super::{Interrupted, mb, on_device, per_second, row};
+use crate::progress::progress;
 use crate::{Failure, print};
 
 /// Returns the number of files that were verified.
@@ -155,7 +156,6 @@ fn allocated(directory: &Path) -> std::io::Result<u64> {
 
 /// `warpcore mount` in a process of its own, as a user would run it.
 struct Mounted {
-    target: PathBuf,
     /// None once it has ended.
     child: Option<Child>,
     /// What it says, read as it comes, so that it never waits for us.
@@ -171,19 +171,22 @@ impl Mounted {
         let mut child = command.spawn()?;
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let mut line = String::new();
-        stderr.read_line(&mut line)?;
+        let mut warnings = String::new();
+        while stderr.read_line(&mut line)? > 0 && !line.starts_with("mounted ") {
+            warnings.push_str(&std::mem::take(&mut line));
+        }
         let said = std::thread::spawn(move || std::io::read_to_string(stderr));
-        let mounted = Self { target: target.to_owned(), child: Some(child), said: Some(said) };
+        let mounted = Self { child: Some(child), said: Some(said) };
         if line.starts_with("mounted ") {
             return Ok(mounted);
         }
-        Err(format!("the mount was refused: {}", line.trim()).into())
+        Err(format!("the mount was refused: {}", warnings.trim()).into())
     }
 
     /// Unmounts; returns what the mount said of itself.
     fn unmount(mut self) -> Result<Said, Failure> {
-        rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::empty())?;
         let mut child = self.child.take().expect("held until ended");
+        end(&child);
         let ended = child.wait()?;
         let said = self.said.take().expect("read until ended");
         let said = said.join().map_err(|_| "its words could not be read")??;
@@ -221,10 +224,15 @@ struct Said {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
-        // Interrupted or failed: SIGTERM makes it flush and unmount by itself.
-        if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
+        // Interrupted or failed.
+        end(child);
         let _ = child.wait();
+    }
+}
+
+/// Makes a mount flush and unmount by itself, as whoever made it can.
+fn end(child: &Child) {
+    if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 }

@@ -3,6 +3,7 @@
 mod upkeep;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,13 +16,13 @@ use warpcore_fs::{LockError, is_shown};
 use warpcore_offload::Codec;
 use warpcore_runtime::{Builder, queue};
 
-use crate::demo::progress;
+use crate::progress::progress;
 use crate::storage;
-use crate::{Failure, print};
+use crate::{Failure, print, unwritten};
 
 /// Look at stored files without a mount, and keep them in order
 ///
-/// PATH is a file or a directory in SRC, not in MNT.
+/// PATH is a file or a directory in SRC, not in MNT (but of `scrub`).
 ///
 /// Examples:
 ///   warpcore fs stat /srv/data.stored
@@ -63,7 +64,7 @@ enum Command {
         /// zstd or deflate
         #[arg(long, value_name = "NAME", default_value = "zstd", value_parser = storage::codec)]
         codec: Codec,
-        /// zstd -7 to 19, not 0; deflate 0 to 9
+        /// zstd -7 to 19, not 0; deflate 0 to 9. More than a mount's: nobody waits for it
         #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true)]
         #[arg(value_parser = storage::level)]
         level: i32,
@@ -130,9 +131,9 @@ async fn cat(path: &Path) -> Result<(), Failure> {
         let len = contents.read(&queue(), offset, &mut part).await;
         let len = len.map_err(|error| format!("{}: {error}", path.display()))?;
         if len == 0 {
-            return Ok(out.flush()?);
+            return out.flush().map_err(unwritten);
         }
-        out.write_all(&part[..len])?;
+        out.write_all(&part[..len]).map_err(unwritten)?;
         offset += len as u64;
     }
 }
@@ -164,6 +165,11 @@ async fn check(path: &Path) -> Result<(), Failure> {
 fn scrub(path: &Path) -> Result<(), Failure> {
     const PART: usize = 1 << 20;
     let (mut good, mut bad) = (0_u64, 0_u64);
+    let root = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if !is_shown(root) {
+        let cause = "no mount of warpcore shows it; `warpcore fs check` reads what is stored";
+        return Err(format!("{}: {cause}", path.display()).into());
+    }
     let all = files(path)?;
     let bar = progress("scrubbing", all.len() as u64, "files");
     let mut part = vec![0; PART];
@@ -196,9 +202,12 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     let single = path.is_file();
     let mut bad = 0_u64;
     for path in files(path)? {
-        let on_disk = std::fs::metadata(&path)?.blocks() * 512;
+        let on_disk = std::fs::metadata(&path).map_or(0, |metadata| metadata.blocks()) * 512;
         let report = match open(&path).await {
-            Ok(contents) => contents.report().await.map_err(Failure::from),
+            Ok(contents) => {
+                let report = contents.report().await;
+                report.map_err(|error| format!("{}: {error}", path.display()).into())
+            }
             Err(failure) => Err(failure),
         };
         let report = match report {
@@ -242,9 +251,14 @@ async fn stat(path: &Path) -> Result<(), Failure> {
     if bad > 0 { Err(format!("{bad} damaged files are not counted").into()) } else { Ok(()) }
 }
 
-/// Every regular file at or below `path`, in order, on its filesystem.
+/// Every regular file at or below `path`, which may be a link to it, in order, on its filesystem.
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    files_on(None, path)
+    let named = |error: &dyn Display| format!("{}: {error}", path.display());
+    let path = path.canonicalize().map_err(|error| named(&error))?;
+    if !path.is_dir() && !path.is_file() {
+        return Err(named(&"neither a file nor a directory").into());
+    }
+    files_on(None, &path)
 }
 
 /// `device`: of the filesystem; None: of `path`.
@@ -259,7 +273,7 @@ fn files_on(device: Option<u64>, path: &Path) -> Result<Vec<PathBuf>, Failure> {
         return Ok(if metadata.is_file() { vec![path.to_owned()] } else { Vec::new() });
     }
     let entries = std::fs::read_dir(path).map_err(|error| named(path, error))?;
-    let mut entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(|error| named(path, error))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     let mut found = Vec::new();
     for entry in entries {

@@ -15,7 +15,7 @@ use warpcore_fs::{is_on_fuse, lock_tree};
 use warpcore_runtime::queue;
 
 use super::files;
-use crate::demo::progress;
+use crate::progress::progress;
 use crate::{Failure, print};
 
 /// What became of a file.
@@ -51,7 +51,9 @@ async fn each(
     let (all, leftovers): (Vec<_>, Vec<_>) =
         files(path)?.into_iter().partition(|path| !is_leftover(path));
     // Of a run that was interrupted: nobody else is at work here.
-    leftovers.iter().try_for_each(fs::remove_file)?;
+    for leftover in &leftovers {
+        fs::remove_file(leftover).map_err(|error| format!("{}: {error}", leftover.display()))?;
+    }
     let bytes = all.iter().map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
     let bar = progress(what, bytes.sum(), "bytes");
     let (mut done, mut left, mut skipped, mut failed) = (0_u64, 0_u64, 0_u64, 0_u64);

@@ -167,27 +167,15 @@ fn called_by_mount(arguments: &[&str]) -> Option<Vec<String>> {
     let mut rest = arguments[1..].iter();
     while let Some(argument) = rest.next() {
         match *argument {
-            "-o" => {
-                // Words that are for mount(8) and systemd alone.
-                let own = rest.next()?.split(',').filter(|option| !is_for_others(option));
-                let own: Vec<_> = own.collect();
-                if !own.is_empty() {
-                    translated.extend(["-o".to_owned(), own.join(",")]);
+            "-o" => translated.extend(["-o".to_owned(), (*rest.next()?).to_owned()]),
+            "-t" | "-N" => drop(rest.next()),
+            flags if flags.starts_with('-') => {
+                if flags.contains('f') {
+                    translated.push("--fake".to_owned());
                 }
             }
-            "-t" | "-N" => drop(rest.next()),
-            flags if flags.starts_with('-') => {}
             path => translated.push(path.to_owned()),
         }
     }
     Some(translated)
-}
-
-/// mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", as far as they change nothing for us.
-fn is_for_others(option: &str) -> bool {
-    const WORDS: [&str; 12] = [
-        "", "async", "auto", "defaults", "exec", "noauto", "nodev", "nofail", "nosuid", "relatime",
-        "rw", "_netdev",
-    ];
-    WORDS.contains(&option) || option.starts_with("x-") || option.starts_with("comment=")
 }

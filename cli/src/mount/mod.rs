@@ -58,6 +58,9 @@ pub(crate) struct Arguments {
     /// Go to the background once it is mounted; messages go to syslog
     #[arg(long)]
     daemon: bool,
+    /// Do nothing, as `mount -f` wants it
+    #[arg(long, hide = true)]
+    fake: bool,
     #[command(flatten)]
     selection: Selection,
 }
@@ -69,6 +72,8 @@ enum MountOption {
     Codec(Codec),
     DirtyMax(u64),
     Flag(Flag),
+    /// For mount(8) and systemd.
+    ForOthers,
     IndexMax(u64),
     Level(i32),
     NoUring,
@@ -76,6 +81,9 @@ enum MountOption {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.fake {
+        return Ok(());
+    }
     match daemon::role() {
         None if arguments.daemon => return daemon::start(),
         Some(Role::Supervisor) => return daemon::supervise(&arguments.target),
@@ -104,6 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             MountOption::Codec(codec) => config.contents.codec = codec,
             MountOption::DirtyMax(bytes) => config.dirty_max = bytes,
             MountOption::Flag(flag) => config.flags.push(flag),
+            MountOption::ForOthers => {}
             MountOption::IndexMax(bytes) => config.index_max = bytes,
             MountOption::Level(level) => config.contents.level = level,
             MountOption::NoUring => config.io_uring = false,
@@ -169,8 +178,18 @@ fn parse(option: &str) -> Result<MountOption, String> {
         ("index", value) => Ok(MountOption::IndexMax(mib(name, value)?)),
         ("codec", value) => Ok(MountOption::Codec(storage::codec(value)?)),
         ("level", value) => Ok(MountOption::Level(storage::level(value)?)),
-        _ => Err(format!("unknown mount option `{option}`")),
+        _ if is_for_others(option) => Ok(MountOption::ForOthers),
+        _ => Err(format!("there is no mount option `{option}`; see `warpcore mount --help`")),
     }
+}
+
+/// mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", as far as they change nothing for us.
+fn is_for_others(option: &str) -> bool {
+    const WORDS: [&str; 12] = [
+        "", "async", "auto", "defaults", "exec", "noauto", "nodev", "nofail", "nosuid", "relatime",
+        "rw", "_netdev",
+    ];
+    WORDS.contains(&option) || option.starts_with("x-") || option.starts_with("comment=")
 }
 
 /// As in `128m`, in bytes.

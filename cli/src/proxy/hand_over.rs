@@ -51,7 +51,10 @@ impl HandOver {
         match mem::replace(&mut *state, State::Alone) {
             State::Alone => {}
             State::Starting(next) => {
-                tracing::warn!("process {} has not served until now, and is ended", next.id());
+                tracing::warn!(
+                    "process {}, which was to take over, does not serve yet: ended",
+                    next.id()
+                );
                 next.end(&self.proxy);
             }
             over @ (State::Done | State::Stopped) => {
@@ -85,7 +88,10 @@ impl HandOver {
         match mem::replace(&mut *state, State::Stopped) {
             State::Alone | State::Stopped => false,
             State::Starting(next) => {
-                tracing::warn!("process {} has not served until now, and is ended too", next.id());
+                tracing::warn!(
+                    "process {}, which was to take over, does not serve yet: ended too",
+                    next.id()
+                );
                 next.end(&self.proxy);
                 false
             }

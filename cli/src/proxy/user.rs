@@ -35,7 +35,10 @@ pub(super) fn become_user(user: &User, log: Option<&Path>) -> Result<(), Failure
     if !geteuid().is_root() {
         // It is already if the process before this one was.
         if geteuid().as_raw() != uid {
-            tracing::warn!("only root becomes {name}: this stays who it is");
+            tracing::warn!(
+                "only root can become {name}: going on as user id {}",
+                geteuid().as_raw()
+            );
         }
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Gid, Mode, StatxFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, Gid, Mode, Stat, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::lookup::is_file;
@@ -10,6 +10,7 @@ use super::lower::{attribute_of, proc_path};
 use super::{Answer, Fs, reply};
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
+use crate::store::contents::Time;
 use crate::store::format::{ATTRIBUTE_NAME, Attribute};
 
 impl Fs {
@@ -79,7 +80,7 @@ impl Fs {
         let stat = fs::fstat(fd)?;
         let mut size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut modified = (stat.st_mtime, narrow(stat.st_mtime_nsec));
-        let mut changed = (stat.st_ctime, narrow(stat.st_ctime_nsec));
+        let mut changed = changed(&stat);
         let mut blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
         if let Some((known, modified_here, changed_here, dirty)) = memory {
             size = known.unwrap_or(size);
@@ -89,7 +90,7 @@ impl Fs {
             // A file without blocks would be taken for a hole.
             blocks += dirty.div_ceil(512);
         } else if is_file(&stat) && size > 0 {
-            size = self.stored_size(nodeid, size, fd).await?;
+            size = self.stored_size(nodeid, &stat, fd).await?;
         }
         Ok(fuse_attr {
             ino: stat.st_ino,
@@ -114,9 +115,10 @@ impl Fs {
     /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
     /// order, else by opening it. One that cannot be opened has the length of its backing file, so
     /// that it can be seen and removed; opening it tells what is wrong.
-    async fn stored_size(&self, nodeid: u64, backing_len: u64, fd: &OwnedFd) -> Result<u64, Errno> {
+    async fn stored_size(&self, nodeid: u64, stat: &Stat, fd: &OwnedFd) -> Result<u64, Errno> {
+        let backing_len = u64::try_from(stat.st_size).unwrap_or(0);
         let size = match self.marked_size(nodeid, backing_len, fd) {
-            Ok(Some(size)) => Ok(self.unmarked_size(nodeid).unwrap_or(size)),
+            Ok(Some(size)) => Ok(self.unmarked_size(nodeid, changed(stat)).unwrap_or(size)),
             Ok(None) => self.opened_size(nodeid).await,
             Err(errno) => Err(errno),
         };
@@ -205,7 +207,14 @@ impl Fs {
                 Some(file) => Some(file.write().await),
                 None => None,
             };
-            fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH)?;
+            match fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH) {
+                // Not ours. The kernel has not let its caller set any time but now, if it is not what it tells
+                // by itself when it has sent what was written (`fuse_flush_times`).
+                Err(Errno::PERM) => {
+                    fs::utimensat(&*fd, "", &NOW, AtFlags::EMPTY_PATH).map_err(|_| Errno::PERM)?;
+                }
+                set => set?,
+            }
             if set(FATTR_MTIME | FATTR_MTIME_NOW)
                 && let Some(Some(contents)) = contents.as_deref_mut()
             {
@@ -230,6 +239,17 @@ impl Fs {
         }
         Ok(())
     }
+}
+
+/// What every writer may set the times to.
+const NOW: Timestamps = {
+    let now = Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW };
+    Timestamps { last_access: now, last_modification: now }
+};
+
+/// The ctime.
+pub(super) fn changed(stat: &Stat) -> Time {
+    (stat.st_ctime, narrow(stat.st_ctime_nsec))
 }
 
 /// Nanoseconds of a second fit 32 bits.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -195,13 +196,18 @@ impl Fs {
         let file = self.in_use(request.nodeid)?;
         let mut contents = file.write().await;
         let written = async {
-            // Before: what cannot be stored is not accepted either. After: who took room makes it.
+            // What cannot be stored is not accepted either.
             self.make_room(&mut contents).await?;
             let loaded = contents.as_mut().ok_or(Errno::STALE)?;
-            loaded.write(&queue(), args.offset, bytes).await?;
-            self.make_room(&mut contents).await
+            loaded.write(&queue(), args.offset, bytes).await
         };
-        written.await.map_err(|error| self.errno(request.nodeid, "write", &error))?;
+        if let Err(error) = written.await {
+            // With its write-back cache the kernel has told its length already.
+            file.has_refused.fetch_or(args.write_flags & FUSE_WRITE_CACHE != 0, Ordering::Relaxed);
+            return Err(self.errno(request.nodeid, "write", &error));
+        }
+        // Who took room makes it. If that fails, the next write hears of it, or the next flush.
+        let _ = self.make_room(&mut contents).await;
         if args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0 {
             self.kill_privileges(request.nodeid)?;
         }

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -56,6 +56,8 @@ pub(crate) struct File {
     /// What `security.capability` was set to while somebody used the file. Bytes that the kernel had in its
     /// cache by then come later, and to write them takes it away.
     capability: Mutex<Option<Vec<u8>>>,
+    /// A write of what the kernel had in its cache was refused: it may know a length that nothing has.
+    pub(super) has_refused: AtomicBool,
     /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
     /// which orders it.
     pub(super) users: AtomicU64,
@@ -71,6 +73,7 @@ impl File {
             contents: RwLock::default(),
             descriptor: Mutex::default(),
             capability: Mutex::default(),
+            has_refused: AtomicBool::new(false),
             users: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
             index: AtomicU64::new(0),

@@ -13,6 +13,7 @@ use slab::Slab;
 use super::file_in_use::File;
 use super::lower::{Address, Found, Lower};
 use crate::fuse::abi::FUSE_ROOT_ID;
+use crate::store::contents::Time;
 
 /// Every inode that the kernel may name.
 pub(crate) struct Inodes {
@@ -23,8 +24,8 @@ pub(crate) struct Inodes {
     /// Directories that were worked in lately: a name in them is found without opening them.
     pub(super) directories: HashMap<u64, Arc<OwnedFd>>,
     pub(super) directories_max: usize,
-    /// Lengths of inodes, by number, that are shorter than their mark says, which cannot be changed.
-    shorter: HashMap<u64, u64>,
+    /// Inodes, by number, that are shorter than their mark says, which cannot be changed.
+    shorter: HashMap<u64, Shorter>,
     /// Counts reuses of node ids.
     generation: u64,
 }
@@ -37,6 +38,14 @@ pub(super) struct Inode {
     lookups: u64,
     /// The contents, while somebody uses them.
     pub(super) file: Option<Arc<File>>,
+}
+
+/// The length of an inode whose mark tells another.
+pub(super) struct Shorter {
+    pub(super) size: u64,
+    /// Its ctime then. Whatever makes this wrong moves that: a new mark, new contents, or the number is another
+    /// inode's by now.
+    pub(super) changed: Time,
 }
 
 /// How an inode is found again.
@@ -194,12 +203,12 @@ impl Inodes {
 
     /// A node that nobody uses has another length than the kernel was told, which it would not believe: with its
     /// write-back cache a length is its own (`fuse_get_cache_mask`). Every use of the node is ESTALE from here on,
-    /// at which the kernel looks the name up again, and is told of a new node. `unmarked`: the length, if the
-    /// mark cannot tell it.
-    pub(super) fn give_up(&mut self, nodeid: u64, unmarked: Option<u64>) -> Result<(), Errno> {
+    /// at which the kernel looks the name up again, and is told of a new node. `unmarked`: if the mark cannot
+    /// tell its length.
+    pub(super) fn give_up(&mut self, nodeid: u64, unmarked: Option<Shorter>) -> Result<(), Errno> {
         let (index, number) = (index_of(nodeid)?, self.get(nodeid)?.number);
         match unmarked {
-            Some(size) => self.shorter.insert(number, size),
+            Some(shorter) => self.shorter.insert(number, shorter),
             None => self.shorter.remove(&number),
         };
         if self.by_number.get(&number) == Some(&index) {
@@ -208,9 +217,15 @@ impl Inodes {
         self.move_to(nodeid, Whereabouts::Nowhere)
     }
 
-    /// The length of an inode whose mark is known to be wrong.
-    pub(super) fn unmarked_size(&self, nodeid: u64) -> Option<u64> {
-        self.shorter.get(&self.get(nodeid).ok()?.number).copied()
+    /// The length of an inode whose mark is known to be wrong. `changed`: its ctime now.
+    pub(super) fn unmarked_size(&mut self, nodeid: u64, changed: Time) -> Option<u64> {
+        let number = self.get(nodeid).ok()?.number;
+        let shorter = self.shorter.get(&number)?;
+        if shorter.changed == changed {
+            return Some(shorter.size);
+        }
+        self.shorter.remove(&number);
+        None
     }
 
     /// The way to a node without a handle.

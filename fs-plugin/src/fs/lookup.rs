@@ -10,13 +10,15 @@ use rustix::io::Errno;
 use warpcore_runtime::queue;
 use zerocopy::FromBytes;
 
+use super::attr::changed;
 use super::file_in_use::File;
-use super::inodes::{Base, Directory, Inode, Inodes, Way, Whereabouts};
+use super::inodes::{Base, Directory, Inode, Inodes, Shorter, Way, Whereabouts};
 use super::lower::Address;
 use super::{Answer, Fs, Reply, reply};
+use crate::error::Error;
 use crate::fuse::abi::*;
 use crate::fuse::request::Request;
-use crate::store::contents::Contents;
+use crate::store::contents::{Contents, Time};
 use crate::store::medium::FileMedium;
 
 /// An inode whose name is being taken away, which the kernel knows.
@@ -266,7 +268,9 @@ impl Fs {
             None => Ok(()),
         };
         if let Some(contents) = &*contents
-            && (closed.is_err() || self.is_told_wrong(nodeid, contents))
+            && (closed.is_err()
+                || file.has_refused.swap(false, Ordering::Relaxed)
+                || self.is_told_wrong(nodeid, contents))
         {
             self.give_up(nodeid, contents);
         }
@@ -285,22 +289,35 @@ impl Fs {
             node.file = None;
         }
         drop(inodes);
-        closed.map_err(|error| self.errno(nodeid, "close", &error))
+        closed.map_err(|error| {
+            if let Error::Io(error) = &error {
+                // Else nobody might hear of it: RELEASE has no answer.
+                tracing::error!("node {nodeid}: what was not stored yet is lost: {error}");
+            }
+            self.errno(nodeid, "close", &error)
+        })
     }
 
     /// Whether the kernel was told a length that the contents do not have.
     pub(super) fn is_told_wrong(&self, nodeid: u64, contents: &Contents<FileMedium>) -> bool {
-        contents.was_cut() && self.unmarked_size(nodeid) != contents.size().ok()
+        contents.was_cut()
+            && fs::fstat(contents.medium().descriptor()).is_ok_and(|stat| {
+                self.unmarked_size(nodeid, changed(&stat)) != contents.size().ok()
+            })
     }
 
     /// See [`Inodes::unmarked_size`].
-    pub(super) fn unmarked_size(&self, nodeid: u64) -> Option<u64> {
-        self.inodes().unmarked_size(nodeid)
+    pub(super) fn unmarked_size(&self, nodeid: u64, changed: Time) -> Option<u64> {
+        self.inodes().unmarked_size(nodeid, changed)
     }
 
     /// See [`Inodes::give_up`].
     pub(super) fn give_up(&self, nodeid: u64, contents: &Contents<FileMedium>) {
-        let unmarked = if contents.is_writable() { None } else { contents.size().ok() };
+        let unmarked = || {
+            let stat = fs::fstat(contents.medium().descriptor()).ok()?;
+            Some(Shorter { size: contents.size().ok()?, changed: changed(&stat) })
+        };
+        let unmarked = if contents.is_writable() { None } else { unmarked() };
         // The kernel may have forgotten it meanwhile: nobody uses it then.
         let _ = self.inodes().give_up(nodeid, unmarked);
     }

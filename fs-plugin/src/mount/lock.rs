@@ -29,7 +29,9 @@ pub enum LockError {
 impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shown => f.write_str("it is shown by a mount; what is mounted is meant"),
+            Self::Shown => f.write_str(
+                "it is in MNT, which a mount shows; give the directory it is stored in, SRC",
+            ),
             Self::InUse(path) => write!(
                 f,
                 "{}, or something in it, is mounted, or being worked on (`findmnt -t fuse.warpcore` shows \

@@ -186,23 +186,30 @@ pub fn try_apply(
             let mut source = source;
             source[CHUNK..2 * CHUNK].fill(0);
             source[3 * CHUNK..4 * CHUNK].fill(0);
-            let copied = contents.copy_from(queue, &mut other, from as u64, to as u64, len as u64);
-            let copied = usize::try_from(run(queue, copied)?).expect("small");
-            assert_eq!(copied, len.min(source.len().saturating_sub(from)));
-            if copied > 0 {
+            let mut left = len.min(source.len().saturating_sub(from));
+            let (mut from, mut to) = (from, to);
+            // Less than that, if something fails behind it.
+            while left > 0 {
+                let copied =
+                    contents.copy_from(queue, &mut other, from as u64, to as u64, left as u64);
+                let copied = usize::try_from(run(queue, copied)?).expect("small");
                 model.resize(model.len().max(to + copied), 0);
                 model[to..to + copied].copy_from_slice(&source[from..from + copied]);
+                assert!(copied > 0, "nothing, and no error");
+                (from, to, left) = (from + copied, to + copied, left - copied);
             }
         }
         Step::CopyWithin { from, to, len } => {
             // What overlaps the kernel refuses.
-            let len = len.min(from.abs_diff(to));
-            let copied = contents.copy_within(queue, from as u64, to as u64, len as u64);
-            let copied = usize::try_from(run(queue, copied)?).expect("small");
-            assert_eq!(copied, len.min(model.len().saturating_sub(from)));
-            if copied > 0 {
+            let mut left = len.min(from.abs_diff(to)).min(model.len().saturating_sub(from));
+            let (mut from, mut to) = (from, to);
+            while left > 0 {
+                let copied = contents.copy_within(queue, from as u64, to as u64, left as u64);
+                let copied = usize::try_from(run(queue, copied)?).expect("small");
                 model.resize(model.len().max(to + copied), 0);
                 model.copy_within(from..from + copied, to);
+                assert!(copied > 0, "nothing, and no error");
+                (from, to, left) = (from + copied, to + copied, left - copied);
             }
         }
         Step::PunchHole { offset, len } => {

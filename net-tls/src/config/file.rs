@@ -146,7 +146,11 @@ pool = "web"
     #[test]
     fn a_mistake_is_named_with_its_line() {
         for (good, bad, said) in [
-            ("idle = \"90s\"", "idle = \"90\"", "3: `90` is no time: a number and ms, s, m or h"),
+            (
+                "idle = \"90s\"",
+                "idle = \"90\"",
+                "3: `90` is not a duration: a number and ms, s, m or h",
+            ),
             ("idle =", "idel =", "3: unknown field `idel`, expected one of `handshake`"),
             ("[::]:443", "nowhere", "12: `nowhere` is neither IP:PORT nor unix:PATH"),
             ("\"v2\"", "\"v3\"", "8: unknown variant `v3`"),

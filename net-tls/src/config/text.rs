@@ -27,7 +27,9 @@ where
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     span(&text).ok_or_else(|| {
-        D::Error::custom(format!("`{text}` is no time: a number and ms, s, m or h, as in \"30s\""))
+        D::Error::custom(format!(
+            "`{text}` is not a duration: a number and ms, s, m or h, as in \"30s\""
+        ))
     })
 }
 

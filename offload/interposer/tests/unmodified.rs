@@ -1,5 +1,7 @@
 //! A C program that was written against the kernel's headers alone runs on the model.
 
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -183,12 +183,7 @@ impl Devices {
     pub fn from_environment() -> Result<Self, SelectError> {
         match std::env::var("WARPCORE_DEVICES") {
             Ok(names) => Self::select(&names),
-            Err(std::env::VarError::NotPresent) => {
-                let usable = discover()?.into_iter().filter(|accelerator| {
-                    matches!(accelerator.device().state, State::Ready { .. })
-                });
-                Ok(Self::of(usable.collect()))
-            }
+            Err(std::env::VarError::NotPresent) => Ok(Self::of(usable()?)),
             Err(std::env::VarError::NotUnicode(names)) => {
                 Err(SelectError::Unknown { name: names.to_string_lossy().into_owned() })
             }
@@ -199,11 +194,11 @@ impl Devices {
     ///
     /// - `software`: none but software, whatever the machine has;
     /// - `hisi_zip-0`: this one;
-    /// - `uacce`: every one that can be used;
+    /// - `uacce`: every one that can be used, of which there has to be one;
     /// - `model:zip`, `model:hpre`, `model`: a model of one in a thread, or of both.
     pub fn select(names: &str) -> Result<Self, SelectError> {
         let mut accelerators: Vec<Arc<dyn Accelerator>> = Vec::new();
-        for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        for name in names.split(',').map(str::trim) {
             match name {
                 "software" => {}
                 "model" => {
@@ -214,7 +209,15 @@ impl Devices {
                     accelerators.push(Model::new(ModelKind::Hpre).start().accelerator());
                 }
                 "model:zip" => accelerators.push(Model::new(ModelKind::Zip).start().accelerator()),
-                "uacce" => accelerators.extend(discover()?),
+                "uacce" => match usable()? {
+                    none if none.is_empty() => {
+                        let why =
+                            "no device of this machine is ready; `warpcore devices` lists them";
+                        let (name, why) = (name.to_owned(), why.to_owned());
+                        return Err(SelectError::Unusable { name, why });
+                    }
+                    usable => accelerators.extend(usable),
+                },
                 name => {
                     let found = discover()?
                         .into_iter()
@@ -324,6 +327,13 @@ fn discover() -> Result<Vec<Arc<dyn Accelerator>>, SelectError> {
     let uacce = Kernel::list(Path::new(uacce::CLASS), Path::new("/dev"));
     let uacce = uacce.map_err(SelectError::Discovery)?;
     Ok(uacce.into_iter().map(|port| Uacce::new(port) as Arc<dyn Accelerator>).collect())
+}
+
+/// Those that can be used.
+fn usable() -> Result<Vec<Arc<dyn Accelerator>>, SelectError> {
+    let mut devices = discover()?;
+    devices.retain(|accelerator| matches!(accelerator.device().state, State::Ready { .. }));
+    Ok(devices)
 }
 
 /// Every backend of this build, and what it does on this machine, or why it is not used.

@@ -121,7 +121,9 @@ impl Container {
             }
         }
         emptied.iter().for_each(|chunk| drop(self.dirty.remove(chunk)));
-        if self.covered > range.start || self.index().within(range.clone()).next().is_some() {
+        // What stands in a linear file front to back, zeros too.
+        let is_covered = self.linear && self.covered > range.start;
+        if is_covered || self.index().within(range.clone()).next().is_some() {
             // Stored bytes leave the file: it no longer is what stands in it front to back.
             self.linear = false;
             let zeros = Extent {

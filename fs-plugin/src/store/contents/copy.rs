@@ -9,7 +9,7 @@ use crate::store::format::OFFSET_MAX;
 
 impl<M: Medium> Contents<M> {
     /// Puts `len` bytes at `from` of `source` in place of those at `to`, and says how many: fewer
-    /// only at the end of `source`. Whole chunks go as they are stored, if both files have the same
+    /// only at the end of `source`, or if more failed. Whole chunks go as they are stored, if both files have the same
     /// ones.
     pub async fn copy_from(
         &mut self,
@@ -24,8 +24,7 @@ impl<M: Medium> Contents<M> {
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;
         source.commit(queue).await?;
-        self.copy(queue, Some(source), from, to, len).await?;
-        Ok(len)
+        self.copy(queue, Some(source), from, to, len).await
     }
 
     /// As [`Contents::copy_from`], from another place of the same file, which does not overlap.
@@ -41,8 +40,7 @@ impl<M: Medium> Contents<M> {
         let end = to.checked_add(len).filter(|end| *end <= OFFSET_MAX);
         end.ok_or_else(|| errno(libc::EFBIG))?;
         self.commit(queue).await?;
-        self.copy(queue, None, from, to, len).await?;
-        Ok(len)
+        self.copy(queue, None, from, to, len).await
     }
 
     /// `source`: which has been committed; None if it is this file.
@@ -53,29 +51,42 @@ impl<M: Medium> Contents<M> {
         from: u64,
         to: u64,
         len: u64,
-    ) -> Result<(), Error> {
-        let (mut from, mut to, mut left) = (from, to, len);
-        while left > 0 {
-            let chunks = match source {
-                Some(source) if !self.takes_chunks_of(source) => None,
-                source => source.unwrap_or(self).chunks_at(from, to, left).await?,
-            };
-            let copied = match chunks {
-                Some(chunks) => self.put_chunks(queue, to, chunks).await?,
-                None => {
-                    // Byte by byte, up to the next border of a chunk here.
-                    let chunk_len = self.chunk_len();
-                    let copied = left.min(chunk_len - to % chunk_len);
-                    let mut bytes = vec![0; to_index(copied)];
-                    // All are there: `len` was bounded by the length of a file that is held.
-                    source.unwrap_or(self).read(queue, from, &mut bytes).await?;
-                    self.write(queue, to, &bytes).await?;
-                    copied
-                }
-            };
-            (from, to, left) = (from + copied, to + copied, left - copied);
+    ) -> Result<u64, Error> {
+        let mut done = 0;
+        while done < len {
+            match self.copy_part(queue, source, from + done, to + done, len - done).await {
+                Ok(copied) => done += copied,
+                Err(error) if done == 0 => return Err(error),
+                // Who copies the rest hears of it.
+                Err(_) => break,
+            }
         }
-        Ok(())
+        Ok(done)
+    }
+
+    /// Some whole chunks, or up to the next border of one.
+    async fn copy_part(
+        &mut self,
+        queue: &Queue,
+        source: Option<&Self>,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
+        let chunks = match source {
+            Some(source) if !self.takes_chunks_of(source) => None,
+            source => source.unwrap_or(self).chunks_at(from, to, len).await?,
+        };
+        if let Some(chunks) = chunks {
+            return self.put_chunks(queue, to, chunks).await;
+        }
+        let chunk_len = self.chunk_len();
+        let copied = len.min(chunk_len - to % chunk_len);
+        let mut bytes = vec![0; to_index(copied)];
+        // All are there: `len` was bounded by the length of a file that is held.
+        source.unwrap_or(self).read(queue, from, &mut bytes).await?;
+        self.write(queue, to, &bytes).await?;
+        Ok(copied)
     }
 
     /// What is stored of the next whole chunks, up to a record's worth, for another place. None: there are

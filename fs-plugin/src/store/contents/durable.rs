@@ -233,7 +233,11 @@ impl<M: Medium> Contents<M> {
             container.attribute = set_attribute(&self.medium, attribute)?;
         }
         if let Some(modified) = self.modified.filter(|_| self.writable) {
-            self.medium.set_modified(modified)?;
+            match self.medium.set_modified(modified) {
+                // Only its owner may, others who may write may not.
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+                set => set?,
+            }
         }
         Ok(())
     }

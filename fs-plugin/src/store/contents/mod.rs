@@ -290,7 +290,10 @@ impl<M: Medium> Contents<M> {
     /// Whether something would be lost if the process ended now.
     pub fn is_dirty(&self) -> bool {
         match &self.body {
-            Body::Container(container) => container.changed || !container.dirty.is_empty(),
+            Body::Container(container) => {
+                // A record may have been written in the middle of a change.
+                container.changed || !container.pending.is_empty() || !container.dirty.is_empty()
+            }
             Body::Plain { .. } => false,
         }
     }
@@ -384,17 +387,23 @@ impl<M: Medium> Contents<M> {
             self.body = Body::Container(Container::empty());
         }
         if size == 0 {
-            // Nothing of it will be built on.
-            self.container_mut().unverified = false;
-        }
-        self.begin_change().await?;
-        let chunk_len = self.chunk_len();
-        self.forget_decoded();
-        if size == 0 {
-            self.medium.set_len(0)?;
+            // Nothing of it will be built on, unless it stays.
+            let unverified = std::mem::take(&mut self.container_mut().unverified);
+            let emptied = match self.begin_change().await {
+                Ok(()) => self.medium.set_len(0).map_err(Error::from),
+                marked => marked,
+            };
+            if emptied.is_err() {
+                self.container_mut().unverified = unverified;
+                return emptied;
+            }
+            self.forget_decoded();
             let attribute = self.container().attribute;
             self.body = Body::Container(Container { attribute, ..Container::empty() });
         } else {
+            self.begin_change().await?;
+            let chunk_len = self.chunk_len();
+            self.forget_decoded();
             self.know(size..self.size()?).await?;
             self.container_mut().set_size(size, chunk_len);
         }

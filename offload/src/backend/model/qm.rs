@@ -172,6 +172,7 @@ impl Manager {
         let core = Arc::clone(&self.core);
         let thread = std::thread::Builder::new().name(core.name.clone());
         let spawned = thread.spawn(move || {
+            leave_signals_to_others();
             while core.wait_for_work() {
                 core.step();
             }
@@ -426,6 +427,17 @@ impl Drop for Manager {
 pub(super) fn dus_len_bytes(sqe_words: usize, depth: u16) -> usize {
     let page = rustix::param::page_size();
     (usize::from(depth) * (sqe_words * 4 + CQE_LEN_BYTES) + page).next_multiple_of(page)
+}
+
+/// A device hears none: who uses it may wait for them (signalfd(2)) from later on, and a signal goes to any thread
+/// that has not blocked it.
+fn leave_signals_to_others() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initialises the set, which is read then; the mask is this thread's own.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+    }
 }
 
 impl Core {

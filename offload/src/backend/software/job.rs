@@ -138,7 +138,7 @@ impl Job {
                 let ended = unsafe { software.borrow_mut().exchange(works) };
                 results.extend(ended.into_iter().map(Some));
             }
-            Kernel::Sign if Signer::together().is_some() && !goes_alone(works) => {
+            Kernel::RsaPrivate if Signer::together().is_some() && !goes_alone(works) => {
                 // SAFETY: passed on from the caller.
                 return unsafe { self.sign(software) };
             }
