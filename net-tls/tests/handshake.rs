@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::SockRef;
 use warpcore_need::{Need, need};
-use warpcore_offload::{Devices, Fault, Faults, Kernel, Model, ModelKind, together};
+use warpcore_offload::{Devices, Fault, Faults, Kernel, Model, ModelKind, State, together};
 use warpcore_tls::Signing;
 
 const NEEDS: [Need; 2] = [Need::Tool("openssl", "openssl"), Need::IoUring];
@@ -267,20 +268,23 @@ fn a_device_that_dies_is_not_noticed() {
     let devices = Devices::models([&model]).deadline(Duration::from_millis(100));
     let identity = Identity::new();
     let config = identity.config(upstream(echo), Signing::Offloaded);
-    let proxy = Running::start_on(&config, 1, devices);
+    let proxy = Running::start_on(&config, 1, devices.clone());
     let (address, client) = (proxy.address, client_config(&identity, &TLS13));
+    let asked = AtomicU64::new(0);
     thread::scope(|scope| {
         let ask = || {
-            for _ in 0..20 {
+            // It is tried again some time after each fault, and no more after the last.
+            while matches!(devices.list()[0].state, State::Ready { .. }) {
                 assert_eq!(exchange(&client, address, b"signed").expect("answered"), b"signed");
+                asked.fetch_add(1, Ordering::Relaxed);
             }
         };
         (0..4).for_each(|_| drop(scope.spawn(ask)));
     });
     let stats = proxy.stop();
-    assert_eq!((stats.handshakes, stats.handshakes_failed), (80, 0));
+    assert_eq!((stats.handshakes, stats.handshakes_failed), (asked.into_inner(), 0));
     let signed = stats.queue.kernel(Kernel::RsaPrivate);
-    assert!(signed.on_device > 0 && signed.redone > 1 && signed.spilled > 0, "{signed:?}");
+    assert!(signed.on_device >= 20 && signed.redone >= 5 && signed.spilled > 0, "{signed:?}");
     assert_eq!((stats.queue.in_flight(), model.open_queues()), (0, 0));
 }
 

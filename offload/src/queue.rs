@@ -172,7 +172,7 @@ impl Queue {
     pub fn try_submit<R: Request>(&self, request: R) -> Result<Op<R>, Full<R>> {
         if self.shared.generation.is_past() {
             Err(request)
-        } else if self.shared.slots.borrow().waiters.is_empty() {
+        } else if self.shared.slots.borrow().is_one_free_for(usize::MAX) {
             self.shared.reserve(request).map(|token| Op::in_flight(&self.shared, token))
         } else {
             self.shared.count(|stats| stats.full += 1);
@@ -182,7 +182,8 @@ impl Queue {
     }
 
     /// Submits `request` now if a slot is free, else as soon as the returned operation is awaited
-    /// and its turn comes. Those who wait are served in order.
+    /// and its turn comes. Each who waits has a free slot kept, in the order in which they were first awaited:
+    /// one that is not awaited any more, and not dropped either, keeps it.
     pub fn submit<R: Request>(&self, request: R) -> Op<R> {
         match self.try_submit(request) {
             Ok(op) => op,
@@ -578,6 +579,7 @@ impl Shared {
     fn offer(&self, now: Instant) -> usize {
         let mut taken = [0_u64; Kernel::ALL.len()];
         let mut units = 0;
+        let mut foreign = Foreign::default();
         let mut slots = self.slots.borrow_mut();
         for _ in 0..slots.arrived.len() {
             let Some((token, _)) = slots.arrived.pop_front() else { break };
@@ -591,7 +593,7 @@ impl Shared {
                 Offered::Done(result) => {
                     drop(slots);
                     units += 1;
-                    self.complete(token, Ending::Done(result));
+                    foreign.run(|| self.complete(token, Ending::Done(result)));
                     slots = self.slots.borrow_mut();
                 }
                 Offered::Full => slots.arrived.push_back((token, true)),
@@ -611,6 +613,7 @@ impl Shared {
                 }
             });
         }
+        foreign.finish();
         units
     }
 
@@ -645,10 +648,12 @@ impl Shared {
             backend.reap(now, &mut ended);
         }
         let units = ended.len();
+        let mut foreign = Foreign::default();
         for (token, ended) in ended.drain(..) {
-            self.end(token, ended);
+            foreign.run(|| self.end(token, ended));
         }
         self.ended.replace(ended);
+        foreign.finish();
         units
     }
 
@@ -964,9 +969,18 @@ impl Shared {
             let known = slot.waker.as_ref().is_some_and(|old| old.will_wake(waker));
             drop(slots);
             if !known {
-                let waker = waker.clone();
-                let old = self.slots.borrow_mut().entries[token as usize].waker.replace(waker);
+                let cloned = waker.clone();
+                let mut slots = self.slots.borrow_mut();
+                let slot = &mut slots.entries[token as usize];
+                let old = slot.waker.replace(cloned);
+                // To clone it may have turned the queue.
+                let is_done = matches!(slot.state, State::Done(_));
+                drop(slots);
                 drop(old);
+                if is_done {
+                    // SAFETY: passed on from the caller.
+                    return unsafe { self.poll::<R>(token, waker) };
+                }
             }
             return None;
         }
@@ -1004,7 +1018,7 @@ impl Shared {
         }
     }
 
-    /// Stands in line for a slot, or takes one when `ticket` is first and one is free.
+    /// Stands in line for a slot, or takes one if one is free for whoever has `ticket`.
     pub(crate) fn wait<R: Request>(
         &self,
         request: &mut Option<R>,
@@ -1022,15 +1036,14 @@ impl Shared {
         let place = ticket
             .and_then(|ticket| slots.waiters.iter().position(|(other, _)| *other == ticket))
             .unwrap_or(slots.waiters.len());
-        if place == 0 && !slots.free.is_empty() {
-            let left = slots.waiters.pop_front();
+        if slots.is_one_free_for(place) {
+            let left = slots.waiters.remove(place);
             drop(slots);
             let request = request.take().expect("a waiting operation holds its request");
             let Ok(token) = self.reserve(request) else {
                 unreachable!("a slot is free");
             };
             drop(left);
-            self.wake_waiter();
             return Waiting::Reserved(token);
         }
         if let Some((ticket, old)) = slots.waiters.get_mut(place) {
@@ -1049,10 +1062,13 @@ impl Shared {
     pub(crate) fn leave(&self, ticket: u64) {
         let mut slots = self.slots.borrow_mut();
         let place = slots.waiters.iter().position(|(other, _)| *other == ticket);
+        let had_slot = place.is_some_and(|place| slots.is_one_free_for(place));
         let left = place.and_then(|place| slots.waiters.remove(place));
         drop((slots, left));
-        // The slot that this operation was woken for goes to the next in line.
-        self.wake_waiter();
+        // The slot that was kept for this operation goes to the next in line.
+        if had_slot {
+            self.wake_waiter();
+        }
     }
 
     /// Drops the request of a Done slot and frees the slot.
@@ -1063,12 +1079,14 @@ impl Shared {
         // What a device may still write to is forgotten.
         let drops = !matches!(slot.state, State::Done(Ending::Stranded));
         drop(slots);
+        let mut foreign = Foreign::default();
         if drops {
             // SAFETY: the slot is not free, so its request lies in the keep, and the vtable is of
             // its type; Done means that the backend is finished with it.
-            unsafe { (vtable.discard)(&self.keeps[token as usize]) };
+            foreign.run(|| unsafe { (vtable.discard)(&self.keeps[token as usize]) });
         }
         self.release(token);
+        foreign.finish();
     }
 
     fn release(&self, token: Token) {
@@ -1079,13 +1097,13 @@ impl Shared {
         self.wake_waiter();
     }
 
-    /// Wakes the first in line if a slot is free. It keeps its place until it takes the slot.
+    /// Wakes the last of those in line for whom a slot is free; the others have been. Each keeps its place until
+    /// it takes the slot.
     fn wake_waiter(&self) {
         let slots = self.slots.borrow();
-        if slots.free.is_empty() {
-            return;
-        }
-        let waker = slots.waiters.front().map(|(_, waker)| waker.clone());
+        let last = slots.free.len().checked_sub(1);
+        let waiter = last.and_then(|last| slots.waiters.get(last));
+        let waker = waiter.map(|(_, waker)| waker.clone());
         drop(slots);
         if let Some(waker) = waker {
             waker.wake();
@@ -1131,6 +1149,12 @@ enum Offered {
 }
 
 impl Slots {
+    /// Whether a slot is free for who stands in line at this place, or behind the last: each of those before has
+    /// one kept.
+    fn is_one_free_for(&self, place: usize) -> bool {
+        place.min(self.waiters.len()) < self.free.len()
+    }
+
     /// Whatever waits for company.
     fn gatherings(&self) -> impl Iterator<Item = &Gathering> {
         let custom = self.custom.iter().map(|custom| &custom.gathering);

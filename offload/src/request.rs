@@ -350,14 +350,14 @@ impl<S: Source, T: Target> Request for Feed<S, T> {
         let stranded = matches!(ending, Ending::Stranded);
         let (result, target) = ending.settle(self.target);
         let result = result.map(|_| self.stream.progress());
-        let stream = if stranded {
+        let mut stream = self.stream;
+        if stranded {
             // Its memory is the device's too.
-            let lost = Stream::lost(self.stream.codec());
-            std::mem::forget(self.stream);
-            lost
-        } else {
-            self.stream
-        };
+            let lost = Stream::lost(stream.codec());
+            std::mem::forget(std::mem::replace(&mut stream, lost));
+        } else if let Err(error) = &result {
+            stream.state().end_if_begun(error);
+        }
         Fed { result, stream, source: self.source, target }
     }
 }

@@ -76,7 +76,7 @@ impl Stats {
         &self.kernels[kernel as usize]
     }
 
-    /// Slots taken right now.
+    /// Requests that have a slot and have not ended. Those that have keep it until they are asked for or dropped.
     pub fn in_flight(&self) -> u64 {
         self.submitted - self.completed
     }

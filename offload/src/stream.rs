@@ -226,6 +226,13 @@ impl State {
         })
     }
 
+    /// A feed that was begun and came to no end of its own: nobody knows how much of it has been done.
+    pub(crate) fn end_if_begun(&mut self, error: &Error) {
+        if std::mem::take(&mut self.begun) {
+            self.over.get_or_insert_with(|| Err(error.clone()));
+        }
+    }
+
     /// Ends the feed in hand.
     pub(crate) fn done(&mut self) -> Result<usize, Error> {
         self.begun = false;

@@ -94,6 +94,23 @@ fn an_old_kernel_gives_no_sizes_and_no_second_start() {
     assert_eq!(queue.stats().kernel(Kernel::Compress).on_device, 20);
 }
 
+/// The header was the device's to write, and went with it: nobody knows what the next feed would follow.
+#[test]
+fn a_feed_that_was_cut_off_ends_its_stream() {
+    let _turn = FILES.lock();
+    let model = Model::new(ModelKind::Zip);
+    let queue = Queue::with_devices(4, &Devices::models([&model])).expect("a queue");
+    let feed = |stream| Feed { stream, source: vec![1; 100], target: vec![0; 200], end: true };
+    let op = queue.submit(feed(Stream::compress(Codec::Gzip, 1).expect("a stream")));
+    queue.turn(Instant::now(), std::time::Duration::ZERO);
+    drop(queue);
+    let software = Queue::new(1);
+    let cut = software.run(op);
+    assert_eq!(cut.result.map(drop), Err(Error::Closed));
+    let again = software.run(software.submit(feed(cut.stream)));
+    assert_eq!(again.result.map(drop), Err(Error::Closed));
+}
+
 #[test]
 fn a_child_gets_errors_and_the_parents_work_goes_on() {
     let _turn = FILES.lock();

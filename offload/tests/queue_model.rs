@@ -187,6 +187,27 @@ fn those_who_wait_are_served_in_order_and_not_overtaken() {
     }
 }
 
+/// It has one slot kept, and no more.
+#[test]
+fn who_waits_and_does_not_come_holds_up_nobody() {
+    let alive = Arc::default();
+    let queue = Queue::new(2);
+    let [first, second] = [1, 2].map(|n| queue.submit(request(n, &alive)));
+    let [mut held, mut next] = [3, 4].map(|n| queue.submit(request(n, &alive)));
+    assert!(poll(&mut held, Waker::noop()).is_pending());
+    let woken = Arc::new(Woken::default());
+    assert!(poll(&mut next, &Waker::from(Arc::clone(&woken))).is_pending());
+    check(1, &queue.run(first));
+    assert_eq!(woken.0.load(Ordering::Relaxed), 0, "it is not its turn");
+    check(2, &queue.run(second));
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    check(4, &queue.run(next));
+    let Ok(other) = queue.try_submit(request(5, &alive)) else { panic!("two are free") };
+    assert!(queue.try_submit(request(6, &alive)).is_err(), "one is kept");
+    check(5, &queue.run(other));
+    check(3, &queue.run(held));
+}
+
 #[test]
 fn drop_in_flight_frees_the_buffers_when_the_work_is_over() {
     let alive = Arc::default();

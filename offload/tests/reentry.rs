@@ -1,12 +1,13 @@
-//! A waker may use the queue that wakes it: turn it, submit to it, flush it.
+//! A waker may use the queue that wakes it: turn it, submit to it, flush it. A buffer may panic as it is dropped.
 
 use std::cell::OnceCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use warpcore_offload::{Codec, Compress, Devices, Model, ModelKind, Op, Queue};
+use warpcore_offload::{Codec, Compress, Devices, Model, ModelKind, Op, Queue, Source};
 
 thread_local! {
     static QUEUE: OnceCell<Queue> = const { OnceCell::new() };
@@ -64,4 +65,59 @@ fn of_software() {
 fn of_a_device() {
     let model = Model::new(ModelKind::Zip).start();
     turn_from_wakers(Queue::with_devices(8, &Devices::models([&model])).expect("a queue"));
+}
+
+/// Panics as it is dropped.
+struct Bomb([u8; 500]);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("of a buffer");
+    }
+}
+
+// SAFETY: the bytes are its own, which it is boxed for.
+unsafe impl Source for Box<Bomb> {
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.0[..])
+    }
+}
+
+/// Others end, and no slot is lost.
+fn drop_bombs(queue: &Queue) {
+    let bombs: Vec<_> = (0..2)
+        .map(|_| {
+            let source = Box::new(Bomb([7; 500]));
+            queue.submit(Compress { codec: Codec::Zlib, level: 1, source, target: vec![0; 700] })
+        })
+        .collect();
+    let mut op = queue.submit(compress(1));
+    drop(bombs);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut panics = 0;
+    let output = loop {
+        let turn = || queue.turn(Instant::now(), Duration::from_millis(1));
+        panics += usize::from(catch_unwind(AssertUnwindSafe(turn)).is_err());
+        if let Poll::Ready(output) = Pin::new(&mut op).poll(&mut context) {
+            break output;
+        }
+    };
+    output.result.expect("compresses");
+    assert!(panics > 0 && queue.stats().in_flight() == 0, "{panics} panics");
+    let ops: Vec<_> = (0..4).map(|byte| queue.try_submit(compress(byte))).collect();
+    for op in ops {
+        let Ok(op) = op else { panic!("a slot is lost") };
+        queue.run(op).result.expect("compresses");
+    }
+}
+
+#[test]
+fn a_buffer_that_panics_takes_nothing_with_it() {
+    drop_bombs(&Queue::new(4));
+    let model = Model::new(ModelKind::Zip);
+    let queue = Queue::with_devices(4, &Devices::models([&model])).expect("a queue");
+    // All of it is finished when the queue looks.
+    let model = model.start();
+    drop_bombs(&queue);
+    drop(model);
 }

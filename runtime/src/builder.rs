@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use crate::executor::Executor;
 use crate::op::slab::Operations;
 use crate::reactor;
 use crate::ring::Ring;
-use crate::shard::{Remote, Shard, report_panic, set_current, spawn, stop_all};
+use crate::shard::{Remote, Shard, is_shard, report_panic, set_current, spawn, stop_all};
 use crate::signal::Signals;
 use crate::sys;
 use crate::time::{Timers, sleep_until};
@@ -133,6 +135,10 @@ impl Builder {
     /// The last shard is this thread. When a main future has ended, tasks of its shard may go on
     /// for the time of [`Builder::drain`]; what is left then is cancelled and reported. When one
     /// panics, the others are told to stop.
+    ///
+    /// # Errors
+    ///
+    /// What the start of a shard lacks; a panic of a main future; and `EDEADLK`, if this is called on a shard.
     pub fn run<M, F, T>(self, main: M) -> Result<Vec<T>, Error>
     where
         M: Fn(usize) -> F + Send + Sync,
@@ -140,6 +146,10 @@ impl Builder {
         T: Send + 'static,
     {
         let setup = |what| move |source| Error::Setup { what, source };
+        if is_shard() {
+            let source = io::Error::from_raw_os_error(libc::EDEADLK);
+            return Err(Error::Setup { what: "shards on a shard", source });
+        }
         let cores = sys::cores().map_err(setup("pinning"))?;
         // Before the threads start, so that they all inherit the mask.
         let signals = self.signals.then(Signals::block).transpose();
@@ -239,10 +249,13 @@ impl Builder {
             turns: Cell::new(0),
             parks: Cell::new(0),
         });
+        let completions = shard.queue.fd().map(|fd| fd.try_clone_to_owned()).transpose();
+        let completions = completions
+            .map_err(|source| Error::Setup { what: "the shard's offload queue", source })?;
         set_current(Some(Rc::clone(&shard)));
         // A waker that panics would take the reactor with it: reported like a task's panic, and
         // the shard still ends in order.
-        let output = catch_unwind(AssertUnwindSafe(|| self.drive(&shard, bell, index, main)));
+        let output = catch_unwind(AssertUnwindSafe(|| self.drive(&shard, bell, completions, main)));
         let output = output.unwrap_or_else(|payload| {
             report_panic(&*payload);
             None
@@ -254,7 +267,13 @@ impl Builder {
     }
 
     /// Turns the shard until its main future has ended, and then as long as tasks may drain.
-    fn drive<M, F, T>(&self, shard: &Rc<Shard>, bell: File, index: usize, main: &M) -> Option<T>
+    fn drive<M, F, T>(
+        &self,
+        shard: &Rc<Shard>,
+        bell: File,
+        completions: Option<OwnedFd>,
+        main: &M,
+    ) -> Option<T>
     where
         M: Fn(usize) -> F,
         F: Future<Output = T> + 'static,
@@ -262,20 +281,12 @@ impl Builder {
     {
         let mut own_tasks = 1;
         drop(spawn(reactor::hear_bell(bell)));
-        if let Some(completions) = shard.queue.fd() {
-            match completions.try_clone_to_owned() {
-                Ok(completions) => {
-                    own_tasks += 1;
-                    drop(spawn(reactor::watch_queue(Arc::new(completions))));
-                }
-                Err(error) => {
-                    tracing::error!("no file descriptor to wait for offloaded work with: {error}");
-                    return None;
-                }
-            }
+        if let Some(completions) = completions {
+            own_tasks += 1;
+            drop(spawn(reactor::watch_queue(Arc::new(completions))));
         }
         let output = Rc::new(RefCell::new(None));
-        let task = spawn(main(index));
+        let task = spawn(main(shard.index));
         drop(spawn({
             let output = Rc::clone(&output);
             async move {
@@ -300,7 +311,11 @@ impl Builder {
         }
         let left = shard.executor.live().saturating_sub(own_tasks);
         if left > 0 {
-            tracing::warn!(shard = index, tasks = left, "tasks were still running; cancelled");
+            tracing::warn!(
+                shard = shard.index,
+                tasks = left,
+                "tasks were still running; cancelled"
+            );
         }
         output.take().and_then(Result::ok)
     }

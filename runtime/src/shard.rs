@@ -107,6 +107,11 @@ pub(crate) fn set_current(shard: Option<Rc<Shard>>) {
     drop(old);
 }
 
+/// Whether this thread is a shard's.
+pub(crate) fn is_shard() -> bool {
+    CURRENT.with(|current| current.borrow().is_some())
+}
+
 /// The shard of this thread.
 ///
 /// # Panics

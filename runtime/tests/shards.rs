@@ -34,6 +34,21 @@ fn a_task_gives_its_result_to_who_joins_it() {
     assert_eq!(outputs.expect("runs"), [9900]);
 }
 
+/// And hurts nothing: the shard goes on.
+#[test]
+fn shards_on_a_shard_are_refused() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
+    let outputs = one().run(|_| async {
+        let refused = one().run(|_| async {}).expect_err("on a shard");
+        sleep(Duration::from_millis(1)).await;
+        refused.to_string()
+    });
+    let refused = outputs.expect("runs").remove(0);
+    assert!(refused.contains("shards on a shard"), "{refused}");
+}
+
 #[test]
 fn a_panic_in_a_task_is_told_and_hurts_nobody_else() {
     if !need(&[Need::IoUring]) {

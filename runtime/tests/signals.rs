@@ -1,10 +1,14 @@
 //! SIGTERM asks to stop; the tasks end in their own time. A process of its own with no thread but
 //! ours: signals are the whole process's.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use warpcore_need::{Need, need};
 use warpcore_runtime::{Builder, sleep, spawn, stopping};
+
+static DRAINED: AtomicUsize = AtomicUsize::new(0);
+static HAS_ENDED: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     if !need(&[Need::IoUring]) {
@@ -19,15 +23,23 @@ fn main() {
                     assert!(status.expect("kill runs").success());
                 }
                 stopping().await;
-                drop(spawn(sleep(Duration::from_millis(20))));
+                drop(spawn(async {
+                    sleep(Duration::from_millis(20)).await;
+                    DRAINED.fetch_add(1, Ordering::Relaxed);
+                }));
                 index
             },
         );
     assert_eq!(outputs.expect("runs"), [0, 1]);
+    assert_eq!(DRAINED.load(Ordering::Relaxed), 2, "tasks have their time");
     // The shard that is the caller's thread ends first: signals are heard all the same.
     let outputs = Builder::new().shards(2).stop_on_signals(true).run(|index| async move {
-        if index == 0 {
-            sleep(Duration::from_millis(20)).await;
+        if index == 1 {
+            HAS_ENDED.store(true, Ordering::Relaxed);
+        } else {
+            while !HAS_ENDED.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(1)).await;
+            }
             let pid = std::process::id().to_string();
             let status = std::process::Command::new("kill").args(["-INT", &pid]).status();
             assert!(status.expect("kill runs").success());

@@ -28,7 +28,7 @@ use zstd::Zstd;
 pub enum Codec {
     /// The bytes as they are.
     Store = 0,
-    /// Zstandard frames (RFC 8878). Levels as the zstd library has them.
+    /// Zstandard frames (RFC 8878). Levels as the zstd library has them, but for 0.
     Zstd = 1,
     /// Bare deflate (RFC 1951). Levels 0 to 9.
     Deflate = 2,

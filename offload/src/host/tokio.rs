@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::AsFd;
-use std::pin::pin;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -30,16 +30,21 @@ use crate::team::Team;
 /// # Errors
 ///
 /// If completions of devices cannot be waited for.
-pub async fn drive(mut driver: Driver) -> io::Result<()> {
-    let completions = match driver.queue().fd() {
-        Some(fd) => {
-            let fd = fd.as_fd().try_clone_to_owned()?;
-            // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` drops it.
-            let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-            Some(fd.map_err(io::Error::from)?)
-        }
-        None => None,
-    };
+pub async fn drive(driver: Driver) -> io::Result<()> {
+    let completions = completions_of(&driver)?;
+    drive_by(driver, completions).await
+}
+
+/// What to wait with for devices and a team, if the queue has any.
+fn completions_of(driver: &Driver) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    let Some(fd) = driver.queue().fd() else { return Ok(None) };
+    let fd = fd.as_fd().try_clone_to_owned()?;
+    // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` drops it.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    Ok(Some(fd?))
+}
+
+async fn drive_by(mut driver: Driver, completions: Option<AsyncFd<OwnedFd>>) -> io::Result<()> {
     // Far off as long as there is nothing to wait for.
     let far = Duration::from_secs(3600);
     let mut timer = completions.is_some().then(|| Box::pin(sleep_until(Instant::now() + far)));
@@ -104,8 +109,8 @@ impl Handle {
         Ok(Self { engines, next: Arc::default() })
     }
 
-    /// Submits `request` to one of the queues. Dropping the future gives up the result, as with an
-    /// operation; whoever submits faster than the engines work waits here.
+    /// Submits `request` to one of the queues, in whose line it waits for a slot. Dropping the future gives up
+    /// the result, as with an operation.
     ///
     /// # Errors
     ///
@@ -157,16 +162,32 @@ fn start_engine(
             Ok(queue) => queue,
             Err(error) => return drop(ready.send(Err(error))),
         };
-        let _ = ready.send(Ok(()));
         let (local, driver) = Local::new(queue);
-        let tasks = LocalSet::new();
-        let driven = tasks.spawn_local(drive(driver));
-        tasks.block_on(&runtime, async {
-            while let Some(job) = jobs.recv().await {
-                job(&local);
-            }
+        LocalSet::new().block_on(&runtime, async move {
+            let completions = match completions_of(&driver) {
+                Ok(completions) => completions,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let _ = ready.send(Ok(()));
+            let mut driven = spawn_local(drive_by(driver, completions));
+            // Where nobody turns the queue any more nothing is taken: who submits hears that it is gone.
+            let is_driven = loop {
+                let next = poll_fn(|cx| match Pin::new(&mut driven).poll(cx) {
+                    Poll::Ready(ended) => Poll::Ready(Err(ended)),
+                    Poll::Pending => jobs.poll_recv(cx).map(Ok),
+                });
+                match next.await {
+                    Ok(Some(job)) => job(&local),
+                    Ok(None) => break Ok(()),
+                    Err(ended) => break Err(ended),
+                }
+            };
             drop(local);
-            match driven.await {
+            let ended = match is_driven {
+                Ok(()) => driven.await,
+                Err(ended) => ended,
+            };
+            match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!("an engine's devices are gone: {error}"),
                 Err(panic) => tracing::error!("an engine has panicked: {panic}"),

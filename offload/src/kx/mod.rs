@@ -69,7 +69,9 @@ impl Exchanger {
     /// A fresh key for each peer, four at most, and what they share.
     pub(crate) fn exchange(&mut self, peers: &[[u8; 32]]) -> Vec<Exchanged> {
         if !Self::has_lanes() {
-            return peers.iter().map(|peer| self.exchange_alone(peer)).collect();
+            let made = peers.iter().map(|peer| self.exchange_alone(peer)).collect();
+            burn_stack();
+            return made;
         }
         let mut scalars = Zeroizing::new([[0; 32]; 2 * Self::TOGETHER]);
         let mut points = [[0; 32]; 2 * Self::TOGETHER];
@@ -87,8 +89,7 @@ impl Exchanger {
             points[2 * pair + 1] = *peer;
         }
         multiply(&scalars[..2 * peers.len()], &points[..2 * peers.len()], &mut products[..]);
-        burn_stack();
-        products
+        let made = products
             .chunks_exact(2)
             .take(peers.len())
             .map(|pair| {
@@ -102,7 +103,9 @@ impl Exchanger {
                 exchanged[32..].copy_from_slice(&pair[1]);
                 Ok(exchanged)
             })
-            .collect()
+            .collect();
+        burn_stack();
+        made
     }
 
     /// By ring, where there are no lanes.

@@ -24,8 +24,11 @@ pub(crate) struct Signer {
     salts: Salts,
     /// Batches that nobody uses right now, by the length of the modulus and width.
     idle: Vec<(usize, bool, Box<dyn Batch>)>,
-    /// By key.
-    blindings: HashMap<u64, Blinding>,
+    /// By key, and when it was put here: of too many the oldest goes.
+    blindings: HashMap<u64, (Blinding, u64)>,
+    /// Counts what was put there.
+    kept: u64,
+    blindings_max: usize,
 }
 
 /// A signature to be made in lanes.
@@ -40,7 +43,10 @@ pub(crate) struct Running {
     signatures: Vec<Encoded>,
     wide: bool,
     batch: Box<dyn Batch>,
-    /// Blinding is drawn, and the batch has started.
+    /// The keys' of the signatures, each once.
+    ids: Vec<u64>,
+    /// Of each of those. Drawn one by one, and then used at once: nobody takes them away in between.
+    blindings: Vec<Blinding>,
     started: bool,
 }
 
@@ -54,6 +60,8 @@ impl Signer {
             salts: Salts::new(),
             idle: Vec::new(),
             blindings: HashMap::new(),
+            kept: 0,
+            blindings_max: BLINDINGS_MAX,
         }
     }
 
@@ -106,7 +114,15 @@ impl Signer {
             Some(place) => self.idle.swap_remove(place).2,
             None => private::batch(k, wide).ok_or(Error::NoDevice)?,
         };
-        Ok(Running { signatures, wide, batch, started: false })
+        let mut ids: Vec<u64> = Vec::with_capacity(SIGNATURES_MAX);
+        for signature in &signatures {
+            let id = lanes_of(&signature.key).id;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        let blindings = Vec::with_capacity(ids.len());
+        Ok(Running { signatures, wide, batch, ids, blindings, started: false })
     }
 
     /// Goes on for a unit: about 50 us, or the drawing of one key's blinding, which takes one
@@ -116,49 +132,42 @@ impl Signer {
         if running.started {
             return Ok(running.batch.step());
         }
-        for signature in &running.signatures {
-            let key = lanes_of(&signature.key);
+        let Running { signatures, batch, ids, blindings, .. } = running;
+        while let Some(id) = ids.get(blindings.len()) {
+            let kept = self.blindings.remove(id).map(|(blinding, _)| blinding);
             // Enough for the whole batch, should all be of this key.
-            let good = |blinding: &Blinding| blinding.is_good_for(4);
-            if !self.blindings.get(&key.id).is_some_and(good) {
-                let drawn = running.batch.draw_blinding(key, &mut self.salts)?;
-                self.keep(key.id, drawn);
-                return Ok(false);
+            if let Some(good) = kept.filter(|blinding| blinding.is_good_for(4)) {
+                blindings.push(good);
+                continue;
             }
+            let mut keys = signatures.iter().map(|signature| lanes_of(&signature.key));
+            let key = keys.find(|key| key.id == *id).expect("the ids are those of the keys");
+            blindings.push(batch.draw_blinding(key, &mut self.salts)?);
+            return Ok(false);
         }
-        // Those of the keys in this batch, each once.
-        let mut ids: Vec<u64> = Vec::with_capacity(SIGNATURES_MAX);
-        let mut blindings = Vec::with_capacity(SIGNATURES_MAX);
-        let mut which = Vec::with_capacity(SIGNATURES_MAX);
-        for signature in &running.signatures {
-            let id = lanes_of(&signature.key).id;
-            let known = ids.iter().position(|other| *other == id);
-            which.push(known.unwrap_or(ids.len()));
-            if known.is_none() {
-                ids.push(id);
-                // Another key's may have pushed it out just now: only with very many keys.
-                let Some(kept) = self.blindings.remove(&id) else { return Err(Error::Sign) };
-                blindings.push(kept);
-            }
-        }
-        let inputs: Vec<_> = running
-            .signatures
+        let place = |id| ids.iter().position(|other| *other == id).expect("as above");
+        let which: Vec<_> =
+            signatures.iter().map(|signature| place(lanes_of(&signature.key).id)).collect();
+        let inputs: Vec<_> = signatures
             .iter()
             .map(|signature| Input { key: Arc::clone(&signature.key), number: &signature.number })
             .collect();
-        running.batch.start(&inputs, &mut blindings, &which);
+        batch.start(&inputs, blindings, &which);
         running.started = true;
-        ids.into_iter().zip(blindings).for_each(|(id, blinding)| self.keep(id, blinding));
+        for (id, blinding) in running.ids.drain(..).zip(running.blindings.drain(..)) {
+            self.kept += 1;
+            self.blindings.insert(id, (blinding, self.kept));
+        }
+        while self.blindings.len() > self.blindings_max
+            && let Some(id) = self.oldest()
+        {
+            self.blindings.remove(&id);
+        }
         Ok(false)
     }
 
-    fn keep(&mut self, id: u64, blinding: Blinding) {
-        if self.blindings.len() >= BLINDINGS_MAX
-            && let Some(other) = self.blindings.keys().next().copied()
-        {
-            self.blindings.remove(&other);
-        }
-        self.blindings.insert(id, blinding);
+    fn oldest(&self) -> Option<u64> {
+        self.blindings.iter().min_by_key(|(_, (_, kept))| *kept).map(|(id, _)| *id)
     }
 
     /// Writes the signatures, verified. One that came out wrong is not written, and its key's
@@ -221,5 +230,57 @@ fn lanes_of(key: &PrivateKey) -> &LaneKey {
 impl Drop for Encoded {
     fn drop(&mut self) {
         drop(Zeroizing::new(std::mem::take(&mut self.number)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+
+    /// Another each time, as far as its blinding goes.
+    fn key() -> Arc<PrivateKey> {
+        let der = include_bytes!("../backend/conformance_key.der").as_slice();
+        Arc::new(PrivateKey::from_der(&PrivatePkcs8KeyDer::from(der).into()).expect("a good key"))
+    }
+
+    #[test]
+    fn a_batch_may_have_more_keys_than_blindings_are_kept() {
+        let Some(together) = Signer::together() else {
+            eprintln!("SKIPPED: this processor has no lanes");
+            return;
+        };
+        let mut signer = Signer::new();
+        signer.blindings_max = 1;
+        for _ in 0..2 {
+            let keys: Vec<_> = (0..together).map(|_| key()).collect();
+            let encode = |key| signer.encode(key, Scheme::Pkcs1Sha256, b"message");
+            let encoded = keys.iter().map(encode).collect::<Result<_, _>>().expect("for lanes");
+            let mut running = signer.start(encoded).expect("lanes");
+            let ended = (0..10_000).any(|_| signer.step(&mut running).expect("random numbers"));
+            assert!(ended, "it draws for ever");
+            let mut rooms = vec![[0; 256]; together];
+            let mut targets: Vec<_> = rooms.iter_mut().map(|room| &mut room[..]).collect();
+            let ends = signer.finish(running, &mut targets);
+            assert!(ends[..together].iter().all(Result::is_ok), "{ends:?}");
+            assert_eq!(signer.blindings.len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_oldest_blinding_goes() {
+        let Some(_) = Signer::together() else {
+            eprintln!("SKIPPED: this processor has no lanes");
+            return;
+        };
+        let mut signer = Signer::new();
+        signer.blindings_max = 2;
+        let [often, once, last] = [key(), key(), key()];
+        for key in [&often, &once, &often, &last] {
+            signer.try_out(key).expect("signs");
+        }
+        let is_kept = |key: &PrivateKey| signer.blindings.contains_key(&lanes_of(key).id);
+        assert_eq!([&often, &once, &last].map(|key| is_kept(key)), [true, false, true]);
     }
 }

@@ -126,7 +126,12 @@ impl ModelQueue {
     }
 
     /// A store of 64 bits to the doorbell.
-    pub fn ring(&self, value: u64) {
+    ///
+    /// # Safety
+    ///
+    /// Every descriptor up to the tail that `value` tells names memory that lives, and that nobody else uses,
+    /// until the descriptor is completed or the queue has stopped: the device reads and writes it.
+    pub unsafe fn ring(&self, value: u64) {
         self.0.manager.ring(self.0.number, value);
     }
 

@@ -6,6 +6,7 @@
 mod job;
 
 use ring::digest::{SHA256, digest};
+use zeroize::Zeroize;
 
 use crate::backend::{Device, State};
 use crate::checksum::Checksum;
@@ -164,15 +165,16 @@ impl Software {
                 _ => unreachable!("only key exchanges go together"),
             })
             .collect();
+        // Wiped where it lies: whoever moved it would leave it there.
         let exchanged = self.exchanger.exchange(&peers);
-        works
+        let ends = works
             .iter()
-            .zip(exchanged)
+            .zip(&exchanged)
             .map(|(work, exchanged)| {
                 let Work::KeyExchange { target, .. } = work else {
                     unreachable!("looked at above")
                 };
-                let exchanged = exchanged?;
+                let exchanged = exchanged.as_ref().map_err(Error::clone)?;
                 // SAFETY: passed on from the caller.
                 unsafe {
                     target.fill(&mut self.scattered, |target| {
@@ -181,7 +183,9 @@ impl Software {
                     })
                 }
             })
-            .collect()
+            .collect();
+        self.scattered.zeroize();
+        ends
     }
 
     /// Makes ECDSA signatures that go together, eight at most: alone if they are too few, or if one
@@ -275,6 +279,9 @@ impl Software {
                 }
             };
         }
+        // They may be what somebody has decrypted.
+        rooms.zeroize();
+        self.scattered.zeroize();
         results
     }
 }

@@ -190,6 +190,9 @@ impl Engine for Hpre {
                 Ok(k)
             })
         };
+        // It may be what somebody has decrypted.
+        output.zeroize();
+        self.scattered.zeroize();
         Finished::Done(written)
     }
 
