@@ -7,7 +7,7 @@
 //!   │  turn:  run ready tasks ─> mailbox ─> one unit of offloaded work     │
 //!   │         ─> timers ─> flush SQ, reap CQ ─> park when all agree        │
 //!   └──────────────────────────────────────────────────────────────────────┘
-//!            ▲ mailbox + bell (eventfd), the only thing that shards share
+//!            ▲ mailbox + bell (eventfd), what shards share
 //! ```
 //!
 //! A [`Builder`] starts the shards and runs the same future on each; inside it, [`spawn`],
