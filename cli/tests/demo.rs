@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{MOUNT, tool, warpcore};
+use common::{MOUNT, refused, tool, warpcore};
 use warpcore_need::need;
 
 #[test]
@@ -76,6 +76,14 @@ fn devices_says_what_is_used_and_why_not() {
     assert!(!model.contains("model:hpre"), "{model}");
     let (code, wrong) = said(Some("model:zap"));
     assert!(code == Some(1) && wrong.contains("'model:zap'"), "{wrong}");
+    let (code, nothing) = said(Some(""));
+    assert!(code == Some(1) && nothing.contains("is called ''"), "{nothing}");
+    if !Path::new("/sys/class/uacce").exists() {
+        let (code, none) = said(Some("uacce"));
+        assert!(code == Some(1) && none.contains("uacce cannot be used: no device"), "{none}");
+    }
+    let said = refused(warpcore().arg("devices").env("WARPCORE_LOG", "loud"), 2);
+    assert!(said.contains("WARPCORE_LOG=loud"), "{said}");
 }
 
 #[test]

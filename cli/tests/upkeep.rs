@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -245,6 +245,23 @@ fn compacting_on_a_full_disk_takes_nothing_of_it() {
     mounted.unmount();
 }
 
+/// By its own name or by that of a link.
+#[test]
+fn a_link_is_what_it_leads_to() {
+    let place = Place::new();
+    let [directory, link, fifo] = ["files", "link", "fifo"].map(|name| place.source.join(name));
+    fs::create_dir(&directory).expect("made");
+    fs::write(directory.join("plain"), "plain").expect("writes");
+    symlink(&directory, &link).expect("links");
+    for path in [&directory, &link, &directory.join("plain")] {
+        assert!(upkeep("check", path).contains("1 files verified, 0 damaged"), "{path:?}");
+        assert!(upkeep("stat", path).contains("files     1 (1 plain)"), "{path:?}");
+    }
+    tool("mkfifo", &[fifo.to_str().expect("UTF-8")], Path::new("/"));
+    let said = refused(warpcore().args(["fs", "stat"]).arg(&fifo), 1);
+    assert!(said.contains("neither a file nor a directory"), "{said}");
+}
+
 #[test]
 fn scrub_names_what_cannot_be_read() {
     if !need(&MOUNT) {
@@ -263,5 +280,8 @@ fn scrub_names_what_cannot_be_read() {
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1));
     assert!(printed.contains("/bad: ") && printed.contains("1 files read, 1 damaged"), "{printed}");
+    // What is stored reads well, whatever it is.
+    let said = refused(warpcore().args(["fs", "scrub"]).arg(&place.source), 1);
+    assert!(said.contains("no mount of warpcore shows it"), "{said}");
     mounted.unmount();
 }

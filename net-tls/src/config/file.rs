@@ -143,6 +143,19 @@ pool = "web"
         }
     }
 
+    /// The example, the unit of its service and the socket of that go together.
+    #[test]
+    fn what_we_give_away_is_good() {
+        let config = read(include_str!("../../../contrib/proxy.toml")).expect("good");
+        let socket = include_str!("../../../contrib/warpcore-proxy.socket");
+        let service = include_str!("../../../contrib/warpcore-proxy.service");
+        let address = config.listeners[0].address.to_string();
+        assert!(socket.contains(&format!("ListenStream={address}\n")), "{address}");
+        let directory = config.listeners[0].sites[0].certificate_directory.clone();
+        let directory = directory.expect("certificates of an ACME client");
+        assert!(service.contains(&format!("{}/NAME", directory.display())), "{directory:?}");
+    }
+
     #[test]
     fn a_mistake_is_named_with_its_line() {
         for (good, bad, said) in [
