@@ -35,9 +35,10 @@ pub enum Step {
     Commit,
     CommitInOrder,
     Compact,
-    /// From another file, which starts with this.
+    /// From another file of this and so many chunks, with a hole and a gap in each five.
     Copy {
         data: Data,
+        chunks: usize,
         from: usize,
         to: usize,
         len: usize,
@@ -106,12 +107,32 @@ fn data() -> impl Strategy<Value = Data> {
     ]
 }
 
+/// On files of a few chunks.
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
-    const SPAN: usize = 6 * CHUNK;
+    prop::collection::vec(step_within(6), 0..40)
+}
+
+/// On files of more chunks than a record has extents and a leaf has pieces, several times.
+pub fn long_steps() -> impl Strategy<Value = Vec<Step>> {
+    const CHUNKS: usize = 400;
+    // Chunks as they are stored.
+    let at = || (0..CHUNKS).prop_map(|n| n * CHUNK);
+    let copy = (data(), at(), at(), at()).prop_map(|(data, from, to, len)| Step::Copy {
+        data,
+        chunks: CHUNKS,
+        from,
+        to,
+        len,
+    });
+    let step = prop_oneof![3 => step_within(CHUNKS), 1 => copy, 1 => Just(Step::Sync)];
+    prop::collection::vec(step, 0..40)
+}
+
+fn step_within(chunks: usize) -> impl Strategy<Value = Step> {
     // Offsets near chunk borders are the interesting ones.
-    let offset = prop_oneof![0..SPAN, (0..6_usize).prop_map(|n| n * CHUNK), Just(0)];
-    let len = prop_oneof![1..200_usize, 1..3 * CHUNK, Just(CHUNK)];
-    let step = prop_oneof![
+    let offset = prop_oneof![0..chunks * CHUNK, (0..chunks).prop_map(|n| n * CHUNK), Just(0)];
+    let len = prop_oneof![1..200_usize, 1..chunks / 2 * CHUNK, Just(CHUNK)];
+    prop_oneof![
         4 => (len.clone(), data()).prop_map(|(len, data)| Step::Append { len, data }),
         3 => (offset.clone(), len.clone(), data())
             .prop_map(|(offset, len, data)| Step::Write { offset, len, data }),
@@ -121,15 +142,16 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Sync),
         2 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Read { offset, len }),
         1 => (data(), offset.clone(), offset.clone(), len.clone())
-            .prop_map(|(data, from, to, len)| Step::Copy { data, from, to, len }),
+            .prop_map(move |(data, from, to, len)| {
+                Step::Copy { data, chunks: chunks.next_multiple_of(5) - 5, from, to, len }
+            }),
         1 => (offset.clone(), offset.clone(), len.clone())
             .prop_map(|(from, to, len)| Step::CopyWithin { from, to, len }),
         1 => (offset.clone(), len)
             .prop_map(|(offset, len)| Step::PunchHole { offset, len }),
         1 => offset.prop_map(Step::SetSize),
         1 => any::<bool>().prop_map(|keep| Step::Reopen { orderly: true, keep_attribute: keep }),
-    ];
-    prop::collection::vec(step, 0..40)
+    ]
 }
 
 impl Step {
@@ -176,16 +198,22 @@ pub fn try_apply(
         Step::Compact => {
             run(queue, contents.compact(queue))?;
         }
-        Step::Copy { data, from, to, len } => {
-            let source = data.bytes(5 * CHUNK + 100);
-            // Stored in chunks, with a hole and a gap.
+        Step::Copy { data, chunks, from, to, len } => {
+            let mut source = data.bytes(chunks * CHUNK + 100);
             let mut other = Contents::create(Rc::default(), options()).expect("creates");
-            run(queue, other.write(queue, 0, &source[..3 * CHUNK])).expect("writes");
-            run(queue, other.punch_hole(CHUNK as u64..2 * CHUNK as u64)).expect("punches");
-            run(queue, other.write(queue, 4 * CHUNK as u64, &source[4 * CHUNK..])).expect("writes");
-            let mut source = source;
-            source[CHUNK..2 * CHUNK].fill(0);
-            source[3 * CHUNK..4 * CHUNK].fill(0);
+            for start in (0..chunks * CHUNK).step_by(5 * CHUNK) {
+                // Stored in chunks: a hole that is punched, and a gap that was never written.
+                let [hole, gap] = [1, 3].map(|n| start + n * CHUNK..start + (n + 1) * CHUNK);
+                let end = source.len().min(start + 5 * CHUNK);
+                let end = if end + CHUNK > source.len() { source.len() } else { end };
+                run(queue, other.write(queue, start as u64, &source[start..gap.start]))
+                    .expect("writes");
+                run(queue, other.punch_hole(hole.start as u64..hole.end as u64)).expect("punches");
+                run(queue, other.write(queue, gap.end as u64, &source[gap.end..end]))
+                    .expect("writes");
+                source[hole].fill(0);
+                source[gap].fill(0);
+            }
             let mut left = len.min(source.len().saturating_sub(from));
             let (mut from, mut to) = (from, to);
             // Less than that, if something fails behind it.
