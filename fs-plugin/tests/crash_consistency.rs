@@ -7,7 +7,9 @@ mod common;
 use std::ops::Range;
 use std::rc::Rc;
 
-use common::{CHUNK, Data, File, Step, apply, codecs, options, read, run, seeds, steps, try_apply};
+use common::{
+    CHUNK, Data, File, Step, apply, codecs, long_steps, options, read, run, seeds, steps, try_apply,
+};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use warpcore_fs::Error;
@@ -55,67 +57,94 @@ proptest! {
         seed: u64,
         codec in codecs(),
     ) {
-        let queue = Rc::new(Queue::new(32));
-        let medium = Rc::new(CrashMedium::default());
-        let store = Options { codec, ..options() };
-        let create = Contents::create(Rc::clone(&medium), store);
-        let mut contents = create.expect("creates");
-        let mut model = Vec::new();
-        let empty = State { bytes: Vec::new(), written: 0..0 };
-        let mut history = History { states: vec![empty], durable: vec![(0, 0)] };
-        for step in steps {
-            let written = step.writes(model.len());
-            match step {
-                Step::Reopen { .. } => {
-                    run(&queue, contents.close(&queue)).expect("closes");
-                    let open = Contents::open(Rc::clone(&medium), store, true);
-                    contents = run(&queue, open).expect("opens");
-                }
-                ref step => apply(&queue, &mut contents, &mut model, step),
+        is_there_after_cuts(steps, seed, codec, 1)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4 * seeds(), ..ProptestConfig::default() })]
+
+    /// Cut after some of the changes.
+    #[test]
+    fn what_was_synced_of_long_contents_is_there(
+        steps in long_steps(),
+        seed: u64,
+        codec in codecs(),
+        every in 10..30_usize,
+    ) {
+        is_there_after_cuts(steps, seed, codec, every)?;
+    }
+}
+
+/// Cuts the power after one change of so many, three times each, with other losses.
+fn is_there_after_cuts(
+    steps: Vec<Step>,
+    seed: u64,
+    codec: Codec,
+    every: usize,
+) -> Result<(), TestCaseError> {
+    let queue = Rc::new(Queue::new(32));
+    let medium = Rc::new(CrashMedium::default());
+    let store = Options { codec, ..options() };
+    let create = Contents::create(Rc::clone(&medium), store);
+    let mut contents = create.expect("creates");
+    let mut model = Vec::new();
+    let empty = State { bytes: Vec::new(), written: 0..0 };
+    let mut history = History { states: vec![empty], durable: vec![(0, 0)] };
+    for step in steps {
+        let written = step.writes(model.len());
+        match step {
+            Step::Reopen { .. } => {
+                run(&queue, contents.close(&queue)).expect("closes");
+                let open = Contents::open(Rc::clone(&medium), store, true);
+                contents = run(&queue, open).expect("opens");
             }
-            history.states.push(State { bytes: model.clone(), written });
-            if matches!(step, Step::Sync) {
-                history.durable.push((medium.changes(), history.states.len() - 1));
-            }
+            ref step => apply(&queue, &mut contents, &mut model, step),
         }
-        for changes in 0..=medium.changes() {
-            let durable = history.durable.iter().rfind(|(at, _)| *at <= changes);
-            let durable = durable.expect("the empty file at least").1;
-            for round in 0..3 {
-                let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
-                let crashed = Rc::new(medium.crashed(point));
-                let recovers_from = crashed.changes();
-                let mut after = open(&queue, &crashed);
-                let Some(found) = read_whole(&queue, &mut after) else {
-                    // The mark of an orderly close came through and some bytes before it did not.
-                    // They are refused, one by one; none of them was ever synced.
-                    check_damaged(&queue, &mut after, &history.states[durable..]);
-                    continue;
-                };
-                // Between two commits contents are written early, chunk by chunk, so a crash may
-                // show a part of a later step: then every chunk is one that was there at some time.
-                let whole = history.states[durable..].iter().any(|state| state.bytes == found);
-                prop_assert!(
-                    whole || is_mixture(&found, &history.states[durable..]),
-                    "after {changes} changes: {} bytes that never were", found.len()
-                );
-                // Recovery that is cut short is made again.
-                for changes in recovers_from..=crashed.changes() {
-                    let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
-                    let mut again = open(&queue, &Rc::new(crashed.crashed(point)));
-                    prop_assert!(read_all(&queue, &mut again) == found, "recovered otherwise");
-                }
-                // It can be written, closed and read again.
-                let end = found.len() as u64;
-                run(&queue, after.write(&queue, end, b"after the crash")).expect("writes");
-                run(&queue, after.close(&queue)).expect("closes");
-                let mut again = open(&queue, &crashed);
-                let mut expected = found;
-                expected.extend(b"after the crash");
-                prop_assert!(read_all(&queue, &mut again) == expected);
-            }
+        history.states.push(State { bytes: model.clone(), written });
+        if matches!(step, Step::Sync) {
+            history.durable.push((medium.changes(), history.states.len() - 1));
         }
     }
+    for changes in (0..=medium.changes()).step_by(every) {
+        let durable = history.durable.iter().rfind(|(at, _)| *at <= changes);
+        let durable = durable.expect("the empty file at least").1;
+        for round in 0..3 {
+            let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
+            let crashed = Rc::new(medium.crashed(point));
+            let recovers_from = crashed.changes();
+            let mut after = open(&queue, &crashed);
+            let Some(found) = read_whole(&queue, &mut after) else {
+                // The mark of an orderly close came through and some bytes before it did not.
+                // They are refused, one by one; none of them was ever synced.
+                check_damaged(&queue, &mut after, &history.states[durable..]);
+                continue;
+            };
+            // Between two commits contents are written early, chunk by chunk, so a crash may
+            // show a part of a later step: then every chunk is one that was there at some time.
+            let whole = history.states[durable..].iter().any(|state| state.bytes == found);
+            prop_assert!(
+                whole || is_mixture(&found, &history.states[durable..]),
+                "after {changes} changes: {} bytes that never were",
+                found.len()
+            );
+            // Recovery that is cut short is made again.
+            for changes in recovers_from..=crashed.changes() {
+                let point = CrashPoint { changes, seed: seed.wrapping_add(round) };
+                let mut again = open(&queue, &Rc::new(crashed.crashed(point)));
+                prop_assert!(read_all(&queue, &mut again) == found, "recovered otherwise");
+            }
+            // It can be written, closed and read again.
+            let end = found.len() as u64;
+            run(&queue, after.write(&queue, end, b"after the crash")).expect("writes");
+            run(&queue, after.close(&queue)).expect("closes");
+            let mut again = open(&queue, &crashed);
+            let mut expected = found;
+            expected.extend(b"after the crash");
+            prop_assert!(read_all(&queue, &mut again) == expected);
+        }
+    }
+    Ok(())
 }
 
 fn read_whole(queue: &Queue, contents: &mut File) -> Option<Vec<u8>> {
@@ -593,8 +622,6 @@ fn fail_change(steps: &[Step], count: usize, errno: i32) -> Result<bool, TestCas
     let mut told = 0;
     for step in steps {
         let result = match step {
-            // Half of a copy may have been made.
-            Step::Copy { .. } | Step::CopyWithin { .. } => Ok(()),
             Step::Reopen { .. } => match run(&queue, contents.close(&queue)) {
                 Ok(()) => {
                     let open = Contents::open(Rc::clone(&medium), options(), true);
@@ -672,7 +699,6 @@ proptest! {
         let mut model = Vec::new();
         for step in steps {
             let result = match step {
-                Step::Copy { .. } | Step::CopyWithin { .. } => Ok(()),
                 Step::Reopen { .. } => {
                     run(&queue, contents.close(&queue)).map(|()| contents = reopen(&queue, &medium))
                 }

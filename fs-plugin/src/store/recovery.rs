@@ -35,6 +35,8 @@ pub struct Found {
 pub enum Verify {
     /// Nothing: the file was closed in order.
     Records,
+    /// What was not known to be durable of the tree: it leads to what was.
+    Nodes,
     /// What was not known to be durable, whole: a crash may have taken any of it.
     Unsynced,
     /// The same, but bytes that are there and wrong are not what a crash leaves: whoever reads them is
@@ -109,6 +111,9 @@ async fn index_of<M: Medium>(
     if verify != Verify::Records {
         let durable_end = records[0].durable_end;
         drop(known(medium, head, &index, 0..OFFSET_MAX, durable_end).await?);
+        if verify == Verify::Nodes {
+            return Ok(Some(index));
+        }
         // What later extents cover altogether is not contents any more.
         let doubtful: Vec<_> = lock(&index)
             .within(0..OFFSET_MAX)

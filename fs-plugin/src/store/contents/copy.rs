@@ -138,6 +138,8 @@ impl<M: Medium> Contents<M> {
         let ends = stored.iter().map(|span| span.logical + span.len);
         let starts = stored.iter().map(|span| span.logical).chain([to + len]);
         let gaps: Vec<_> = [to].into_iter().chain(ends).zip(starts).collect();
+        // Twice: what cannot be read is told before anything is changed, and to append may forget it.
+        self.know(to..to + len).await?;
         // No record tells of what lies behind the size that it tells.
         let container = self.container_mut();
         let before = container.size;

@@ -20,14 +20,17 @@ pub(super) async fn load<M: Medium>(
     }
     let in_order = attribute.size_if_clean(len).is_some();
     if in_order {
+        // The system may have ended since, before the last bytes came to the disk.
+        let is_doubtful = !attribute.durable && attribute.epoch != medium.epoch();
+        let verify = if is_doubtful { Verify::Nodes } else { Verify::Records };
         if let Some(head) = read_head(medium).await?
-            && let Some(found) = recovery::commit_at(medium, &head, len, Verify::Records).await?
+            && let Some(found) = recovery::commit_at(medium, &head, len, verify).await?
         {
             let mut container = Container::loaded(head, found, Some(attribute.state));
             if attribute.durable {
                 container.durable_end = container.record_end;
             }
-            container.unverified = !attribute.durable && attribute.epoch != medium.epoch();
+            container.unverified = is_doubtful;
             return Ok(container);
         }
         if attribute.durable {
