@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::process::geteuid;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -22,8 +24,8 @@ pub(crate) struct AccessLog {
     path: PathBuf,
     file: Mutex<File>,
     lines: Mutex<Lines>,
-    /// Held from taking lines until they are written: they stay whole.
-    writing: async_lock::Mutex<()>,
+    /// Held from taking lines until they are written: they stay whole. True: but for the last, which was cut.
+    writing: async_lock::Mutex<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -65,8 +67,7 @@ impl AccessLog {
     pub(crate) fn check(path: &Path) -> Result<(), Error> {
         let there = match OpenOptions::new().append(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-                fs::read_dir(directory.unwrap_or_else(|| Path::new("."))).map(drop)
+                fs::read_dir(directory_of(path)).map(drop)
             }
             opened => opened.map(drop),
         };
@@ -111,26 +112,47 @@ impl AccessLog {
 
     /// Writes what waits.
     pub(crate) async fn write(&self) {
-        let _held = self.writing.lock().await;
-        let Lines { bytes, left_out } = std::mem::take(&mut *lock(&self.lines));
+        let mut is_cut = self.writing.lock().await;
+        let Lines { mut bytes, left_out } = std::mem::take(&mut *lock(&self.lines));
         if left_out > 0 {
             tracing::warn!("access log: {left_out} lines left out: they came faster than the disk");
         }
         if bytes.is_empty() {
             return;
         }
+        if std::mem::take(&mut *is_cut) {
+            bytes.insert(0, b'\n');
+        }
         let file = lock(&self.file).clone();
         // Opened for appending: wherever the end is.
         let (result, _) = file.write_all_at(bytes, 0).await;
         if let Err(error) = result {
             tracing::error!("access log {}: {error}", self.path.display());
+            *is_cut = true;
         }
     }
 }
 
+/// As root not by a link that somebody else may have put there: it might lead to any file.
 fn open(path: &Path) -> Result<File, Error> {
-    let file = OpenOptions::new().append(true).create(true).open(path);
+    let mut options = OpenOptions::new();
+    if geteuid().is_root()
+        && !directory_of(path).metadata().is_ok_and(|directory| is_roots(&directory))
+    {
+        options.custom_flags(libc::O_NOFOLLOW);
+    }
+    let file = options.append(true).create(true).open(path);
     file.map(File::from).map_err(|error| cannot_write(path, &error))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    directory.unwrap_or_else(|| Path::new("."))
+}
+
+/// Whether nobody but root makes names in a directory.
+fn is_roots(directory: &fs::Metadata) -> bool {
+    directory.uid() == 0 && directory.mode() & 0o022 == 0
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> Error {

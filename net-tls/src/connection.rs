@@ -346,12 +346,12 @@ fn accept(mut hello: &[u8]) -> Option<Accepted> {
     None
 }
 
-/// Whether the certificate of a client's session counts no more: tickets that are renewed would let it in
-/// for ever.
+/// Whether a certificate of a client's session, or one that it leads to, counts no more: tickets that are renewed
+/// would let it in for ever.
 fn has_expired(tls: &ServerConnection) -> bool {
-    let own = tls.peer_certificates().and_then(<[_]>::first);
-    own.is_some_and(|der| match X509Certificate::from_der(der) {
-        Ok((_, own)) => own.validity().not_after < ASN1Time::now(),
+    let chain = tls.peer_certificates().unwrap_or_default();
+    chain.iter().any(|der| match X509Certificate::from_der(der) {
+        Ok((_, one)) => one.validity().not_after < ASN1Time::now(),
         // Who cannot tell asks again.
         Err(_) => true,
     })
@@ -386,15 +386,20 @@ async fn complete(mut step: Step, counters: &Counters) -> Result<Box<ServerConne
 
 /// Tells the client why, as far as it listens.
 async fn refuse(client: &Stream, refused: Refused) -> Failure {
-    /// For what the client had sent before it could know.
-    const PATIENCE: Duration = Duration::from_secs(1);
     const RECEIVES_MAX: usize = 16;
     let _ = client.send_all(refused.alert).await;
     let _ = client.shutdown(Shutdown::Write);
     // What is not read when the socket is closed resets the connection, and the alert is lost.
+    discard(client, RECEIVES_MAX).await;
+    Failure::Protocol(refused.error.into())
+}
+
+/// Takes what the client had sent before it could know.
+pub(crate) async fn discard(client: &Stream, receives_max: usize) {
+    const PATIENCE: Duration = Duration::from_secs(1);
     let rest = async {
         let mut rest = Vec::with_capacity(RECEIVE_LEN_BYTES);
-        for _ in 0..RECEIVES_MAX {
+        for _ in 0..receives_max {
             rest.clear();
             let result;
             (result, rest) = client.recv(rest).await;
@@ -404,7 +409,6 @@ async fn refuse(client: &Stream, refused: Refused) -> Failure {
         }
     };
     let _ = timeout(PATIENCE, rest).await;
-    Failure::Protocol(refused.error.into())
 }
 
 /// Receives behind what is there already.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use warpcore_offload::Kernel;
 use warpcore_runtime::net::{Listener, Stream};
 use warpcore_runtime::{spawn, timeout, until_stopped};
@@ -37,7 +38,7 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, mut listener: Listener) {
 
 async fn answer(proxy: &Proxy, stream: &Stream) {
     const REQUEST_LEN_MAX: usize = 8192;
-    let mut request = Vec::with_capacity(REQUEST_LEN_MAX);
+    let mut request = BytesMut::with_capacity(REQUEST_LEN_MAX);
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let (result, buffer) = stream.recv(request).await;
         request = buffer;

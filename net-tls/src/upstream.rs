@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::ToSocketAddrs;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub(crate) struct Upstream {
     down_until_ms: AtomicU64,
     /// Checks in a row that said the contrary of `down_until_ms`.
     contrary: AtomicU64,
+    /// By the pool that is in use.
+    is_checked: AtomicBool,
 }
 
 /// How long an upstream rests that could not be connected to.
@@ -96,7 +98,10 @@ impl Pool {
             let found = resolve(text).map_err(|error| error.at(&format!("upstreams.{index}")))?;
             upstreams.extend(found.into_iter().map(|address| {
                 let known = before.iter().find(|upstream| upstream.address == address);
-                known.map_or_else(|| Arc::new(Upstream::new(address)), Arc::clone)
+                known.map_or_else(
+                    || Arc::new(Upstream::new(address, config.check.is_some())),
+                    Arc::clone,
+                )
             }));
         }
         if upstreams.is_empty() {
@@ -116,8 +121,11 @@ impl Pool {
     /// Connections go here from now on. What checks have found is nothing to go by where there are none any
     /// more.
     pub(crate) fn put_in_use(&self) {
-        if self.check.is_none() {
-            self.upstreams.iter().for_each(|upstream| upstream.is_checked_no_more());
+        for upstream in &self.upstreams {
+            upstream.is_checked.store(self.check.is_some(), Ordering::Relaxed);
+            if self.check.is_none() {
+                upstream.is_checked_no_more();
+            }
         }
     }
 
@@ -131,8 +139,12 @@ impl Pool {
             let upstream = &self.upstreams[index];
             upstream.open.fetch_add(1, Ordering::Relaxed);
             let lease = Lease { pool: Arc::clone(self), index };
+            upstream.keep_others_off(patience);
             match upstream.connect(patience).await {
-                Ok(stream) => return Ok((stream, lease)),
+                Ok(stream) => {
+                    upstream.is_back();
+                    return Ok((stream, lease));
+                }
                 Err(cause) => {
                     tracing::debug!("upstream {} of {}: {cause}", upstream.address, self.name);
                     if !is_ours(&cause) {
@@ -151,7 +163,8 @@ impl Pool {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut order: Vec<_> = (0..len).map(|index| (turn.wrapping_add(index)) % len).collect();
         let now = now_ms();
-        order.sort_by_key(|index| {
+        // Once for each: other shards change it meanwhile.
+        order.sort_by_cached_key(|index| {
             let upstream = &self.upstreams[*index];
             let open = match self.balance {
                 Balance::RoundRobin => 0,
@@ -184,12 +197,13 @@ impl Pool {
 }
 
 impl Upstream {
-    fn new(address: Address) -> Self {
+    fn new(address: Address, is_checked: bool) -> Self {
         Self {
             address,
             open: AtomicUsize::new(0),
             down_until_ms: AtomicU64::new(0),
             contrary: AtomicU64::new(0),
+            is_checked: AtomicBool::new(is_checked),
         }
     }
 
@@ -203,7 +217,9 @@ impl Upstream {
     /// Tries whether it can be connected to.
     async fn check(&self, pool: &str, patience: Duration) {
         let result = self.connect(patience).await;
-        if result.as_ref().is_err_and(is_ours) || !self.checked(result.is_ok()) {
+        // A reload may have ended the checks meanwhile.
+        let counts = self.is_checked.load(Ordering::Relaxed);
+        if !counts || result.as_ref().is_err_and(is_ours) || !self.checked(result.is_ok()) {
             return;
         }
         match result {
@@ -223,6 +239,29 @@ impl Upstream {
     /// It could not be connected to: others have their turn for a while.
     fn rest(&self) {
         self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
+    }
+
+    /// When it has rested, one connection finds out whether it is back: others might wait for `patience` too.
+    fn keep_others_off(&self, patience: Duration) {
+        let until = self.down_until_ms.load(Ordering::Relaxed);
+        if until != 0 && until != FOR_EVER {
+            let tried = now_ms() + u64::try_from(patience.as_millis()).unwrap_or(u64::MAX / 2);
+            let _ = self.down_until_ms.compare_exchange(
+                until,
+                until.max(tried),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// It could be connected to.
+    fn is_back(&self) {
+        let until = self.down_until_ms.load(Ordering::Relaxed);
+        if until != 0 && until != FOR_EVER {
+            let (was, is) = (Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.down_until_ms.compare_exchange(until, 0, was, is);
+        }
     }
 
     /// Nobody would find that it is up again.
@@ -284,6 +323,23 @@ mod tests {
     }
 
     #[test]
+    fn one_connection_finds_out_whether_an_upstream_is_back() {
+        let pool = pool(Balance::RoundRobin);
+        let upstream = &pool.upstreams[1];
+        let is_up = || upstream.is_up(now_ms());
+        upstream.keep_others_off(Duration::from_secs(60));
+        assert!(is_up(), "it was never down");
+        // It has rested.
+        upstream.down_until_ms.store(1, Ordering::Relaxed);
+        while now_ms() < 1 {}
+        assert!(is_up());
+        upstream.keep_others_off(Duration::from_secs(60));
+        assert!(!is_up() && pool.order()[2] == 1, "others wait there too");
+        upstream.is_back();
+        assert!(is_up());
+    }
+
+    #[test]
     fn what_is_known_of_an_upstream_outlives_a_reload() {
         let old = pool(Balance::LeastConnections);
         old.upstreams[0].open.store(3, Ordering::Relaxed);
@@ -335,7 +391,7 @@ mod tests {
 
     #[test]
     fn one_check_is_not_believed() {
-        let upstream = Upstream::new(Address::Unix("/1".into()));
+        let upstream = Upstream::new(Address::Unix("/1".into()), true);
         let believed = [false, true, false, false, true, false, true, true].map(|is_up| {
             let _ = upstream.checked(is_up);
             upstream.is_up(now_ms())

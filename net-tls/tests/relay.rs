@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
@@ -194,6 +194,40 @@ fn a_client_that_hangs_up_when_told_the_end_is_no_failure() {
     drop(stream);
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.relay_failed), (1, 0));
+}
+
+/// The answer to an upload that the upstream does not read to the end, as one of a server that it is too much for.
+#[test]
+fn an_early_answer_comes_through() {
+    if !need(&NEEDS) {
+        return;
+    }
+    // What its kernel has sent when the reset goes.
+    const ANSWER: [u8; 5_000] = [b'4'; 5_000];
+    let identity = Identity::new();
+    // Closes with unread bytes, which makes the kernel send a reset.
+    let refuses = upstream(|mut stream| {
+        stream.read_exact(&mut [0; 1000]).expect("the beginning");
+        stream.write_all(&ANSWER).expect("sends");
+    });
+    let proxy = Running::start(&identity.config(refuses, Signing::Offloaded), 1);
+    let config = client_config(&identity, &TLS13);
+    let upload = vec![1; 4 << 20];
+    for _ in 0..20 {
+        let mut stream = connect(&config, proxy.address);
+        // Nobody takes all of it, maybe.
+        let _ = stream.write_all(&upload).and_then(|()| stream.flush());
+        let mut answer = Vec::new();
+        // What could not be sent does not matter.
+        while stream.conn.read_tls(&mut stream.sock).is_ok_and(|len| len > 0) {
+            stream.conn.process_new_packets().expect("good records");
+            let ended = stream.conn.reader().read_to_end(&mut answer);
+            // It may be all there was, or not: the upstream was reset.
+            assert_eq!(ended.expect_err("no close_notify").kind(), ErrorKind::WouldBlock);
+        }
+        assert!(answer == ANSWER, "{} bytes", answer.len());
+    }
+    proxy.stop();
 }
 
 #[test]

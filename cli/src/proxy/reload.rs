@@ -25,6 +25,9 @@ const SIGNALS_EVERY: Duration = Duration::from_millis(250);
 /// How often files are, of which there may be thousands.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
+/// After a failure it is tried again.
+const AGAIN_EVERY: Duration = Duration::from_secs(60);
+
 /// What tells one state of a file from another: inode, length, time of change. Of a path that is a
 /// link, where it leads to.
 type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
@@ -53,6 +56,7 @@ pub(super) fn start(
         let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
         let mut looked_at = Instant::now();
+        let mut failed_at = None;
         loop {
             thread::sleep(SIGNALS_EVERY);
             // First: what serves by now is not to be replaced.
@@ -73,12 +77,16 @@ pub(super) fn start(
             // Whoever replaces a file may not be done with it: until nothing has moved for a while.
             let has_changed = now != loaded && now == before;
             before = now;
-            if is_asked || has_changed {
+            // What it failed for may pass by itself: a name that was not found, no descriptor left.
+            let is_again = failed_at.is_some_and(|at: Instant| at.elapsed() >= AGAIN_EVERY);
+            if is_asked || has_changed || is_again {
                 loaded.clone_from(&before);
+                failed_at = None;
                 systemd::notify("RELOADING=1");
                 match config.and_then(|config| proxy.reload(&config)) {
                     Ok(()) => tracing::info!("reloaded"),
                     Err(error) => {
+                        failed_at = Some(Instant::now());
                         let error = arguments.locate(error);
                         tracing::error!("not reloaded, all stays as it was: {error}");
                     }
