@@ -417,6 +417,37 @@ fn what_a_power_cut_has_taken_is_not_written_on() {
     }
 }
 
+/// By several processes at once, past the kernel's cache, in parts that are read in one window.
+#[test]
+fn what_many_read_at_once_is_what_each_gets() {
+    const LEN: usize = 10 << 20;
+    const PAGE: usize = 4096;
+    on(&[&["chunk=4k"], &["chunk=4k", "no_uring", "writethrough"]], &[], |place| {
+        let bytes = noise(LEN);
+        fs::write(place.target.join("stored"), &bytes).expect("writes");
+        fs::write(place.source.join("plain"), &bytes).expect("writes");
+        for name in ["stored", "plain"] {
+            std::thread::scope(|scope| {
+                let read = |start: usize| {
+                    let path = place.target.join(name);
+                    let flags = OFlags::RDONLY | OFlags::DIRECT;
+                    let file = rustix::fs::open(path, flags, Mode::empty()).expect("opens");
+                    let file = File::from(file);
+                    let mut page = vec![0; PAGE];
+                    for n in 0..3000 {
+                        let at = (start + n * 1_234_577) % (LEN / PAGE) * PAGE;
+                        file.read_exact_at(&mut page, at as u64).expect("reads");
+                        assert!(page == bytes[at..at + PAGE], "{name}: other bytes at {at}");
+                    }
+                };
+                for start in 0..4 {
+                    scope.spawn(move || read(start * 100));
+                }
+            });
+        }
+    });
+}
+
 /// Of all files together, however many are open: who writes makes room first.
 #[test]
 fn what_is_in_memory_only_is_bounded() {

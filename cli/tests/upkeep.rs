@@ -219,10 +219,11 @@ fn compacting_on_a_full_disk_takes_nothing_of_it() {
     }
     let place = Place::new();
     let source = place.source.to_str().expect("UTF-8");
-    tool("mount", &["-t", "tmpfs", "-o", "size=5m", "none", source], Path::new("/"));
+    tool("mount", &["-t", "tmpfs", "-o", "size=15m", "none", source], Path::new("/"));
     let _lower = Tmpfs(&place);
     let mounted = place.mount(&[]);
-    let mut contents = noise(3 << 20);
+    // More chunks than a record has extents.
+    let mut contents = noise(8 << 20);
     let path = place.target.join("file");
     fs::write(&path, &contents).expect("writes");
     let file = File::options().write(true).open(&path).expect("opens");

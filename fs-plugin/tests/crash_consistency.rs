@@ -531,6 +531,54 @@ fn a_damaged_extent_does_not_stop_later_commits() {
     read(&queue, &contents, 0, 1).expect_err("damaged");
 }
 
+/// What it leads to is refused, and all else goes on; if nothing was ever synced, it is read at least.
+#[test]
+fn a_damaged_leaf_stops_nothing_else() {
+    // FORMAT.md: 64 chunks.
+    const LEAF: usize = 64 * CHUNK;
+    let queue = Rc::new(Queue::new(32));
+    for is_synced in [true, false] {
+        let (medium, mut contents) = create();
+        let bytes = Data::Noise(1).bytes(4 * LEAF);
+        run(&queue, contents.write(&queue, 0, &bytes)).expect("writes");
+        run(&queue, contents.commit(&queue)).expect("commits");
+        run(&queue, contents.store_index(&queue)).expect("stores");
+        if is_synced {
+            run(&queue, contents.sync(&queue)).expect("syncs");
+        }
+        run(&queue, contents.close(&queue)).expect("closes");
+        let medium = Rc::new(medium.rebooted());
+        medium.damage(|bytes| {
+            let is_second = |at: &usize| {
+                bytes[*at..].starts_with(b"WCN\x01\0")
+                    && bytes[at + 8..at + 16] == [1, 0, 0, 0, 0, 0, 0, 0]
+            };
+            let at = (0..bytes.len() - 16).rfind(is_second).expect("a leaf");
+            bytes[at + 30] ^= 1;
+        });
+        let mut contents = open(&queue, &medium);
+        let mut first = bytes[..LEAF].to_vec();
+        assert!(read(&queue, &contents, 0, LEAF).expect("reads") == first);
+        assert!(
+            read(&queue, &contents, 2 * LEAF as u64, LEAF).expect("reads")
+                == bytes[2 * LEAF..3 * LEAF]
+        );
+        let refused = read(&queue, &contents, LEAF as u64, 1).expect_err("damaged");
+        assert_eq!(refused.errno(), libc::EIO);
+        if !is_synced {
+            continue;
+        }
+        let write = contents.write(&queue, LEAF as u64 + 5, b"refused");
+        assert_eq!(run(&queue, write).expect_err("over what nobody knows").errno(), libc::EIO);
+        run(&queue, contents.write(&queue, 5, b"written")).expect("writes");
+        first[5..12].copy_from_slice(b"written");
+        run(&queue, contents.sync(&queue)).expect("syncs");
+        run(&queue, contents.close(&queue)).expect("closes");
+        let contents = open(&queue, &medium);
+        assert!(read(&queue, &contents, 0, LEAF).expect("reads") == first);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300 * seeds(), ..ProptestConfig::default() })]
 

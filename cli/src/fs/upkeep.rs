@@ -181,11 +181,12 @@ async fn write_compressed(
     options: Options,
 ) -> Result<u64, Failure> {
     const PART: usize = 1 << 20;
+    const COMMIT_LEN: u64 = 256 << 20;
     let mut new = OpenOptions::new();
     let file = new.read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let mut contents = Contents::create(FileMedium::new(file.try_clone()?.into()), options)?;
     let mut part = vec![0; PART];
-    let mut at = 0;
+    let (mut at, mut uncommitted) = (0, 0);
     // Holes stay holes.
     while let Some(data) = seek(source, SeekFrom::Data(at))? {
         let end = seek(source, SeekFrom::Hole(data))?.unwrap_or(before.len());
@@ -198,6 +199,12 @@ async fn write_compressed(
             }
             contents.write(&queue(), at, &part[..read]).await?;
             at += read as u64;
+            uncommitted += read as u64;
+            if uncommitted >= COMMIT_LEN {
+                // What is known of where it lies can be dropped then.
+                contents.commit(&queue()).await?;
+                uncommitted = 0;
+            }
         }
     }
     contents.set_size(before.len()).await?;

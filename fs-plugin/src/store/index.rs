@@ -34,6 +34,8 @@ pub struct Index {
     loaded: Spans,
     /// Leaves that are not what the checkpoint says.
     changed: Spans,
+    /// Visible parts that were left when leaves were dropped last.
+    len_kept: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +78,7 @@ impl Index {
             inner: BTreeMap::new(),
             loaded: Spans::default(),
             changed: Spans::default(),
+            len_kept: 0,
         }
     }
 
@@ -184,6 +187,12 @@ impl Index {
             self.extents = kept;
             self.loaded = self.changed.clone();
         }
+        self.len_kept = self.extents.len();
+    }
+
+    /// How many visible parts stayed when leaves were dropped last.
+    pub fn len_kept(&self) -> usize {
+        self.len_kept
     }
 
     /// The tree that says all this, of the file `id`, to be stored at `start`.

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use warpcore_offload::Queue;
 
 use super::append::{Append, Stored};
-use super::{BLOCK, Body, Container, Contents, Medium, Report, is_zstd, to_index};
+use super::{BLOCK, Body, Container, Contents, Medium, Records, Report, is_zstd, to_index};
 use crate::error::Error;
 use crate::store::format::{Head, Piece, Record};
 use crate::store::index::{self, Index};
@@ -93,7 +93,8 @@ impl<M: Medium> Contents<M> {
                         [] => unreachable!("a chunk of pieces has one"),
                     });
                 }
-                self.append(spans, false).await?;
+                // None before the end: a copy that fails, or is killed, is cut.
+                self.append(spans, Records::Later).await?;
             }
         }
         let chunk_len = self.chunk_len();
@@ -103,7 +104,7 @@ impl<M: Medium> Contents<M> {
             // all zeros the tree is one empty leaf.
             *index = Index::new(chunk_len);
         }
-        self.append(Vec::new(), true).await
+        self.append(Vec::new(), Records::Now).await
     }
 
     /// A span of a chunk, compressed as one.

@@ -3,7 +3,7 @@
 use warpcore_offload::Queue;
 
 use super::append::Stored;
-use super::{Body, Container, Contents, Medium, errno, to_index};
+use super::{Body, Container, Contents, Medium, Records, errno, to_index};
 use crate::error::Error;
 use crate::store::format::OFFSET_MAX;
 
@@ -145,7 +145,7 @@ impl<M: Medium> Contents<M> {
         let before = container.size;
         container.size = before.max(to + len);
         container.changed = true;
-        if let Err(error) = self.append(stored, false).await {
+        if let Err(error) = self.append(stored, Records::IfCrowded).await {
             self.container_mut().size = before;
             return Err(error);
         }

@@ -12,9 +12,11 @@ pub(super) struct Dead {
     doubtful: Vec<Range<u64>>,
     /// Bytes of them.
     doubtful_len: u64,
-    /// Replaced for good.
+    /// Replaced for good, and no whole block.
     ranges: Spans,
-    /// Bytes in whole blocks of `ranges`.
+    /// Whole blocks, to be given back.
+    blocks: Vec<Range<u64>>,
+    /// Bytes of them.
     whole_blocks: u64,
 }
 
@@ -48,30 +50,20 @@ impl Dead {
     /// The blocks that can be given back, each once. What is left of their ranges stays, and may
     /// become whole blocks with what dies beside it.
     pub(super) fn take_whole_blocks(&mut self) -> Vec<Range<u64>> {
-        if self.whole_blocks == 0 {
-            return Vec::new();
-        }
         self.whole_blocks = 0;
-        let mut taken = Vec::new();
-        let mut left = Spans::default();
-        for range in self.ranges.iter() {
-            let blocks = whole(range.clone());
-            if blocks.is_empty() {
-                left.insert(range);
-                continue;
-            }
-            left.insert(range.start..blocks.start);
-            left.insert(blocks.end..range.end);
-            taken.push(blocks);
-        }
-        self.ranges = left;
-        taken
+        std::mem::take(&mut self.blocks)
     }
 
     fn insert(&mut self, range: Range<u64>) {
-        let (merged, absorbed) = self.ranges.insert(range);
-        self.whole_blocks += len(&whole(merged));
-        self.whole_blocks -= absorbed.into_iter().map(|range| len(&whole(range))).sum::<u64>();
+        let merged = self.ranges.insert(range);
+        let blocks = whole(merged.clone());
+        if !blocks.is_empty() {
+            self.ranges.remove(merged.start);
+            self.ranges.insert(merged.start..blocks.start);
+            self.ranges.insert(blocks.end..merged.end);
+            self.whole_blocks += len(&blocks);
+            self.blocks.push(blocks);
+        }
     }
 }
 

@@ -22,15 +22,21 @@ pub(super) async fn load<M: Medium>(
     if in_order {
         // The system may have ended since, before the last bytes came to the disk.
         let is_doubtful = !attribute.durable && attribute.epoch != medium.epoch();
-        let verify = if is_doubtful { Verify::Nodes } else { Verify::Records };
-        if let Some(head) = read_head(medium).await?
-            && let Some(found) = recovery::commit_at(medium, &head, len, verify).await?
+        if is_doubtful && let Some(whole) = as_closed(medium, len, attribute, Verify::Nodes).await?
         {
-            let mut container = Container::loaded(head, found, Some(attribute.state));
-            if attribute.durable {
-                container.durable_end = container.record_end;
-            }
-            container.unverified = is_doubtful;
+            return Ok(Container { unverified: true, ..whole });
+        }
+        if is_doubtful {
+            return match recover(medium, len, attribute.state, in_order, writable).await {
+                // Not by a crash: where nothing is damaged it is read as it is.
+                Err(damaged @ Error::Damaged { .. }) => {
+                    let rest = as_closed(medium, len, attribute, Verify::Records).await?;
+                    Ok(Container { unverified: true, ..rest.ok_or(damaged)? })
+                }
+                recovered => recovered,
+            };
+        }
+        if let Some(container) = as_closed(medium, len, attribute, Verify::Records).await? {
             return Ok(container);
         }
         if attribute.durable {
@@ -42,6 +48,23 @@ pub(super) async fn load<M: Medium>(
     // the disk, and the last bytes before it are not: ext4 makes a length within an allocated block
     // durable before the bytes (`ext4_da_should_update_i_disksize`).
     recover(medium, len, attribute.state, in_order, writable).await
+}
+
+/// What the file ends with, if that shows what `verify` wants.
+async fn as_closed<M: Medium>(
+    medium: &M,
+    len: u64,
+    attribute: Attribute,
+    verify: Verify,
+) -> Result<Option<Container>, Error> {
+    let Some(head) = read_head(medium).await? else { return Ok(None) };
+    let found = recovery::commit_at(medium, &head, len, verify).await?;
+    Ok(found.map(|found| {
+        let container = Container::loaded(head, found, Some(attribute.state));
+        let durable_end =
+            if attribute.durable { container.record_end } else { container.durable_end };
+        Container { durable_end, ..container }
+    }))
 }
 
 /// The newest commit that holds; what lies behind it is cut. `in_order`: the file is as long as when it

@@ -171,6 +171,15 @@ struct Container {
     chain: Vec<Range<u64>>,
 }
 
+/// When the records of what was appended are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Records {
+    Now,
+    /// Now, if a record's worth of extents is pending.
+    IfCrowded,
+    Later,
+}
+
 impl<M: Medium> Contents<M> {
     /// Contents of a backing file that was just created, and is empty.
     pub fn create(medium: M, options: Options) -> Result<Self, Error> {
@@ -268,8 +277,7 @@ impl<M: Medium> Contents<M> {
     /// Bytes in memory only.
     pub fn dirty_len(&self) -> u64 {
         let Body::Container(container) = &self.body else { return 0 };
-        let ranges = container.dirty.values().flat_map(|dirty| &dirty.ranges);
-        ranges.map(|range| range.len() as u64).sum()
+        container.dirty.values().map(|dirty| dirty.bytes.len() as u64).sum()
     }
 
     /// Bytes that the index takes in memory, about.
@@ -357,6 +365,8 @@ impl<M: Medium> Contents<M> {
             let ahead = self.container().ahead(chunk_len);
             self.store(queue, |chunk| chunk == first || ahead.contains(&chunk), false).await?;
         }
+        // What cannot be laid over anything is refused here, and stands in the way of nothing else.
+        self.know(offset..end).await?;
         let container = self.container_mut();
         let (mut at, mut left) = (offset, bytes);
         while !left.is_empty() {
@@ -473,7 +483,8 @@ impl<M: Medium> Contents<M> {
     }
 
     fn evict_if_crowded(&self, index: &mut Index) {
-        if index.len() > self.options.pieces_max {
+        // What has changed cannot go: not to try again for each piece of it.
+        if index.len() > self.options.pieces_max.max(2 * index.len_kept()) {
             index.evict();
         }
     }
@@ -578,14 +589,14 @@ impl<M: Medium> Contents<M> {
         // Dirty again if it fails, or is cancelled.
         let mut taken = Taken { contents: self, sources };
         let stored = taken.contents.compress(queue, &taken.sources).await?;
-        taken.contents.append(stored, commit).await?;
+        let records = if commit { Records::Now } else { Records::IfCrowded };
+        taken.contents.append(stored, records).await?;
         taken.sources.clear();
         Ok(())
     }
 
-    /// Appends what is stored already; with a commit record if `commit`, or when a record's worth of
-    /// extents is pending. When it fails, nothing has changed.
-    async fn append(&mut self, stored: Vec<Stored>, commit: bool) -> Result<(), Error> {
+    /// Appends what is stored already. When it fails, nothing has changed.
+    async fn append(&mut self, stored: Vec<Stored>, records: Records) -> Result<(), Error> {
         let head = match self.container().head {
             Some(head) => head,
             None => Head { chunk_len_log2: self.options.chunk_len_log2, id: random_id()? },
@@ -608,7 +619,9 @@ impl<M: Medium> Contents<M> {
             }
         }
         append.place(stored);
-        if commit || container.pending.len() + append.extents.len() >= Record::EXTENTS_MAX {
+        let pending = container.pending.len() + append.extents.len();
+        let is_crowded = pending >= Record::EXTENTS_MAX;
+        if records == Records::Now || records == Records::IfCrowded && is_crowded {
             append.records(container, &head, modified);
         }
         self.write_append(append).await?;
@@ -693,6 +706,7 @@ impl<M: Medium> Contents<M> {
                 Ok(len) => whole.truncate(len),
                 // What is damaged stays where it is, and stands in nobody's way.
                 Err(Error::Damaged { .. }) => continue,
+                Err(error) if error.errno() == libc::EIO => continue,
                 Err(error) => return Err(error),
             };
             self.container_mut().dirty.entry(chunk).or_default().write(0, &whole);

@@ -9,7 +9,7 @@ use std::ops::Range;
 pub use crash::{CrashMedium, CrashPoint};
 pub use directory::FileMedium;
 
-/// One backing file. Single-threaded: its owner has one operation under way at a time.
+/// One backing file. Who changes it does nothing else meanwhile; those that read do so together, on any core.
 #[expect(clippy::len_without_is_empty, reason = "a length that may fail")]
 #[allow(async_fn_in_trait, reason = "futures stay on their shard; none needs to be Send")]
 pub trait Medium {
