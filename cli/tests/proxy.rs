@@ -5,6 +5,7 @@ mod common;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -643,6 +644,24 @@ fn without_descriptors_clients_wait() {
     waiting.join().expect("no panic").expect("served at last");
     tool("kill", &["-TERM", &child.id().to_string()], Path::new("/"));
     assert!(child.wait().expect("ours").success());
+}
+
+/// Where others make names, a link of theirs might lead to any file.
+#[test]
+fn roots_log_goes_by_nobodys_link() {
+    if !(need(&NEEDS) && need(&[Need::Root])) {
+        return;
+    }
+    let place = identity();
+    let config = write_config(place.path(), "web");
+    let text = std::fs::read_to_string(&config).expect("there");
+    std::fs::write(&config, format!("access_log = \"logs/access.json\"\n{text}")).expect("written");
+    let (logs, other) = (place.path().join("logs"), place.path().join("other"));
+    std::fs::create_dir(&logs).expect("made");
+    std::fs::set_permissions(&logs, std::fs::Permissions::from_mode(0o777)).expect("ours");
+    symlink(&other, logs.join("access.json")).expect("links");
+    let said = refused(warpcore().args(["proxy", "--config"]).arg(&config), 1);
+    assert!(said.contains("access.json") && !other.exists(), "{said}");
 }
 
 /// Keys are read and ports taken as root; then it is somebody else, on every thread, who reads

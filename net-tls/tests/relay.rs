@@ -147,7 +147,7 @@ fn a_client_that_is_cut_off_resets_the_upstream() {
     stream.write_all(b"half a requ").expect("sends");
     // FIN without close_notify: a truncation (RFC 8446, section 6.1).
     stream.sock.shutdown(Shutdown::Both).expect("closes");
-    assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(seen.recv().expect("seen"), Err(ErrorKind::ConnectionReset));
     proxy.stop();
 }
 
@@ -387,7 +387,7 @@ fn a_connection_that_does_not_end_is_cut_off_after_the_drain() {
     );
     stream.read_exact(&mut [0]).expect_err("cut off");
     // Half an upload must not look like a whole one.
-    assert_eq!(seen.recv().expect("seen"), Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(seen.recv().expect("seen"), Err(ErrorKind::ConnectionReset));
 }
 
 /// Nobody waits for a log: neither connections nor the end.

@@ -19,7 +19,7 @@ use super::append::{Append, Stored};
 use super::{BLOCK, Body, Container, Contents, Medium, Records, Report, is_zstd, to_index};
 use crate::error::Error;
 use crate::store::format::{Head, Piece, Record};
-use crate::store::index::{self, Index};
+use crate::store::index::Index;
 
 /// Chunks that are in memory at a time.
 const CHUNKS_AT_ONCE: usize = 16;
@@ -130,9 +130,7 @@ impl<M: Medium> Contents<M> {
             ..Container::empty()
         };
         let mut offset = 0;
-        while let Some((pieces, leaf_end)) =
-            index::leaf_from(&self.medium, head, &copy.index, offset).await?
-        {
+        while let Some((pieces, leaf_end)) = self.leaf_from(offset).await? {
             offset = leaf_end;
             for pieces in pieces.chunks(CHUNKS_AT_ONCE) {
                 let mut spans = Vec::new();

@@ -1,6 +1,7 @@
 //! What a file has where, without changing it: data and holes, checks, reports.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use warpcore_offload::{Codec, Queue};
 
@@ -53,9 +54,21 @@ impl<M: Medium> Contents<M> {
             return Ok(Some(if hole { size } else { offset }));
         };
         let mut at = offset;
+        // Of the leaf that `at` is in.
+        let mut pieces = Vec::new().into_iter();
+        let mut stored: Option<Range<u64>> = None;
         while at < size {
-            let stored = self.leaf_from(at).await?.map(|(pieces, _)| pieces[0].0.clone());
-            match container.data_from(at, stored, self.chunk_len()) {
+            while stored.as_ref().is_none_or(|stored| stored.end <= at) {
+                if let Some((visible, _)) = pieces.next() {
+                    stored = Some(visible);
+                } else if let Some((more, _)) = self.leaf_from(at).await? {
+                    pieces = more.into_iter();
+                } else {
+                    stored = None;
+                    break;
+                }
+            }
+            match container.data_from(at, stored.clone(), self.chunk_len()) {
                 Some(data) if data.start < size => {
                     if !hole {
                         return Ok(Some(data.start.max(at)));
