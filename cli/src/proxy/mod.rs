@@ -142,15 +142,3 @@ fn tell(proxy: &Proxy) {
     systemd::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
     hand_over::ready();
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_configuration_that_is_shown_is_one() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../contrib/proxy.toml");
-        let config = Config::read(path.as_ref()).expect("good");
-        assert_eq!((config.listeners[0].sites.len(), config.pools.len()), (2, 2));
-    }
-}
