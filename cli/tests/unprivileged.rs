@@ -8,20 +8,23 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{MOUNT, Place, SETPRIV, tool, warpcore};
 use warpcore_need::{Need, need};
 
 const NOBODY: u32 = 65534;
 
-/// `/dev/fuse` as udev makes it, for everybody; as it was once dropped.
-struct FuseForEverybody(Permissions);
+/// `/dev/fuse` as udev makes it, for everybody; as it was once dropped. One test at a time.
+struct FuseForEverybody(Permissions, #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
 
 impl FuseForEverybody {
     fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let before = fs::metadata("/dev/fuse").expect("needed").permissions();
         fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).expect("as root");
-        Self(before)
+        Self(before, turn)
     }
 }
 
