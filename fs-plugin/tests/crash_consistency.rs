@@ -531,6 +531,22 @@ fn a_damaged_extent_does_not_stop_later_commits() {
     read(&queue, &contents, 0, 1).expect_err("damaged");
 }
 
+/// Its nodes are looked at as it is opened: as many as there are, however long it is.
+#[test]
+fn the_longest_sparse_file_opens_after_a_restart() {
+    const END: u64 = i64::MAX as u64;
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"first")).expect("writes");
+    run(&queue, contents.write(&queue, END - 4, b"last")).expect("writes");
+    run(&queue, contents.commit(&queue)).expect("commits");
+    run(&queue, contents.store_index(&queue)).expect("stores");
+    run(&queue, contents.close(&queue)).expect("closes");
+    let contents = open(&queue, &Rc::new(medium.rebooted()));
+    assert_eq!(read(&queue, &contents, 0, 5).expect("reads"), b"first");
+    assert_eq!(read(&queue, &contents, END - 4, 4).expect("reads"), b"last");
+}
+
 /// What it leads to is refused, and all else goes on; if nothing was ever synced, it is read at least.
 #[test]
 fn a_damaged_leaf_stops_nothing_else() {

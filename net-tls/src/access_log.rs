@@ -65,7 +65,7 @@ impl AccessLog {
 
     /// Whether it could be opened, or made.
     pub(crate) fn check(path: &Path) -> Result<(), Error> {
-        let there = match OpenOptions::new().append(true).open(path) {
+        let there = match options(path).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::read_dir(directory_of(path)).map(drop)
             }
@@ -133,16 +133,21 @@ impl AccessLog {
     }
 }
 
-/// As root not by a link that somebody else may have put there: it might lead to any file.
 fn open(path: &Path) -> Result<File, Error> {
+    let file = options(path).create(true).open(path);
+    file.map(File::from).map_err(|error| cannot_write(path, &error))
+}
+
+/// As root not by a link that somebody else may have put there: it might lead to any file.
+fn options(path: &Path) -> OpenOptions {
     let mut options = OpenOptions::new();
     if geteuid().is_root()
         && !directory_of(path).metadata().is_ok_and(|directory| is_roots(&directory))
     {
         options.custom_flags(libc::O_NOFOLLOW);
     }
-    let file = options.append(true).create(true).open(path);
-    file.map(File::from).map_err(|error| cannot_write(path, &error))
+    options.append(true);
+    options
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -224,7 +224,6 @@ struct Said {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
-        // Interrupted or failed.
         end(child);
         let _ = child.wait();
     }

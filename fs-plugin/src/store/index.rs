@@ -190,9 +190,12 @@ impl Index {
         self.len_kept = self.extents.len();
     }
 
-    /// How many visible parts stayed when leaves were dropped last.
-    pub fn len_kept(&self) -> usize {
-        self.len_kept
+    /// The same, if more than so many visible parts are in memory. What has changed cannot go: not to try again
+    /// for each part of it.
+    pub fn evict_if_crowded(&mut self, pieces_max: usize) {
+        if self.len() > pieces_max.max(2 * self.len_kept) {
+            self.evict();
+        }
     }
 
     /// The tree that says all this, of the file `id`, to be stored at `start`.
@@ -344,6 +347,28 @@ pub async fn known<'a, M: Medium>(
                 Some(missing) => missing,
             }
         };
+        read(medium, head, index, &missing).await?;
+    }
+}
+
+/// Reads every node that ends behind `behind`, in order, and keeps some: a file may be longer than memory.
+pub async fn read_all<M: Medium>(
+    medium: &M,
+    head: &Head,
+    index: &Mutex<Index>,
+    behind: u64,
+) -> Result<(), Error> {
+    const PIECES_MAX: usize = 1 << 16;
+    let mut from = 0;
+    loop {
+        let missing = {
+            let mut index = lock(index);
+            index.evict_if_crowded(PIECES_MAX);
+            index.missing(from..OFFSET_MAX, behind)
+        };
+        let Some(missing) = missing else { return Ok(()) };
+        // All before it has been read.
+        from = from.max(missing.start);
         read(medium, head, index, &missing).await?;
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use super::format::{Extent, Form, Head, OFFSET_MAX, Record};
-use super::index::{Index, known, lock, read_node};
+use super::index::{Index, known, lock, read_all, read_node};
 use super::loss;
 use super::medium::Medium;
 use crate::error::Error;
@@ -110,13 +110,7 @@ async fn index_of<M: Medium>(
     }
     let durable_end = records[0].durable_end;
     if verify == Verify::Nodes {
-        // Of a file that is longer not all of it at once.
-        const STEP: u64 = 4 << 30;
-        let mut from = 0;
-        while from < records[0].size {
-            known(medium, head, &index, from..from + STEP, durable_end).await?.evict();
-            from += STEP;
-        }
+        read_all(medium, head, &index, durable_end).await?;
     }
     if matches!(verify, Verify::Unsynced | Verify::NotLost) {
         drop(known(medium, head, &index, 0..OFFSET_MAX, durable_end).await?);

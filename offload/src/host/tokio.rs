@@ -171,21 +171,21 @@ fn start_engine(
             let _ = ready.send(Ok(()));
             let mut driven = spawn_local(drive_by(driver, completions));
             // Where nobody turns the queue any more nothing is taken: who submits hears that it is gone.
-            let is_driven = loop {
+            let ended_early = loop {
                 let next = poll_fn(|cx| match Pin::new(&mut driven).poll(cx) {
                     Poll::Ready(ended) => Poll::Ready(Err(ended)),
                     Poll::Pending => jobs.poll_recv(cx).map(Ok),
                 });
                 match next.await {
                     Ok(Some(job)) => job(&local),
-                    Ok(None) => break Ok(()),
-                    Err(ended) => break Err(ended),
+                    Ok(None) => break None,
+                    Err(ended) => break Some(ended),
                 }
             };
             drop(local);
-            let ended = match is_driven {
-                Ok(()) => driven.await,
-                Err(ended) => ended,
+            let ended = match ended_early {
+                Some(ended) => ended,
+                None => driven.await,
             };
             match ended {
                 Ok(Ok(())) => {}

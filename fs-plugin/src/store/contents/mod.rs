@@ -483,10 +483,7 @@ impl<M: Medium> Contents<M> {
     }
 
     fn evict_if_crowded(&self, index: &mut Index) {
-        // What has changed cannot go: not to try again for each piece of it.
-        if index.len() > self.options.pieces_max.max(2 * index.len_kept()) {
-            index.evict();
-        }
+        index.evict_if_crowded(self.options.pieces_max);
     }
 
     /// Until the next await, or append, the index says all that is visible in `range`.
@@ -705,7 +702,6 @@ impl<M: Medium> Contents<M> {
             match self.read(queue, chunk * chunk_len, &mut whole).await {
                 Ok(len) => whole.truncate(len),
                 // What is damaged stays where it is, and stands in nobody's way.
-                Err(Error::Damaged { .. }) => continue,
                 Err(error) if error.errno() == libc::EIO => continue,
                 Err(error) => return Err(error),
             };
