@@ -27,13 +27,20 @@ pub unsafe trait Source: Send + 'static {
 /// Until the value is dropped, every call names the same addresses and lengths, wherever the value
 /// was moved in between, and nobody else reads or writes those bytes. Forgetting the value leaves
 /// them allocated. `parts` neither panics nor uses the queue.
-pub unsafe trait Target: Send + 'static {
+pub unsafe trait Target: Sized + Send + 'static {
     /// The bytes to write, in order.
     fn parts(&mut self) -> impl Iterator<Item = &mut [u8]>;
 
     /// An empty value, given back instead of one that a device keeps: see
     /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     fn lost() -> Self;
+
+    /// A value of the same length, to take the place of one that a device keeps, so that software
+    /// can do the request over. None, which it is unless told: the request is lost. Neither panics
+    /// nor uses the queue.
+    fn another(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// Bytes that lie in several pieces, as a chain of received packets does.
@@ -55,6 +62,10 @@ unsafe impl Target for Vec<u8> {
 
     fn lost() -> Self {
         Self::new()
+    }
+
+    fn another(&self) -> Option<Self> {
+        Some(vec![0; self.len()])
     }
 }
 
@@ -81,6 +92,10 @@ unsafe impl Target for BytesMut {
     fn lost() -> Self {
         Self::new()
     }
+
+    fn another(&self) -> Option<Self> {
+        Some(Self::zeroed(self.len()))
+    }
 }
 
 // SAFETY: static memory.
@@ -105,6 +120,10 @@ unsafe impl<B: Target> Target for Parts<B> {
 
     fn lost() -> Self {
         Self(Vec::new())
+    }
+
+    fn another(&self) -> Option<Self> {
+        self.0.iter().map(Target::another).collect::<Option<_>>().map(Self)
     }
 }
 
@@ -240,6 +259,13 @@ impl TargetSpan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_is_as_long() {
+        let parts = Parts(vec![BytesMut::from(&b"ab"[..]), BytesMut::new()]);
+        assert_eq!(parts.another(), Some(Parts(vec![BytesMut::zeroed(2), BytesMut::new()])));
+        assert_eq!(vec![7; 5].another(), Some(vec![0; 5]));
+    }
 
     #[test]
     fn parts_are_gathered_and_scattered_in_order() {

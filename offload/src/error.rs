@@ -18,9 +18,9 @@ pub enum Error {
     /// The queue was dropped before the request ran.
     Closed,
     /// The device that worked on this failed, and software could not do it instead: it does not
-    /// have the operation, a stream's state is gone, or the device would not stop, so that it
-    /// may still write to the target. In that last case the target is kept from everybody for
-    /// good, and what came back in its place is empty.
+    /// have the operation, a stream's state is gone, or the device may still write to the target, and
+    /// there is no [other](crate::Target::another). In that last case the target is kept from everybody
+    /// for good, and what came back in its place is empty.
     DeviceLost,
     /// This process was forked from the one that made the queue; only that one can use it.
     Forked,

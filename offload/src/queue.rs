@@ -458,6 +458,12 @@ struct Vtable {
     ///
     /// As [`Keep::discard`].
     discard: unsafe fn(&Keep),
+    /// See [`Request::replace_target`].
+    ///
+    /// # Safety
+    ///
+    /// As `describe`, but for the device that keeps the target.
+    replace_target: unsafe fn(&Keep) -> bool,
 }
 
 impl Vtable {
@@ -469,11 +475,26 @@ impl Vtable {
             // SAFETY: passed on from the caller.
             unsafe { keep.as_mut::<R>() }.describe()
         }
-        Self { describe: describe::<R>, discard: Keep::discard::<R> }
+        /// # Safety
+        ///
+        /// As [`Vtable::replace_target`], for an `R`.
+        unsafe fn replace_target<R: Request>(keep: &Keep) -> bool {
+            // SAFETY: passed on from the caller; a device has what the target owns, and not the
+            // request.
+            unsafe { keep.as_mut::<R>() }.replace_target()
+        }
+        Self {
+            describe: describe::<R>,
+            discard: Keep::discard::<R>,
+            replace_target: replace_target::<R>,
+        }
     }
 
-    const NONE: &'static Self =
-        &Self { describe: |_| unreachable!("a free slot has no request"), discard: |_| {} };
+    const NONE: &'static Self = &Self {
+        describe: |_| unreachable!("a free slot has no request"),
+        discard: |_| {},
+        replace_target: |_| false,
+    };
 }
 
 enum State {
@@ -676,6 +697,12 @@ impl Shared {
             Ended::Redo => Ending::Done(Err(Error::DeviceLost)),
             Ended::Stranded => {
                 self.count(|stats| stats.stranded += 1);
+                // SAFETY: the slot's request lies in its keep and is of the vtable's type. The
+                // device, which may write to what the target owned, has nothing of the request.
+                if !over && unsafe { (slot.vtable.replace_target)(&self.keeps[token as usize]) } {
+                    self.gather(&mut slots, token);
+                    return self.count(|stats| stats.kernels[kernel].redone += 1);
+                }
                 Ending::Stranded
             }
         };

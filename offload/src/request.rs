@@ -30,6 +30,13 @@ pub trait Request: Sealed + Send + Sized + 'static {
     #[doc(hidden)]
     fn describe(&mut self) -> Work;
 
+    /// Puts other memory in the place of what a device may still write to, which is forgotten. False:
+    /// there is none.
+    #[doc(hidden)]
+    fn replace_target(&mut self) -> bool {
+        false
+    }
+
     /// Turns the request and how it ended into what the caller gets.
     #[doc(hidden)]
     fn finish(self, ending: Ending) -> Self::Output;
@@ -40,8 +47,8 @@ pub trait Request: Sealed + Send + Sized + 'static {
 pub enum Ending {
     /// With this result; nobody touches its memory any more.
     Done(Result<usize, Error>),
-    /// On a device that would not stop: it may write to the target for as long as the process
-    /// lives, so the target is forgotten.
+    /// On a device that may write to the target for as long as the process lives, so the target is
+    /// forgotten.
     Stranded,
 }
 
@@ -55,6 +62,12 @@ impl Ending {
             }
         }
     }
+}
+
+fn replace<T: Target>(target: &mut T) -> bool {
+    let Some(other) = target.another() else { return false };
+    std::mem::forget(std::mem::replace(target, other));
+    true
 }
 
 /// Compress `source` into `target` as one frame.
@@ -301,6 +314,10 @@ impl<S: Source, T: Target> Request for Compress<S, T> {
         }
     }
 
+    fn replace_target(&mut self) -> bool {
+        replace(&mut self.target)
+    }
+
     fn finish(self, ending: Ending) -> Done<S, T> {
         let (result, target) = ending.settle(self.target);
         Done { result, source: self.source, target }
@@ -320,6 +337,10 @@ impl<S: Source, T: Target> Request for Decompress<S, T> {
             source: SourceSpan::of(&self.source),
             target: TargetSpan::of(&mut self.target),
         }
+    }
+
+    fn replace_target(&mut self) -> bool {
+        replace(&mut self.target)
     }
 
     fn finish(self, ending: Ending) -> Done<S, T> {

@@ -61,8 +61,7 @@ pub struct Stats {
     pub failed: u64,
     /// Operations that were dropped in flight; their buffers were kept until the end.
     pub dropped_in_flight: u64,
-    /// Operations that ended in [`Error::DeviceLost`](crate::Error::DeviceLost) because a device
-    /// would not stop; their targets are leaked.
+    /// Operations whose device may write to their targets for ever, so that these are leaked.
     pub stranded: u64,
     /// Times that a request found no free slot.
     pub full: u64,

@@ -103,6 +103,7 @@ fn a_feed_that_was_cut_off_ends_its_stream() {
     let feed = |stream| Feed { stream, source: vec![1; 100], target: vec![0; 200], end: true };
     let op = queue.submit(feed(Stream::compress(Codec::Gzip, 1).expect("a stream")));
     queue.turn(Instant::now(), std::time::Duration::ZERO);
+    model.reset();
     drop(queue);
     let software = Queue::new(1);
     let cut = software.run(op);

@@ -20,7 +20,8 @@ pub enum Fault {
     Hang,
     /// It is written only while its queue is stopped.
     Late,
-    /// It is never completed, and its queue cannot be stopped.
+    /// It is never completed, and writes to its targets for ever: only a reset, or an error of the
+    /// queue, ends that; stopping does not, and nobody is told so.
     Runaway,
     /// Its result is wrong: lengths that cannot be (ZIP), another number (HPRE).
     Wrong,

@@ -14,7 +14,7 @@ use super::ModelKind;
 use super::qm::{Manager, dus_len_bytes};
 use crate::backend::uacce::kernel::{PUT_Q, QpContext, QpInfo, SET_QP_CTX, SET_QP_INFO, START_Q};
 use crate::backend::uacce::qm::{QueueInfo, Version};
-use crate::backend::uacce::{Attributes, Port, QueueFile, StillRunning};
+use crate::backend::uacce::{Attributes, Port, QueueFile};
 use crate::doorbell::Doorbell;
 use crate::region::Region;
 
@@ -76,7 +76,7 @@ impl ModelQueue {
     /// # Errors
     ///
     /// `EINVAL` for one that there is not, or that the queue's state or the argument does not allow,
-    /// `EFAULT` without an argument, `ENXIO` after a reset, `EIO` from a queue that does not stop.
+    /// `EFAULT` without an argument, `ENXIO` after a reset.
     ///
     /// # Safety
     ///
@@ -130,7 +130,8 @@ impl ModelQueue {
     /// # Safety
     ///
     /// Every descriptor up to the tail that `value` tells names memory that lives, and that nobody else uses,
-    /// until the descriptor is completed or the queue has stopped: the device reads and writes it.
+    /// until the descriptor is completed or the queue has stopped: the device reads and writes it. With
+    /// [`Fault::Runaway`](crate::Fault) about, a queue that was stopped has not: only a reset tells.
     pub unsafe fn ring(&self, value: u64) {
         self.0.manager.ring(self.0.number, value);
     }
@@ -147,10 +148,10 @@ impl ModelQueue {
     }
 }
 
-impl Drop for ModelQueue {
-    /// Closes the file, which stops the queue, if it can be stopped.
+impl Drop for ModelFile {
+    /// Closes the file, which stops the queue.
     fn drop(&mut self) {
-        self.0.manager.close(self.0.number);
+        self.manager.close(self.number);
     }
 }
 
@@ -198,10 +199,6 @@ impl QueueFile for ModelFile {
 
     fn catch_up(&self) {
         self.manager.poll(self.number);
-    }
-
-    fn close(self) -> Result<(), StillRunning> {
-        if self.manager.close(self.number) { Ok(()) } else { Err(StillRunning) }
     }
 }
 

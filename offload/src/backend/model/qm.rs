@@ -62,8 +62,8 @@ struct Inner {
     queues: Vec<Option<Queue>>,
     /// Where the search for the next descriptor begins.
     turn: usize,
-    /// Of queues that did not stop.
-    runaway: Vec<Job>,
+    /// What is written to for ever.
+    runaways: Vec<Runaway>,
     /// Tells queue files of the same number apart.
     opened: u64,
     completed: u64,
@@ -118,6 +118,13 @@ struct Job {
     due: Option<u8>,
 }
 
+/// The targets of a descriptor that does not end.
+struct Runaway {
+    /// Of the queue.
+    serial: u64,
+    targets: Vec<(u64, usize)>,
+}
+
 /// Bytes for the memory of whoever submitted.
 pub(super) struct Write {
     pub(super) address: u64,
@@ -146,7 +153,7 @@ impl Manager {
                     isolated: false,
                     queues: Vec::new(),
                     turn: 0,
-                    runaway: Vec::new(),
+                    runaways: Vec::new(),
                     opened: 0,
                     completed: 0,
                     asleep: false,
@@ -319,42 +326,31 @@ impl Manager {
             Status::Init => return Err(Errno::INVAL.into()),
             Status::Disabled => {}
             Status::Started | Status::Stopping => {
-                if queue.waiting.iter().any(|job| job.fault == Some(Fault::Runaway)) {
-                    return Err(Errno::IO.into());
-                }
-                // What the device has begun, it finishes; what it has not, it forgets.
-                let begun = std::mem::take(&mut queue.waiting);
-                for job in begun.into_iter().filter(|job| job.fault == Some(Fault::Late)) {
+                // What the device has, it finishes (linux `qm_drain_qp`), but for what hangs.
+                let begun = std::mem::take(&mut queue.waiting).into_iter();
+                let ends = |job: &Job| matches!(job.fault, Some(Fault::Late | Fault::Slow(_)));
+                let rest = std::iter::from_fn(|| queue.fetch(number));
+                for job in begun.filter(ends).chain(rest).collect::<Vec<_>>() {
                     state = self.core.work(state, job);
                 }
             }
         }
         let queue = state.queues[number].as_mut().expect("open until it is closed");
+        // It was reset meanwhile.
+        if queue.status == Status::Dead {
+            return Err(Errno::NXIO.into());
+        }
         queue.waiting.clear();
-        queue.sq_tail = queue.sq_head;
         // Newer kernels let it be started again, older ones have let go of it.
         queue.status = if old_kernel { Status::Disabled } else { Status::Init };
         Ok(())
     }
 
-    /// Closes a queue. False: it still runs.
-    pub(super) fn close(&self, number: usize) -> bool {
-        let mut state = self.core.wait_until_idle(self.core.lock(), number, |queue| {
-            if queue.status == Status::Started {
-                queue.status = Status::Stopping;
-            }
-        });
-        let queue = state.queues[number].as_mut().expect("open until it is closed");
-        let runs = queue.waiting.iter().any(|job| job.fault == Some(Fault::Runaway));
-        if runs {
-            let mut jobs = std::mem::take(&mut queue.waiting);
-            // It stays open for good, as the queue of a device that hangs does.
-            queue.status = Status::Stopping;
-            state.runaway.extend(jobs.drain(..));
-        } else {
-            state.queues[number] = None;
-        }
-        !runs
+    /// Closes a queue, which stops it (linux `uacce_fops_release`).
+    pub(super) fn close(&self, number: usize) {
+        // Or it was never started, or has stopped.
+        let _ = self.put(number);
+        self.core.lock().queues[number] = None;
     }
 
     /// A store to the doorbell of queue `number`.
@@ -380,7 +376,7 @@ impl Manager {
                     self.core.work.notify_one();
                 }
             }
-            Announce::Tail(_) => queue.disable(),
+            Announce::Tail(_) => state.disable(number),
             Announce::Head { index, arm } => {
                 queue.armed |= arm;
                 // Armed with completions that were not taken: at once.
@@ -482,24 +478,26 @@ impl Core {
 
     fn step(&self) -> bool {
         let mut state = self.lock();
-        for job in &state.runaway {
-            self.scribble(&state, job);
-        }
+        state.runaways.iter().for_each(Runaway::scribble);
         let Some(job) = state.next_job() else { return state.age() };
         let name = &self.name;
         match job.fault {
             None | Some(Fault::Status(_) | Fault::Wrong) => drop(self.work(state, job)),
             Some(Fault::Slow(_)) if job.due == Some(0) => drop(self.work(state, job)),
-            Some(Fault::Slow(_) | Fault::Hang | Fault::Late | Fault::Runaway) => {
+            Some(Fault::Slow(_) | Fault::Hang | Fault::Late) => {
                 if let Ok(queue) = state.queue(job.queue) {
                     queue.waiting.push_back(job);
                 }
             }
+            Some(Fault::Runaway) => {
+                if let Ok(queue) = state.queue(job.queue) {
+                    let targets = self.targets(&queue.sqe(job.index, self.sqe_words()));
+                    state.runaways.push(Runaway { serial: job.serial, targets });
+                }
+            }
             Some(Fault::QueueError) => {
                 tracing::debug!("{name}: queue {} reports an error", job.queue);
-                if let Ok(queue) = state.queue(job.queue) {
-                    queue.disable();
-                }
+                state.disable(job.queue);
             }
             Some(Fault::Isolate) => {
                 state.isolated = true;
@@ -562,17 +560,6 @@ impl Core {
         state
     }
 
-    /// A device that does not stop writes whenever it likes.
-    fn scribble(&self, state: &Inner, job: &Job) {
-        let Some(Some(queue)) = state.queues.get(job.queue) else { return };
-        let sqe = queue.sqe(job.index, self.sqe_words());
-        for (address, len_bytes) in self.targets(&sqe) {
-            let bytes = vec![0xee; len_bytes.min(64)];
-            // SAFETY: the queue was not stopped, so whoever submitted must keep the memory.
-            unsafe { Write { address, bytes }.perform() };
-        }
-    }
-
     fn reset<'a>(&'a self, mut state: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
         for number in 0..state.queues.len() {
             if state.queues[number].is_none() {
@@ -585,15 +572,13 @@ impl Core {
                 }
             });
             let Some(queue) = &mut state.queues[number] else { continue };
-            // A queue that runs away does so through a reset.
-            if queue.waiting.iter().all(|job| job.fault != Some(Fault::Runaway)) {
-                queue.waiting.clear();
-                queue.sq_tail = queue.sq_head;
-                queue.status = Status::Dead;
-            }
+            queue.waiting.clear();
+            queue.sq_tail = queue.sq_head;
+            queue.status = Status::Dead;
             queue.set_status(RX_STATUS_FROM_END);
             queue.raise();
         }
+        state.runaways.clear();
         state
     }
 
@@ -601,8 +586,7 @@ impl Core {
         let state = self.lock();
         let words = self.sqe_words();
         let mut jobs = Vec::new();
-        for (number, queue) in state.queues.iter().enumerate() {
-            let Some(queue) = queue else { continue };
+        for queue in state.queues.iter().flatten() {
             if matches!(queue.status, Status::Started | Status::Stopping) {
                 let mut index = queue.sq_head;
                 while index != queue.sq_tail {
@@ -611,13 +595,12 @@ impl Core {
                 }
             }
             jobs.extend(queue.waiting.iter().map(|job| queue.sqe(job.index, words)));
-            let runaway = state.runaway.iter().filter(|job| job.queue == number);
-            jobs.extend(runaway.map(|job| queue.sqe(job.index, words)));
         }
-        jobs.iter().any(|sqe| {
-            let mut targets = self.targets(sqe).into_iter();
-            targets.any(|(target, len_bytes)| target < end && start < target + len_bytes as u64)
-        })
+        let running = state.runaways.iter().flat_map(|runaway| runaway.targets.iter().copied());
+        jobs.iter()
+            .flat_map(|sqe| self.targets(sqe))
+            .chain(running)
+            .any(|(target, len_bytes)| target < end && start < target + len_bytes as u64)
     }
 
     /// Where a descriptor has results written to.
@@ -635,6 +618,14 @@ impl Inner {
             Some(Some(queue)) if queue.status != Status::Dead => Ok(queue),
             _ => Err(Errno::NXIO.into()),
         }
+    }
+
+    /// The kernel takes a broken queue out of service.
+    fn disable(&mut self, number: usize) {
+        let Ok(queue) = self.queue(number) else { return };
+        queue.disable();
+        let serial = queue.serial;
+        self.runaways.retain(|runaway| runaway.serial != serial);
     }
 
     fn has_work(&self) -> bool {
@@ -662,16 +653,13 @@ impl Inner {
                 continue;
             }
             self.turn = number + 1;
-            let index = queue.sq_head;
-            queue.sq_head = queue.after(index);
-            let serial = queue.serial;
-            let fault = self.faults.next();
-            let due = match fault {
-                Some(Fault::Slow(steps)) => Some(steps.max(1)),
-                _ => None,
-            };
+            let mut job = queue.fetch(number)?;
+            job.fault = self.faults.next();
+            if let Some(Fault::Slow(steps)) = job.fault {
+                job.due = Some(steps.max(1));
+            }
             self.age();
-            return Some(Job { queue: number, serial, index, fault, due });
+            return Some(job);
         }
         None
     }
@@ -692,6 +680,16 @@ impl Inner {
 impl Queue {
     fn after(&self, index: u16) -> u16 {
         if index + 1 == self.depth { 0 } else { index + 1 }
+    }
+
+    /// The next descriptor; `number`: of this queue.
+    fn fetch(&mut self, number: usize) -> Option<Job> {
+        let index = self.sq_head;
+        if index == self.sq_tail {
+            return None;
+        }
+        self.sq_head = self.after(index);
+        Some(Job { queue: number, serial: self.serial, index, fault: None, due: None })
     }
 
     fn sqe(&self, index: u16, words: usize) -> Sqe {
@@ -742,13 +740,9 @@ impl Queue {
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
-    /// The kernel takes a broken queue out of service.
     fn disable(&mut self) {
         self.status = Status::Disabled;
-        self.waiting.retain(|job| job.fault == Some(Fault::Runaway));
-        if !self.waiting.is_empty() {
-            self.status = Status::Stopping;
-        }
+        self.waiting.clear();
         self.sq_tail = self.sq_head;
         self.set_status(TX_STATUS_FROM_END);
         self.set_status(RX_STATUS_FROM_END);
@@ -759,6 +753,17 @@ impl Queue {
         let word = self.memory.atomic(self.memory.len_bytes() - from_end);
         // Release: what was written before the stop is seen with it.
         word.store(1_u32.to_le(), Ordering::Release);
+    }
+}
+
+impl Runaway {
+    fn scribble(&self) {
+        for &(address, len_bytes) in &self.targets {
+            let bytes = vec![0xee; len_bytes.min(64)];
+            // SAFETY: the descriptor was neither completed nor the queue taken out of service, so
+            // whoever submitted must keep the memory.
+            unsafe { Write { address, bytes }.perform() };
+        }
     }
 }
 

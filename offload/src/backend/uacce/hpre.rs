@@ -19,6 +19,7 @@ use zeroize::Zeroize;
 
 use super::pair::{SQE_WORDS_MAX, Sqe};
 use super::share::{Engine, Filled, Finished};
+use crate::backend::Ended;
 use crate::batch::Token;
 use crate::buffer::{SourceSpan, TargetSpan};
 use crate::error::Error;
@@ -45,12 +46,21 @@ const ERRORS: u32 = 0x3fff_0000 | 0x0000_ffe0;
 const NUMBER_LEN_BYTES_MAX: usize = 512;
 
 pub(crate) struct Hpre {
-    /// By token: a number to work on, and the result. The device's until it is done.
-    numbers: Box<[[[u8; NUMBER_LEN_BYTES_MAX]; 2]]>,
+    /// By token. The device's until it is done.
+    numbers: Box<[Box<InOut>]>,
     salts: Salts,
     /// Where scattered sources are gathered, and what goes to scattered targets.
     gathered: Vec<u8>,
     scattered: Vec<u8>,
+}
+
+/// A number to work on, and the result.
+struct InOut([[u8; NUMBER_LEN_BYTES_MAX]; 2]);
+
+impl Default for InOut {
+    fn default() -> Self {
+        Self([[0; NUMBER_LEN_BYTES_MAX]; 2])
+    }
 }
 
 pub(crate) struct Flight {
@@ -65,7 +75,7 @@ enum Key {
 
 impl Hpre {
     pub(crate) fn new(depth: usize) -> Self {
-        let numbers = vec![[[0; NUMBER_LEN_BYTES_MAX]; 2]; depth].into();
+        let numbers = (0..depth).map(|_| Box::default()).collect();
         Self { numbers, salts: Salts::new(), gathered: Vec::new(), scattered: Vec::new() }
     }
 
@@ -87,7 +97,7 @@ impl Hpre {
         }
         // SAFETY: passed on from the caller.
         let source = unsafe { source.as_slice(&mut self.gathered) };
-        let input = &mut self.numbers[token as usize][0][..k];
+        let input = &mut self.numbers[token as usize].0[0][..k];
         match scheme {
             Some(scheme) => encode(scheme, source, &mut self.salts, input),
             None if source.len() == k && source < public.modulus() => {
@@ -99,7 +109,7 @@ impl Hpre {
     }
 
     fn describe(&mut self, token: Token, algorithm: u32, key: &[u8], k: usize) -> Sqe {
-        let [input, output] = &mut self.numbers[token as usize];
+        let [input, output] = &mut self.numbers[token as usize].0;
         let mut sqe = [0; SQE_WORDS_MAX];
         sqe[CONTROL] = algorithm | TO_DO;
         sqe[KEY_LEN] = u32::try_from(k / 8 - 1).expect("a key has at most 512 bytes");
@@ -172,7 +182,7 @@ impl Engine for Hpre {
             return Finished::Nonsense;
         }
         let k = flight.key.public().modulus_len_bytes();
-        let [input, output] = &mut self.numbers[token as usize];
+        let [input, output] = &mut self.numbers[token as usize].0;
         let (input, output) = (&input[..k], &mut output[..k]);
         let right = sqe[CONTROL] & ERRORS == 0
             && match &flight.key {
@@ -196,13 +206,13 @@ impl Engine for Hpre {
         Finished::Done(written)
     }
 
-    fn give_up(&mut self, _token: Token, flight: Flight, stranded: bool) {
-        if stranded {
-            // The device may still read the key and write our numbers.
+    fn give_up(&mut self, token: Token, flight: Flight, held: bool) -> Ended {
+        if held {
+            // The device may still read the key and write our numbers; it never had the target.
             std::mem::forget(flight);
-            let depth = self.numbers.len();
-            std::mem::forget(std::mem::replace(self, Self::new(depth)));
+            std::mem::forget(std::mem::take(&mut self.numbers[token as usize]));
         }
+        Ended::Redo
     }
 }
 
@@ -262,7 +272,7 @@ mod tests {
             let Filled::Ready(sqe, _) = (unsafe { hpre.fill(token, work) }) else {
                 panic!("no descriptor for {work:?}")
             };
-            let [input, output] = &hpre.numbers[token as usize];
+            let [input, output] = &hpre.numbers[token as usize].0;
             assert_eq!(input[..256], source);
             let mut expected = [0; SQE_WORDS_MAX];
             expected[0] = algorithm | 1 << 30;

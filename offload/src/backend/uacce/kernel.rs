@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Updater, ioctl, opcode};
 
-use super::port::{Attributes, Port, QueueFile, StillRunning};
+use super::port::{Attributes, Port, QueueFile};
 use super::qm::{CQE_LEN_BYTES, DEPTH_DEFAULT, QueueInfo, Version};
 use crate::doorbell::Mmio;
 use crate::region::Region;
@@ -178,12 +178,6 @@ impl QueueFile for KernelFile {
         let mut fds = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
         // It may fail for want of memory, and is tried again half a queue later.
         let _ = rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
-    }
-
-    /// Closing stops the queue before it returns (linux `uacce_fops_release`).
-    fn close(self) -> Result<(), StillRunning> {
-        drop(self.0);
-        Ok(())
     }
 }
 

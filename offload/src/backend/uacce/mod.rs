@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use kernel::{CLASS, Kernel};
-pub(crate) use port::{Attributes, Port, QueueFile, StillRunning};
+pub(crate) use port::{Attributes, Port, QueueFile};
 
 use self::hpre::Hpre;
 use self::pair::Pair;
@@ -96,10 +96,7 @@ impl<P: Port> Uacce<P> {
     fn open_pair(&self, kind: u16, sqe_words: usize, epoll: &OwnedFd) -> io::Result<Pair<P::File>> {
         let (_, version, attributes) = self.check().map_err(io::Error::other)?;
         let pair = Pair::open(&self.port, &attributes, version, kind, sqe_words)?;
-        if let Err(error) = share::watch(epoll, pair.file()) {
-            let _ = pair.stop(|_, _| {}, |_| {});
-            return Err(error.into());
-        }
+        share::watch(epoll, pair.file())?;
         Ok(pair)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
-use super::port::{Attributes, Port, QueueFile, StillRunning};
+use super::port::{Attributes, Port, QueueFile};
 use super::qm::{
     Announce, CQE_LEN_BYTES, CQE_PHASE, CQE_SQ_HEAD, DEPTH_DEFAULT, PHASE_BIT, QueueInfo,
     RX_STATUS_FROM_END, TX_STATUS_FROM_END, Version,
@@ -66,32 +66,27 @@ impl<F: QueueFile> Pair<F> {
         sqe_words: usize,
     ) -> io::Result<Self> {
         let file = port.open()?;
-        match Self::set_up(&file, attributes, version, kind, sqe_words) {
-            Ok((doorbell, queues, number, info)) => Ok(Self {
-                doorbell,
-                queues,
-                file,
-                version,
-                number,
-                sqe_words,
-                slots: vec![None; info.sq_depth.into()].into(),
-                used: 0,
-                head: 0,
-                tail: 0,
-                rung: 0,
-                cq_depth: info.cq_depth,
-                cq_head: 0,
-                phase: true,
-                cq_moved: false,
-                unpolled: 0,
-                armed: false,
-            }),
-            Err(error) => {
-                // It has been given no work: whether it stops does not matter.
-                let _ = file.close();
-                Err(error)
-            }
-        }
+        let (doorbell, queues, number, info) =
+            Self::set_up(&file, attributes, version, kind, sqe_words)?;
+        Ok(Self {
+            doorbell,
+            queues,
+            file,
+            version,
+            number,
+            sqe_words,
+            slots: vec![None; info.sq_depth.into()].into(),
+            used: 0,
+            head: 0,
+            tail: 0,
+            rung: 0,
+            cq_depth: info.cq_depth,
+            cq_head: 0,
+            phase: true,
+            cq_moved: false,
+            unpolled: 0,
+            armed: false,
+        })
     }
 
     fn set_up(
@@ -243,33 +238,25 @@ impl<F: QueueFile> Pair<F> {
     }
 
     /// Stops the queue and closes it. `finished` gets what was completed, also while it stopped;
-    /// `lost` the rest, which nobody will work on any more. Err: it did not stop.
+    /// `lost` the rest. True: the device is at rest. False: nobody knows, and it may go on with what
+    /// is lost. (The memory of the queues is the kernel's, which frees it either way.)
     pub(crate) fn stop(
         mut self,
         mut finished: impl FnMut(Token, &Sqe),
         mut lost: impl FnMut(Token),
-    ) -> Result<(), StillRunning> {
-        let put = self.file.put();
-        // ENXIO: the device went away, and the kernel stopped its queues before it said so.
-        let gone = |error: &io::Error| {
+    ) -> bool {
+        // That it stopped is not to be had from the kernel (`QueueFile::put`), only that the device
+        // went away, or that the queue was taken out of service: a reset ends what was in flight.
+        let is_gone = self.file.put().is_err_and(|error| {
             error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
-        };
-        let stopped = put.is_ok() || put.as_ref().is_err_and(gone);
-        if stopped {
-            let mut sqe = [0; SQE_WORDS_MAX];
-            while let Ok(Some(token)) = self.reap(&mut sqe) {
-                finished(token, &sqe);
-            }
+        });
+        let is_at_rest = is_gone || self.is_disabled();
+        let mut sqe = [0; SQE_WORDS_MAX];
+        while let Ok(Some(token)) = self.reap(&mut sqe) {
+            finished(token, &sqe);
         }
-        let Self { doorbell, queues, file, slots, .. } = self;
-        let closed = file.close();
-        slots.iter().flatten().for_each(|(token, _)| lost(*token));
-        if stopped || closed.is_ok() {
-            return Ok(());
-        }
-        // Its memory must stay where the device writes it.
-        std::mem::forget((doorbell, queues));
-        Err(StillRunning)
+        self.slots.iter().flatten().for_each(|(token, _)| lost(*token));
+        is_at_rest
     }
 
     fn after(&self, index: u16) -> u16 {

@@ -42,7 +42,7 @@ pub(crate) trait Port: Send + Sync + 'static {
     fn open(&self) -> io::Result<Self::File>;
 }
 
-/// One queue, from open to close.
+/// One queue, open until it is dropped.
 pub(crate) trait QueueFile: 'static {
     type Doorbell: Doorbell;
 
@@ -61,8 +61,9 @@ pub(crate) trait QueueFile: 'static {
     /// Lets the device take descriptors.
     fn start(&self) -> io::Result<()>;
 
-    /// Stops the queue. After `Ok`, or `ENXIO` when the device is gone, nothing is written to
-    /// memory on its behalf.
+    /// Lets the device finish what it has, and stops the queue. `ENXIO`: the device is gone, and so
+    /// is all its work. `Ok` says less: the kernel gives up after a while, and only logs that it did
+    /// (linux `hisi_qm_stop_qp`).
     fn put(&self) -> io::Result<()>;
 
     /// Readable once the device has finished something after the CQ doorbell was armed.
@@ -75,11 +76,4 @@ pub(crate) trait QueueFile: 'static {
     /// own head and phase only when it is polled (linux `hisi_qm_is_q_updated`): more than a queue's
     /// length behind, it takes new completions for old ones.
     fn catch_up(&self);
-
-    /// Closes the queue. `Err`: it did not stop, and may write to memory for ever.
-    fn close(self) -> Result<(), StillRunning>;
 }
-
-/// A queue that did not stop when it was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StillRunning;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A pair fails as a whole: it is stopped first, and only then what was in flight is given back
-//! to be done in software.
+//! to be done in software; where the device may still write, in other memory.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -59,9 +59,10 @@ pub(crate) trait Engine: 'static {
     /// is stopped.
     fn finish(&mut self, token: Token, flight: &Self::Flight, sqe: &Sqe) -> Finished;
 
-    /// The flight of `token` ended without a result; `stranded`: the device may still write to
-    /// its memory.
-    fn give_up(&mut self, token: Token, flight: Self::Flight, stranded: bool);
+    /// The flight of `token` ended without a result. `held`: the device may still write to its
+    /// memory, so that what is ours of that must never be freed. The answer is
+    /// [`Ended::Stranded`] if some is the caller's.
+    fn give_up(&mut self, token: Token, flight: Self::Flight, held: bool) -> Ended;
 }
 
 /// What became of a request.
@@ -178,10 +179,11 @@ impl<P: Port, E: Engine> Share<P, E> {
     fn stop(&mut self, pair: Pair<P::File>, doubtful: Option<Token>) {
         // A model keeps the other end open: closing ours would not take it out.
         let _ = epoll::delete(&*self.epoll, pair.file().fd());
-        let mut lost: Vec<_> = doubtful.into_iter().collect();
+        // And whether the device has not completed it.
+        let mut lost: Vec<_> = doubtful.map(|token| (token, true)).into_iter().collect();
         let mut finished = Vec::new();
-        let stopped =
-            pair.stop(|token, sqe| finished.push((token, *sqe)), |token| lost.push(token));
+        let is_at_rest =
+            pair.stop(|token, sqe| finished.push((token, *sqe)), |token| lost.push((token, true)));
         for (token, sqe) in finished {
             let (_, flight) = self.flights[token as usize].as_ref().expect("in flight");
             match self.engine.finish(token, flight, &sqe) {
@@ -189,18 +191,22 @@ impl<P: Port, E: Engine> Share<P, E> {
                     self.flights[token as usize] = None;
                     self.ended.push((token, Ended::Done(result)));
                 }
-                Finished::Nonsense | Finished::Wrong => lost.push(token),
+                Finished::Nonsense => lost.push((token, true)),
+                Finished::Wrong => lost.push((token, false)),
             }
         }
-        if stopped.is_err() {
-            let (name, lost) = (self.device.name(), lost.len());
-            tracing::error!("{name} does not stop: the targets of {lost} requests are given up");
-        }
-        for token in lost {
+        let mut held = 0;
+        for (token, is_open) in lost {
             let (_, flight) = self.flights[token as usize].take().expect("in flight");
-            self.engine.give_up(token, flight, stopped.is_err());
-            let ended = if stopped.is_ok() { Ended::Redo } else { Ended::Stranded };
-            self.ended.push((token, ended));
+            let is_held = is_open && !is_at_rest;
+            held += usize::from(is_held);
+            self.ended.push((token, self.engine.give_up(token, flight, is_held)));
+        }
+        if held > 0 {
+            let name = self.device.name();
+            tracing::error!(
+                "{name} may still write: the memory of {held} requests is kept for good"
+            );
         }
     }
 

@@ -26,6 +26,7 @@ use super::pair::{SQE_WORDS_MAX, Sqe};
 use super::qm::Version;
 use super::sgl::{Lists, cut};
 use super::share::{Engine, Filled, Finished};
+use crate::backend::Ended;
 use crate::batch::Token;
 use crate::buffer::{Piece, Span};
 use crate::codec::Codec;
@@ -465,10 +466,12 @@ impl Engine for Zip {
         }
     }
 
-    fn give_up(&mut self, token: Token, _flight: Flight, stranded: bool) {
-        if stranded {
-            std::mem::forget(std::mem::take(&mut self.lists[token as usize]));
+    fn give_up(&mut self, token: Token, _flight: Flight, held: bool) -> Ended {
+        if !held {
+            return Ended::Redo;
         }
+        std::mem::forget(std::mem::take(&mut self.lists[token as usize]));
+        Ended::Stranded
     }
 }
 
