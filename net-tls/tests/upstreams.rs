@@ -382,8 +382,8 @@ fn what_happens_is_told() {
     let identity = Identity::new();
     let log = identity.directory.path().join("access.json");
     let mut config = config(&identity, &[upstream(echo).to_string()]);
-    let metrics = nobody();
-    config.metrics = Some(metrics.parse().expect("an address"));
+    let metrics: SocketAddr = nobody().parse().expect("an address");
+    config.metrics = Some(metrics.into());
     config.access_log = Some(log.clone());
     let proxy = Running::start(&config, 1);
     let client = client_config(&identity, &TLS13);
@@ -393,13 +393,14 @@ fn what_happens_is_told() {
         .write_all(b"GET /\r\n\r\n")
         .expect("sends");
     let (send, seen) = mpsc::channel();
-    let scrape = move || {
-        let mut stream = TcpStream::connect(&metrics).expect("connects");
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sends");
+    let rest_of = |mut stream: TcpStream, request: &[u8]| {
+        stream.write_all(request).expect("sends");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("reads");
         answer
     };
+    let connect = move || TcpStream::connect(metrics).expect("connects");
+    let scrape = move || rest_of(connect(), b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     std::thread::spawn(move || {
         loop {
             let answer = scrape();
@@ -410,6 +411,12 @@ fn what_happens_is_told() {
         }
     });
     let answer = seen.recv_timeout(Duration::from_secs(20)).expect("is counted");
+    // A request that comes in two segments, with another's in between.
+    let mut slow = connect();
+    slow.write_all(b"GET /met").expect("sends");
+    scrape();
+    let answered = rest_of(slow, b"rics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answered.starts_with("HTTP/1.1 200 OK\r\n"), "{answered}");
     for line in [
         "HTTP/1.1 200 OK\r\n",
         "# TYPE warpcore_handshakes_total counter\n",

@@ -7,12 +7,16 @@ mod hosts;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::task::{LocalSet, spawn_local};
 use warpcore_offload::host::Local;
 use warpcore_offload::host::tokio::{Handle, drive};
-use warpcore_offload::{Devices, Kernel, Model, ModelKind, Queue, Scheme, Sign, Stats, together};
+use warpcore_offload::{
+    Codec, Compress, Devices, Kernel, KeyExchange, Model, ModelKind, Queue, Scheme, Sign, Source,
+    Stats, together,
+};
 
 use hosts::{TASKS, key};
 
@@ -86,4 +90,47 @@ fn from_many_threads() {
             task.await.expect("no panic");
         }
     });
+}
+
+/// A source that must not be dropped.
+struct Bomb(Vec<u8>);
+
+// SAFETY: the bytes are a Vec's.
+unsafe impl Source for Bomb {
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.0[..])
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a caller's buffer panics");
+    }
+}
+
+/// Or who submits would wait for ever.
+#[test]
+fn an_engine_that_has_panicked_takes_nothing() {
+    let model = Model::new(ModelKind::Zip);
+    let devices = Devices::models([&model]);
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let ended = runtime.block_on(async {
+        let handle = Handle::start(1, 8, &devices).expect("an engine");
+        let codec = Codec::Gzip;
+        let source = Bomb(vec![1; 100]);
+        let request = Compress { codec, level: 1, source, target: vec![0; codec.bound(100)] };
+        let mut op = Box::pin(handle.submit(request));
+        assert!(poll_fn(|cx| Poll::Ready(op.as_mut().poll(cx))).await.is_pending());
+        drop(op);
+        let mut base = [0; 32];
+        base[0] = 9;
+        // Once this has come back, the engine has the other on the device, for nobody.
+        handle.submit(KeyExchange::new(base)).await.expect("an engine").expect("a good key");
+        while model.completed() == 0 {
+            model.step();
+        }
+        let until_gone = async { while handle.submit(KeyExchange::new(base)).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(60), until_gone).await
+    });
+    assert!(ended.is_ok(), "the engine takes requests and does not answer");
 }
