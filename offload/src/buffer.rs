@@ -26,7 +26,7 @@ pub unsafe trait Source: Send + 'static {
 ///
 /// Until the value is dropped, every call names the same addresses and lengths, wherever the value
 /// was moved in between, and nobody else reads or writes those bytes. Forgetting the value leaves
-/// them allocated. `parts` neither panics nor uses the queue.
+/// them allocated. No method panics or uses the queue.
 pub unsafe trait Target: Sized + Send + 'static {
     /// The bytes to write, in order.
     fn parts(&mut self) -> impl Iterator<Item = &mut [u8]>;
@@ -36,8 +36,7 @@ pub unsafe trait Target: Sized + Send + 'static {
     fn lost() -> Self;
 
     /// A value of the same length, to take the place of one that a device keeps, so that software
-    /// can do the request over. None, which it is unless told: the request is lost. Neither panics
-    /// nor uses the queue.
+    /// can do the request over. None, which it is unless told: the request is lost.
     fn another(&self) -> Option<Self> {
         None
     }

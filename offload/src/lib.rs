@@ -2,7 +2,8 @@
 //!
 //! An accelerator is *another processor*, not a function to call. A request names memory that
 //! stays where it is; the [`Queue`] owns those buffers from submission to completion; the caller
-//! gets them back with the result, also on error. In between the caller does something else.
+//! gets them back with the result, also on error (a [`Target`] that a failed device may still write to
+//! never comes back: [`another`](Target::another) does). In between the caller does something else.
 //!
 //! ```text
 //!   caller                     Queue (one per core, !Send)                 backend

@@ -79,6 +79,7 @@ impl<R: Request> Future for Op<R> {
         match unsafe { this.shared.poll::<R>(token, cx.waker()) } {
             Some(output) => {
                 this.state = State::Taken;
+                this.shared.release(token);
                 Poll::Ready(output)
             }
             None => Poll::Pending,

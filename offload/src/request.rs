@@ -367,16 +367,15 @@ impl<S: Source, T: Target> Request for Feed<S, T> {
         }
     }
 
+    fn replace_target(&mut self) -> bool {
+        replace(&mut self.target)
+    }
+
     fn finish(self, ending: Ending) -> Fed<S, T> {
-        let stranded = matches!(ending, Ending::Stranded);
         let (result, target) = ending.settle(self.target);
         let result = result.map(|_| self.stream.progress());
         let mut stream = self.stream;
-        if stranded {
-            // Its memory is the device's too.
-            let lost = Stream::lost(stream.codec());
-            std::mem::forget(std::mem::replace(&mut stream, lost));
-        } else if let Err(error) = &result {
+        if let Err(error) = &result {
             stream.state().end_if_begun(error);
         }
         Fed { result, stream, source: self.source, target }

@@ -16,7 +16,8 @@
 //! - decompression keeps its input and decodes it once more. A device does not say where blocks
 //!   begin, so there is no later point to start from; after [`REPLAY_LEN_BYTES_MAX`] the input is
 //!   let go, and a device that fails then takes the stream with it
-//!   ([`Error::DeviceLost`](crate::Error::DeviceLost)).
+//!   ([`Error::DeviceLost`](crate::Error::DeviceLost)), as it does if there is no
+//!   [other](crate::Target::another) target.
 
 use std::fmt;
 
@@ -103,14 +104,6 @@ impl Stream {
 
     pub(crate) fn progress(&self) -> Progress {
         self.0.progress
-    }
-
-    /// What is given back when a device keeps the stream's memory.
-    pub(crate) fn lost(codec: Codec) -> Self {
-        let mut stream = Self::new(codec, Direction::Decompress(HeaderReader::new(codec)), vec![])
-            .expect("the codec had a stream before");
-        stream.0.over = Some(Err(Error::DeviceLost));
-        stream
     }
 }
 
@@ -356,6 +349,16 @@ impl State {
         }
     }
 
+    /// A device may go on writing to the stream's memory and to the target: that memory is forgotten,
+    /// and what was `written` to the target before goes out once more, to another.
+    pub(crate) fn strand<'a>(&mut self, written: impl Iterator<Item = &'a [u8]>) {
+        if let Engine::Device(on_device) = &mut self.engine {
+            std::mem::forget(std::mem::take(&mut on_device.context));
+        }
+        written.for_each(|piece| self.hold(piece));
+        self.progress.produced = 0;
+    }
+
     /// Does a whole feed in software.
     pub(crate) fn run(
         &mut self,
@@ -363,9 +366,11 @@ impl State {
         target: &mut [u8],
         end: bool,
     ) -> Result<usize, Error> {
-        if !self.begun {
-            let room = target.len();
-            let write = |at: usize, held: &[u8]| target[at..][..held.len()].copy_from_slice(held);
+        let room = target.len();
+        let write = |at: usize, held: &[u8]| target[at..][..held.len()].copy_from_slice(held);
+        if self.begun {
+            self.drain(room, write);
+        } else {
             if let Some(over) = self.begin(room, write) {
                 return over;
             }

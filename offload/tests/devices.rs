@@ -3,13 +3,14 @@
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use num_bigint::BigUint;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use warpcore_need::{Need, need};
 use warpcore_offload::{
-    Codec, Compress, Decompress, Devices, Error, Feed, Kernel, Model, ModelKind, PrivateKey, Queue,
-    RsaPrivate, RsaPublic, Scheme, Sign, Stream, Team,
+    Codec, Compress, Decompress, Devices, Error, Feed, Kernel, Model, ModelKind, Park, PrivateKey,
+    Queue, RsaPrivate, RsaPublic, Scheme, Sign, Stream, Team,
 };
 
 /// Counting open files is the whole process' business: tests that do it, or open some, take turns.
@@ -94,6 +95,35 @@ fn an_old_kernel_gives_no_sizes_and_no_second_start() {
     assert_eq!(queue.stats().kernel(Kernel::Compress).on_device, 20);
 }
 
+/// The kernel follows completions only when it is polled, and takes those of the next round for old.
+#[test]
+fn a_full_round_of_completions_still_wakes() {
+    let _turn = FILES.lock();
+    let model = Model::new(ModelKind::Zip).depth(8);
+    let queue = Queue::with_devices(16, &Devices::models([&model])).expect("a queue");
+    let turn = || {
+        queue.turn(Instant::now(), Duration::ZERO);
+    };
+    for number in 0..100 {
+        for batch in [3, 7] {
+            let ops: Vec<_> = (0..batch).map(|byte| queue.submit(compress(byte))).collect();
+            turn();
+            while model.step() {}
+            turn();
+            ops.into_iter().for_each(|op| drop(queue.run(op).result.expect("compresses")));
+        }
+        let op = queue.submit(compress(1));
+        turn();
+        assert!(matches!(queue.prepare_park(Instant::now()), Park::Sleep { .. }));
+        model.step();
+        let fd = queue.fd().expect("of devices");
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        let woken = rustix::event::poll(&mut fds, Some(&Timespec::default())).expect("polls");
+        assert_eq!(woken, 1, "in round {number}");
+        queue.run(op).result.expect("compresses");
+    }
+}
+
 /// The header was the device's to write, and went with it: nobody knows what the next feed would follow.
 #[test]
 fn a_feed_that_was_cut_off_ends_its_stream() {
@@ -102,14 +132,14 @@ fn a_feed_that_was_cut_off_ends_its_stream() {
     let queue = Queue::with_devices(4, &Devices::models([&model])).expect("a queue");
     let feed = |stream| Feed { stream, source: vec![1; 100], target: vec![0; 200], end: true };
     let op = queue.submit(feed(Stream::compress(Codec::Gzip, 1).expect("a stream")));
-    queue.turn(Instant::now(), std::time::Duration::ZERO);
+    queue.turn(Instant::now(), Duration::ZERO);
     model.reset();
     drop(queue);
     let software = Queue::new(1);
     let cut = software.run(op);
-    assert_eq!(cut.result.map(drop), Err(Error::Closed));
+    assert_eq!(cut.result.map(drop), Err(Error::DeviceLost));
     let again = software.run(software.submit(feed(cut.stream)));
-    assert_eq!(again.result.map(drop), Err(Error::Closed));
+    assert_eq!(again.result.map(drop), Err(Error::DeviceLost));
 }
 
 #[test]
@@ -125,7 +155,7 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
     let helped = Queue::in_team(4, &Devices::none(), &team).expect("a queue");
     let helped_op = helped.submit(compress(6));
     let stream = Stream::compress(Codec::Gzip, 1).expect("a stream");
-    queue.turn(Instant::now(), std::time::Duration::ZERO);
+    queue.turn(Instant::now(), Duration::ZERO);
 
     // SAFETY: the child only runs the code below, which takes no lock that another thread may
     // hold, and leaves by `_exit`.
@@ -147,7 +177,7 @@ fn a_child_gets_errors_and_the_parents_work_goes_on() {
         check(queue.run(queue.submit(compress(1))).result == Err(Error::Forked), 8);
         let request = Feed { stream, source: vec![1], target: vec![0; 100], end: true };
         check(queue.run(queue.submit(request)).result == Err(Error::Forked), 16);
-        let turn = queue.turn(Instant::now(), std::time::Duration::ZERO);
+        let turn = queue.turn(Instant::now(), Duration::ZERO);
         check(!turn.busy && turn.units == 0, 32);
         // A queue of the child's own works.
         let own = Queue::new(2);

@@ -543,46 +543,48 @@ fn no_free_queue_and_isolation_mean_software() {
 fn a_stream_moves_to_software_and_goes_on() {
     for codec in CODECS {
         for compression in [true, false] {
-            // The third piece is lost with the device.
-            let script = [None, None, Some(Fault::Reset)];
-            let model = Model::new(ModelKind::Zip).faults(Faults::script(script));
-            let queue = queue(&model);
-            let plain: Vec<u8> = (0..100_000_u32).flat_map(|n| (n / 5).to_be_bytes()).collect();
-            let input = if compression { plain.clone() } else { encode(codec, &plain) };
-            let stream =
-                if compression { Stream::compress(codec, 1) } else { Stream::decompress(codec) };
-            let mut fed = Fed {
-                codec,
-                compression,
-                input,
-                at: 0,
-                output: Vec::new(),
-                piece: 10_000,
-                room: 50_000,
-                plain,
-            };
-            let now = Instant::now();
-            let mut op = fed.next(&queue, stream.expect("a stream"));
-            loop {
-                queue.turn(now, Duration::ZERO);
-                while model.step() {}
-                queue.turn(now, Duration::ZERO);
-                let done = poll(&mut op).expect("done");
-                let progress = done.result.expect("goes on");
-                fed.at += progress.consumed;
-                fed.output.extend_from_slice(&done.target.0[..progress.produced]);
-                if progress.ended {
-                    break;
-                }
-                op = fed.next(&queue, done.stream);
+            // At first there is a header before what the device wrote.
+            for lost_at in [0, 2] {
+                move_a_stream(codec, compression, lost_at, Fault::Reset);
+                move_a_stream(codec, compression, lost_at, Fault::Runaway);
             }
-            let output = if compression { decode(codec, &fed.output) } else { fed.output };
-            assert!(output == fed.plain, "{codec}");
-            let kernel = if compression { Kernel::Compress } else { Kernel::Decompress };
-            let stats = *queue.stats().kernel(kernel);
-            assert_eq!((stats.on_device, stats.redone), (2, 1), "{codec}");
         }
     }
+}
+
+/// The device loses this piece.
+fn move_a_stream(codec: Codec, compression: bool, lost_at: u64, fault: Fault) {
+    let well = (0..lost_at).map(|_| None);
+    let model = Model::new(ModelKind::Zip).faults(Faults::script(well.chain([Some(fault)])));
+    let queue = queue(&model);
+    let plain: Vec<u8> = (0..100_000_u32).flat_map(|n| (n / 5).to_be_bytes()).collect();
+    let input = if compression { plain.clone() } else { encode(codec, &plain) };
+    let stream = if compression { Stream::compress(codec, 1) } else { Stream::decompress(codec) };
+    let output = Vec::new();
+    let mut fed =
+        Fed { codec, compression, input, at: 0, output, piece: 10_000, room: 50_000, plain };
+    let now = Instant::now();
+    let mut op = fed.next(&queue, stream.expect("a stream"));
+    loop {
+        queue.turn(now, Duration::ZERO);
+        while model.step() {}
+        queue.turn(now + DEADLINE, Duration::ZERO);
+        model.step();
+        let done = poll(&mut op).expect("done");
+        done.target.check();
+        let progress = done.result.expect("goes on");
+        fed.at += progress.consumed;
+        fed.output.extend_from_slice(&done.target.0[..progress.produced]);
+        if progress.ended {
+            break;
+        }
+        op = fed.next(&queue, done.stream);
+    }
+    let output = if compression { decode(codec, &fed.output) } else { fed.output };
+    assert!(output == fed.plain, "{codec}, {fault:?}");
+    let kernel = if compression { Kernel::Compress } else { Kernel::Decompress };
+    let stats = *queue.stats().kernel(kernel);
+    assert_eq!((stats.on_device, stats.redone), (lost_at, 1), "{codec}, {fault:?}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A waker may use the queue that wakes it: turn it, submit to it, flush it. A buffer may panic as it is dropped.
+//! A waker may use the queue that wakes it: turn it, submit to it, flush it. It may panic, as may a buffer that is
+//! dropped.
 
 use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -120,4 +121,33 @@ fn a_buffer_that_panics_takes_nothing_with_it() {
     let model = model.start();
     drop_bombs(&queue);
     drop(model);
+}
+
+struct Panicker;
+
+impl Wake for Panicker {
+    fn wake(self: Arc<Self>) {
+        panic!("of a waker");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_takes_no_slot_with_it() {
+    let queue = Queue::new(1);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut first = queue.submit(compress(1));
+    let mut second = queue.submit(compress(2));
+    let waker = Waker::from(Arc::new(Panicker));
+    assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&waker)).is_pending());
+    queue.turn(Instant::now(), Duration::ZERO);
+    // The slot of the first becomes free, of which the second hears.
+    let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut first).poll(&mut context)));
+    assert!(polled.is_err(), "the waker has not run");
+    assert!(Pin::new(&mut second).poll(&mut context).is_pending(), "in the slot by now");
+    drop(first);
+    queue.turn(Instant::now(), Duration::ZERO);
+    let Poll::Ready(done) = Pin::new(&mut second).poll(&mut context) else {
+        panic!("its slot was another's")
+    };
+    assert_eq!((done.result.is_ok(), done.source[0]), (true, 2));
 }

@@ -147,7 +147,7 @@ pub(crate) enum Submitted {
 pub(crate) enum Ended {
     /// With this result.
     Done(Result<usize, Error>),
-    /// Without one, and the device has let go of its memory.
+    /// Without one, and the device has let go of the caller's memory, or never had it.
     Redo,
     /// Without one, and the device may write to its target for ever.
     Stranded,

@@ -1,5 +1,6 @@
 //! The line of those for whom no slot is free.
 
+use std::rc::Rc;
 use std::task::Waker;
 
 use super::Shared;
@@ -26,7 +27,7 @@ impl Shared {
         ticket: Option<u64>,
         waker: &Waker,
     ) -> Waiting {
-        let waker = waker.clone();
+        let waker = Rc::new(waker.clone());
         if self.generation.is_past() {
             return Waiting::Forked;
         }
@@ -78,10 +79,11 @@ impl Shared {
         let slots = self.slots.borrow();
         let last = slots.free.len().checked_sub(1);
         let waiter = last.and_then(|last| slots.waiters.get(last));
-        let waker = waiter.map(|(_, waker)| waker.clone());
+        // To clone the waker itself is foreign code.
+        let waker = waiter.map(|(_, waker)| Rc::clone(waker));
         drop(slots);
         if let Some(waker) = waker {
-            waker.wake();
+            waker.wake_by_ref();
         }
     }
 }

@@ -6,7 +6,8 @@
 //! 2. *Submitted*: reserved and filled; the request lies in the slot's [`Keep`] and its token waits
 //!    to be offered to the devices, or in the batch of its kernel for software. While it is *on a
 //!    device*, that reads and writes what the request names, and nobody else may. A device that
-//!    fails gives the request back, for software.
+//!    fails gives the request back, for software, and keeps what it may still write to: another target
+//!    takes the place of that.
 //! 3. *Running*: software reads and writes what the request names.
 //! 4. *Done*: the result waits for its operation, which takes it and frees the slot.
 //!
@@ -340,7 +341,7 @@ impl Drop for Queue {
             self.shared.close_devices(&mut foreign);
         }
         self.shared.close_software(&mut foreign);
-        wakers.into_iter().for_each(|waker| foreign.run(|| waker.wake()));
+        wakers.iter().for_each(|waker| foreign.run(|| waker.wake_by_ref()));
         foreign.finish();
     }
 }

@@ -1,6 +1,7 @@
 //! The slots: who holds one, what waits, and how an operation gets its result.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ pub(super) struct Slots {
     /// Where the next search for work starts, so that kernels take turns unit by unit.
     pub(super) kernel_next: usize,
     /// Operations without a slot, in order of arrival: ticket and whom to wake.
-    pub(super) waiters: VecDeque<(u64, Waker)>,
+    pub(super) waiters: VecDeque<(u64, Rc<Waker>)>,
     pub(super) ticket_next: u64,
     /// The queue is gone: nothing will run any more.
     pub(super) closed: bool,
@@ -316,7 +317,8 @@ impl Shared {
         }
     }
 
-    /// The output of an operation in flight, or a promise to wake `waker`.
+    /// The output of an operation in flight, whose slot is then to be [released](Self::release), or a
+    /// promise to wake `waker`.
     ///
     /// # Safety
     ///
@@ -353,7 +355,6 @@ impl Shared {
         // SAFETY: an `R` was put here (caller), and Done means that the backend is finished.
         let request = unsafe { self.keeps[token as usize].take::<R>() };
         drop(slots);
-        self.release(token);
         Some(request.finish(ending))
     }
 
@@ -399,7 +400,8 @@ impl Shared {
         foreign.finish();
     }
 
-    pub(super) fn release(&self, token: Token) {
+    /// Frees a slot that has nothing any more. Wakes, which may panic.
+    pub(crate) fn release(&self, token: Token) {
         let mut slots = self.slots.borrow_mut();
         slots.entries[token as usize] = Slot::free();
         slots.free.push(token);

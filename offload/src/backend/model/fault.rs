@@ -20,12 +20,11 @@ pub enum Fault {
     Hang,
     /// It is written only while its queue is stopped.
     Late,
-    /// It is never completed, and writes to its targets for ever: only a reset, or an error of the
-    /// queue, ends that; stopping does not, and nobody is told so.
+    /// It is never completed, and writes to its targets for ever, whatever becomes of its queue.
     Runaway,
     /// Its result is wrong: lengths that cannot be (ZIP), another number (HPRE).
     Wrong,
-    /// Its completion names a descriptor that is not in flight.
+    /// Its completion names the next descriptor, or if there is none, one that cannot be.
     Misreport,
 }
 

@@ -131,7 +131,7 @@ impl ModelQueue {
     ///
     /// Every descriptor up to the tail that `value` tells names memory that lives, and that nobody else uses,
     /// until the descriptor is completed or the queue has stopped: the device reads and writes it. With
-    /// [`Fault::Runaway`](crate::Fault) about, a queue that was stopped has not: only a reset tells.
+    /// [`Fault::Runaway`](crate::Fault) about, for ever.
     pub unsafe fn ring(&self, value: u64) {
         self.0.manager.ring(self.0.number, value);
     }

@@ -62,8 +62,8 @@ struct Inner {
     queues: Vec<Option<Queue>>,
     /// Where the search for the next descriptor begins.
     turn: usize,
-    /// What is written to for ever.
-    runaways: Vec<Runaway>,
+    /// What is written to for ever: addresses and lengths.
+    runaways: Vec<(u64, usize)>,
     /// Tells queue files of the same number apart.
     opened: u64,
     completed: u64,
@@ -116,13 +116,6 @@ struct Job {
     fault: Option<Fault>,
     /// Steps until it may be completed; none: not before the queue is stopped.
     due: Option<u8>,
-}
-
-/// The targets of a descriptor that does not end.
-struct Runaway {
-    /// Of the queue.
-    serial: u64,
-    targets: Vec<(u64, usize)>,
 }
 
 /// Bytes for the memory of whoever submitted.
@@ -322,7 +315,7 @@ impl Manager {
         let old_kernel = state.config.old_kernel;
         let queue = state.queues[number].as_mut().expect("open until it is closed");
         match queue.status {
-            Status::Dead => return Err(Errno::NXIO.into()),
+            Status::Dead => return Ok(()),
             Status::Init => return Err(Errno::INVAL.into()),
             Status::Disabled => {}
             Status::Started | Status::Stopping => {
@@ -338,7 +331,7 @@ impl Manager {
         let queue = state.queues[number].as_mut().expect("open until it is closed");
         // It was reset meanwhile.
         if queue.status == Status::Dead {
-            return Err(Errno::NXIO.into());
+            return Ok(());
         }
         queue.waiting.clear();
         // Newer kernels let it be started again, older ones have let go of it.
@@ -348,6 +341,10 @@ impl Manager {
 
     /// Closes a queue, which stops it (linux `uacce_fops_release`).
     pub(super) fn close(&self, number: usize) {
+        // In a child the lock may have been held when it was forked, and the queue is the parent's.
+        if self.generation.is_past() {
+            return;
+        }
         // Or it was never started, or has stopped.
         let _ = self.put(number);
         self.core.lock().queues[number] = None;
@@ -376,7 +373,7 @@ impl Manager {
                     self.core.work.notify_one();
                 }
             }
-            Announce::Tail(_) => state.disable(number),
+            Announce::Tail(_) => queue.disable(),
             Announce::Head { index, arm } => {
                 queue.armed |= arm;
                 // Armed with completions that were not taken: at once.
@@ -478,7 +475,7 @@ impl Core {
 
     fn step(&self) -> bool {
         let mut state = self.lock();
-        state.runaways.iter().for_each(Runaway::scribble);
+        scribble(&state.runaways);
         let Some(job) = state.next_job() else { return state.age() };
         let name = &self.name;
         match job.fault {
@@ -492,12 +489,14 @@ impl Core {
             Some(Fault::Runaway) => {
                 if let Ok(queue) = state.queue(job.queue) {
                     let targets = self.targets(&queue.sqe(job.index, self.sqe_words()));
-                    state.runaways.push(Runaway { serial: job.serial, targets });
+                    state.runaways.extend(targets);
                 }
             }
             Some(Fault::QueueError) => {
                 tracing::debug!("{name}: queue {} reports an error", job.queue);
-                state.disable(job.queue);
+                if let Ok(queue) = state.queue(job.queue) {
+                    queue.disable();
+                }
             }
             Some(Fault::Isolate) => {
                 state.isolated = true;
@@ -507,8 +506,9 @@ impl Core {
             Some(Fault::Misreport) => {
                 if let Ok(queue) = state.queue(job.queue) {
                     let beyond = queue.depth.saturating_add(7);
+                    let next = if queue.sq_head == queue.sq_tail { beyond } else { queue.sq_head };
                     queue.waiting.push_back(job);
-                    queue.complete(beyond, self.sqe_words());
+                    queue.complete(next, self.sqe_words());
                 }
             }
         }
@@ -578,7 +578,6 @@ impl Core {
             queue.set_status(RX_STATUS_FROM_END);
             queue.raise();
         }
-        state.runaways.clear();
         state
     }
 
@@ -596,10 +595,9 @@ impl Core {
             }
             jobs.extend(queue.waiting.iter().map(|job| queue.sqe(job.index, words)));
         }
-        let running = state.runaways.iter().flat_map(|runaway| runaway.targets.iter().copied());
         jobs.iter()
             .flat_map(|sqe| self.targets(sqe))
-            .chain(running)
+            .chain(state.runaways.iter().copied())
             .any(|(target, len_bytes)| target < end && start < target + len_bytes as u64)
     }
 
@@ -618,14 +616,6 @@ impl Inner {
             Some(Some(queue)) if queue.status != Status::Dead => Ok(queue),
             _ => Err(Errno::NXIO.into()),
         }
-    }
-
-    /// The kernel takes a broken queue out of service.
-    fn disable(&mut self, number: usize) {
-        let Ok(queue) = self.queue(number) else { return };
-        queue.disable();
-        let serial = queue.serial;
-        self.runaways.retain(|runaway| runaway.serial != serial);
     }
 
     fn has_work(&self) -> bool {
@@ -740,6 +730,7 @@ impl Queue {
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
+    /// The kernel takes a broken queue out of service.
     fn disable(&mut self) {
         self.status = Status::Disabled;
         self.waiting.clear();
@@ -756,14 +747,11 @@ impl Queue {
     }
 }
 
-impl Runaway {
-    fn scribble(&self) {
-        for &(address, len_bytes) in &self.targets {
-            let bytes = vec![0xee; len_bytes.min(64)];
-            // SAFETY: the descriptor was neither completed nor the queue taken out of service, so
-            // whoever submitted must keep the memory.
-            unsafe { Write { address, bytes }.perform() };
-        }
+fn scribble(runaways: &[(u64, usize)]) {
+    for &(address, len_bytes) in runaways {
+        let bytes = vec![0xee; len_bytes.min(64)];
+        // SAFETY: the descriptor was not completed, so whoever submitted keeps the memory.
+        unsafe { Write { address, bytes }.perform() };
     }
 }
 

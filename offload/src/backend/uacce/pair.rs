@@ -160,6 +160,11 @@ impl<F: QueueFile> Pair<F> {
     /// Writes a descriptor. The device does not know of it before [`Pair::ring`].
     pub(crate) fn submit(&mut self, token: Token, sqe: &Sqe, now: Instant) {
         assert!(self.has_room(), "submitted to a full queue pair");
+        // Whenever the descriptors in flight are completed, the kernel is at most a round behind.
+        if usize::from(self.unpolled) + self.used >= usize::from(self.cq_depth) {
+            self.unpolled = 0;
+            self.file.catch_up();
+        }
         let start = usize::from(self.tail) * self.sqe_words * 4;
         self.queues.write_words(start, &sqe[..self.sqe_words]);
         self.slots[usize::from(self.tail)] = Some((token, now));
@@ -217,10 +222,6 @@ impl<F: QueueFile> Pair<F> {
         if std::mem::take(&mut self.cq_moved) && !self.is_disabled() {
             self.announce_head(false);
         }
-        if self.unpolled >= self.cq_depth / 2 {
-            self.unpolled = 0;
-            self.file.catch_up();
-        }
     }
 
     /// Makes sure that the next completion makes the file readable. False: one has come by now.
@@ -238,25 +239,25 @@ impl<F: QueueFile> Pair<F> {
     }
 
     /// Stops the queue and closes it. `finished` gets what was completed, also while it stopped;
-    /// `lost` the rest. True: the device is at rest. False: nobody knows, and it may go on with what
-    /// is lost. (The memory of the queues is the kernel's, which frees it either way.)
+    /// `lost` the rest, which the device may still work on.
+    ///
+    /// That it does not is not to be had from the kernel: `PUT_Q` is 0, and the status words are set,
+    /// also if `hisi_qm_stop_qp` gave up draining the queue, or a reset failed or is yet to come
+    /// (`qm_disable_qp`, `qm_controller_reset`). The memory of the queues is the kernel's, which
+    /// frees it either way.
     pub(crate) fn stop(
         mut self,
         mut finished: impl FnMut(Token, &Sqe),
         mut lost: impl FnMut(Token),
-    ) -> bool {
-        // That it stopped is not to be had from the kernel (`QueueFile::put`), only that the device
-        // went away, or that the queue was taken out of service: a reset ends what was in flight.
-        let is_gone = self.file.put().is_err_and(|error| {
-            error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
-        });
-        let is_at_rest = is_gone || self.is_disabled();
+    ) {
+        if let Err(error) = self.file.put() {
+            tracing::debug!("a queue is not stopped: {error}");
+        }
         let mut sqe = [0; SQE_WORDS_MAX];
         while let Ok(Some(token)) = self.reap(&mut sqe) {
             finished(token, &sqe);
         }
         self.slots.iter().flatten().for_each(|(token, _)| lost(*token));
-        is_at_rest
     }
 
     fn after(&self, index: u16) -> u16 {

@@ -61,9 +61,8 @@ pub(crate) trait QueueFile: 'static {
     /// Lets the device take descriptors.
     fn start(&self) -> io::Result<()>;
 
-    /// Lets the device finish what it has, and stops the queue. `ENXIO`: the device is gone, and so
-    /// is all its work. `Ok` says less: the kernel gives up after a while, and only logs that it did
-    /// (linux `hisi_qm_stop_qp`).
+    /// Lets the device finish what it has, and stops the queue. `Ok` does not say that it has: the
+    /// kernel gives up after a while, and only logs that it did (linux `hisi_qm_stop_qp`).
     fn put(&self) -> io::Result<()>;
 
     /// Readable once the device has finished something after the CQ doorbell was armed.

@@ -8,8 +8,9 @@
 //!                                           └───────── back-off over, next request ─┘
 //! ```
 //!
-//! A pair fails as a whole: it is stopped first, and only then what was in flight is given back
-//! to be done in software; where the device may still write, in other memory.
+//! A pair fails as a whole: it is stopped first, and only then what was in flight is given back to be
+//! done in software, in other memory, for the device may still write. From then on it gets one
+//! request at a time, until it has answered one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,7 +31,7 @@ use crate::request::Work;
 
 /// The first wait after a failure; it doubles with each that follows.
 const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+const BACK_OFF_MAX: Duration = Duration::from_secs(600);
 /// A device whose results are wrong so often in a row is broken.
 const WRONG_IN_A_ROW_MAX: u32 = 16;
 
@@ -179,11 +180,10 @@ impl<P: Port, E: Engine> Share<P, E> {
     fn stop(&mut self, pair: Pair<P::File>, doubtful: Option<Token>) {
         // A model keeps the other end open: closing ours would not take it out.
         let _ = epoll::delete(&*self.epoll, pair.file().fd());
-        // And whether the device has not completed it.
+        // And whether the device may still work on it.
         let mut lost: Vec<_> = doubtful.map(|token| (token, true)).into_iter().collect();
         let mut finished = Vec::new();
-        let is_at_rest =
-            pair.stop(|token, sqe| finished.push((token, *sqe)), |token| lost.push((token, true)));
+        pair.stop(|token, sqe| finished.push((token, *sqe)), |token| lost.push((token, true)));
         for (token, sqe) in finished {
             let (_, flight) = self.flights[token as usize].as_ref().expect("in flight");
             match self.engine.finish(token, flight, &sqe) {
@@ -196,9 +196,8 @@ impl<P: Port, E: Engine> Share<P, E> {
             }
         }
         let mut held = 0;
-        for (token, is_open) in lost {
+        for (token, is_held) in lost {
             let (_, flight) = self.flights[token as usize].take().expect("in flight");
-            let is_held = is_open && !is_at_rest;
             held += usize::from(is_held);
             self.ended.push((token, self.engine.give_up(token, flight, is_held)));
         }
@@ -267,9 +266,12 @@ impl<F: QueueFile> Place<F> {
 impl<P: Port, E: Engine> Backend for Share<P, E> {
     unsafe fn submit(&mut self, token: Token, work: &Work, now: Instant) -> Submitted {
         let Some(index) = self.engine.kind(work) else { return Submitted::Unfit };
+        // What it does not answer takes its memory with it, each time.
+        let on_trial = self.pairs[index].failures > 0;
         match self.open(index, now) {
             None => return Submitted::Unavailable,
             Some(pair) if !pair.has_room() => return Submitted::Full,
+            Some(pair) if on_trial && pair.in_flight() > 0 => return Submitted::Full,
             Some(_) => {}
         }
         // SAFETY: passed on from the caller.

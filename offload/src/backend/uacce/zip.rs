@@ -384,8 +384,12 @@ impl Engine for Zip {
                 (input_len, room)
             }
         };
-        // As it was submitted: the device never wrote it back, and may still write.
-        let untouched = sqe[STATUS] == OK && consumed == 0 && produced == 0 && input_len > 0;
+        // As it was submitted: the device never wrote it back, and may still write. Without input a
+        // stream is fed only for the output that is due.
+        let untouched = sqe[STATUS] == OK
+            && consumed == 0
+            && produced == 0
+            && (input_len > 0 || sqe[STATE[0]] & 0xf == OUTPUT_FULL);
         if tag != token || untouched {
             return Finished::Nonsense;
         }
@@ -466,11 +470,20 @@ impl Engine for Zip {
         }
     }
 
-    fn give_up(&mut self, token: Token, _flight: Flight, held: bool) -> Ended {
+    fn give_up(&mut self, token: Token, flight: Flight, held: bool) -> Ended {
         if !held {
             return Ended::Redo;
         }
         std::mem::forget(std::mem::take(&mut self.lists[token as usize]));
+        if let Flight::Stream { state, target, .. } = flight {
+            // SAFETY: the request owns the stream and stays in its slot until this has ended; the
+            // device has nothing of it but the memory that it works in.
+            let state = unsafe { &mut *state.as_ptr() };
+            let written = cut(target.pieces(), 0, state.progress.produced)
+                // SAFETY: as above, for the target; the device's part of it begins behind.
+                .map(|piece| unsafe { bytes(&piece) });
+            state.strand(written);
+        }
         Ended::Stranded
     }
 }
@@ -708,5 +721,27 @@ mod tests {
             assert_eq!(finish(Codec::Zlib, false, status, consumed), Finished::Wrong);
         }
         assert_eq!(finish(Codec::Zlib, true, 0, 101), Finished::Nonsense);
+    }
+
+    /// Nothing of it is free: it was not the device that completed this.
+    #[test]
+    fn a_descriptor_that_nobody_wrote_back_is_not_finished() {
+        let mut stream = crate::Stream::decompress(Codec::Gzip).expect("a stream");
+        let mut zip = zip(Version::V3);
+        for (input_len, state_word) in [(7, 0), (0, OUTPUT_FULL)] {
+            let flight = Flight::Stream {
+                state: NonNull::from(stream.state()),
+                source: SourceSpan::of(&vec![0; input_len]).0,
+                target: TargetSpan::of(&mut Vec::new()).0,
+                input_len,
+                room: 100,
+                stored: false,
+                end: false,
+            };
+            let mut sqe = [0; SQE_WORDS_MAX];
+            sqe[CONTROL] = TYPE_3;
+            sqe[STATE[0]] = state_word;
+            assert_eq!(zip.finish(0, &flight, &sqe), Finished::Nonsense);
+        }
     }
 }
