@@ -253,10 +253,9 @@ impl Proxy {
         lock(&self.counters).push(Arc::clone(&shard.counters));
         let mut accepting = Vec::new();
         for listening in &self.listening {
-            for socket in listening.sockets_of_shard()? {
+            for socket in listening.listeners_of_shard()? {
                 let (proxy, listening) = (Arc::clone(self), Arc::clone(listening));
-                let shard = Rc::clone(&shard);
-                accepting.push(spawn(proxy.accept(listening, Listener::from(socket), shard)));
+                accepting.push(spawn(proxy.accept(listening, socket, Rc::clone(&shard))));
             }
         }
         let is_first = warpcore_runtime::shard() == 0;
@@ -445,14 +444,15 @@ impl Active {
 impl Listening {
     /// The sockets that the current shard is to accept from: each has one shard at least, and each
     /// shard one socket.
-    fn sockets_of_shard(&self) -> Result<Vec<OwnedFd>, Error> {
+    fn listeners_of_shard(&self) -> Result<Vec<Listener>, Error> {
         let sockets = lock(&self.sockets);
         let count = sockets.len();
+        let listener = if count < shards() { Listener::shared } else { Listener::from };
         let of_shard = |index: &usize| {
             index % shards() == shard() || count < shards() && *index == shard() % count
         };
         let cloned = (0..count).filter(of_shard).map(|index| sockets[index].try_clone());
-        cloned.collect::<Result<_, _>>().map_err(Error::Descriptor)
+        cloned.map(|socket| socket.map(listener).map_err(Error::Descriptor)).collect()
     }
 }
 

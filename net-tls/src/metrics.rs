@@ -104,17 +104,17 @@ pub(crate) fn text(proxy: &Proxy) -> String {
     let help = "Whether connections are sent to an upstream.";
     let mut up = Family::new(&mut text, "upstream_up", "gauge", help);
     for (name, pool) in &active.pools {
-        for upstream in &pool.upstreams {
-            let labels = of_upstream(name, upstream);
-            up.line("", &labels, u8::from(upstream.is_up(now_ms())));
+        for of_address in by_address(&pool.upstreams) {
+            let is_up = of_address.iter().any(|upstream| upstream.is_up(now_ms()));
+            up.line("", &of_upstream(name, of_address[0]), u8::from(is_up));
         }
     }
     let help = "Connections to an upstream.";
     let mut open = Family::new(&mut text, "upstream_connections", "gauge", help);
     for (name, pool) in &active.pools {
-        for upstream in &pool.upstreams {
-            let labels = of_upstream(name, upstream);
-            open.line("", &labels, upstream.connections());
+        for of_address in by_address(&pool.upstreams) {
+            let sum: usize = of_address.iter().map(|upstream| upstream.connections()).sum();
+            open.line("", &of_upstream(name, of_address[0]), sum);
         }
     }
     let sites = || active.sites.iter().flat_map(|sites| sites.all());
@@ -130,11 +130,23 @@ pub(crate) fn text(proxy: &Proxy) -> String {
     text
 }
 
-/// A line for each file.
+/// One may be there twice, for twice as many connections.
+fn by_address(upstreams: &[Arc<Upstream>]) -> Vec<Vec<&Upstream>> {
+    let mut all: Vec<Vec<&Upstream>> = Vec::new();
+    for upstream in upstreams {
+        match all.iter_mut().find(|others| others[0].address == upstream.address) {
+            Some(others) => others.push(upstream),
+            None => all.push(vec![upstream]),
+        }
+    }
+    all
+}
+
+/// A line for each file, of what is over first.
 fn of_files<'a>(mut family: Family<'_>, label: &str, files: impl Iterator<Item = (&'a Path, i64)>) {
     let mut files: Vec<_> = files.collect();
     files.sort_unstable();
-    files.dedup();
+    files.dedup_by_key(|(path, _)| *path);
     for (path, seconds) in files {
         family.line("", &format!("{label}=\"{}\"", escape(&path.to_string_lossy())), seconds);
     }

@@ -13,7 +13,9 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
-use x509_parser::parse_x509_crl;
+use x509_parser::num_bigint::BigUint;
+use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT as ISSUING_DISTRIBUTION_POINT;
+use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
 use crate::certificates::{self, Certificate, Certificates, lookup};
 use crate::config::{CertificateConfig, ClientCertificates, SiteConfig};
@@ -38,6 +40,10 @@ pub(crate) struct Site {
 #[derive(Debug)]
 pub(crate) struct RevocationList {
     pub(crate) path: PathBuf,
+    /// Whose, and of which part of their certificates: the name and the extension in DER.
+    of: (Vec<u8>, Option<Vec<u8>>),
+    /// When, in seconds since 1970, and the how manieth.
+    made: (i64, BigUint),
     der: CertificateRevocationListDer<'static>,
     /// When the next one should have come, in seconds since 1970.
     pub(crate) expires: Option<i64>,
@@ -214,19 +220,25 @@ struct Clients {
 impl Clients {
     fn read(config: &ClientCertificates) -> Result<Self, Error> {
         let authorities = certificates::read_certificates(&config.authorities)?;
-        Ok(Self { authorities, revoked: read_revoked(&config.revoked)? })
+        let revoked = read_revoked(&config.revoked, &authorities)?;
+        Ok(Self { authorities, revoked })
     }
 }
 
-/// Every list in the files. One whose time is over counts all the same: refusing its clients would be
-/// worse. It is said, and to be seen in the metrics.
-fn read_revoked(paths: &[PathBuf]) -> Result<Vec<RevocationList>, Error> {
-    let mut revoked = Vec::new();
+/// The lists in the files: of each authority, and part of its certificates, the newest, for the others
+/// would never be looked into, or it would not. One whose time is over counts all the same: refusing its
+/// clients would be worse. It is said, and to be seen in the metrics.
+fn read_revoked(
+    paths: &[PathBuf],
+    authorities: &[CertificateDer<'_>],
+) -> Result<Vec<RevocationList>, Error> {
+    let mut revoked: Vec<RevocationList> = Vec::new();
     for path in paths {
         let fail = |cause: &str| Error::Certificate { path: path.clone(), cause: cause.to_owned() };
         let pem = certificates::read(path)?;
-        let before = revoked.len();
+        let mut is_empty = true;
         for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
+            is_empty = false;
             let der = der.map_err(|_| fail("the PEM text is broken or cut short"))?;
             let parsed = parse_x509_crl(&der);
             let (_, parsed) = parsed.map_err(|_| fail("an X509 CRL in it is broken"))?;
@@ -237,9 +249,36 @@ fn read_revoked(paths: &[PathBuf]) -> Result<Vec<RevocationList>, Error> {
                     path.display()
                 );
             }
-            revoked.push(RevocationList { path: path.clone(), der, expires });
+            let issuer = parsed.issuer().as_raw();
+            let is_issuer = |authority: &CertificateDer<'_>| {
+                parse_x509_certificate(authority)
+                    .is_ok_and(|(_, authority)| authority.subject().as_raw() == issuer)
+            };
+            if !authorities.iter().any(is_issuer) {
+                tracing::warn!(
+                    "{}: a list of the revoked by {}, which is none of the authorities: it counts for \
+                     certificates of an intermediate one of this name only",
+                    path.display(),
+                    parsed.issuer()
+                );
+            }
+            let part = parsed.extensions().iter().find(|one| one.oid == ISSUING_DISTRIBUTION_POINT);
+            let of = (issuer.to_vec(), part.map(|part| part.value.to_vec()));
+            let number = parsed.crl_number().cloned().unwrap_or_default();
+            let made = (parsed.last_update().timestamp(), number);
+            let list = RevocationList { path: path.clone(), of, made, der: der.clone(), expires };
+            let Some(other) = revoked.iter_mut().find(|other| other.of == list.of) else {
+                revoked.push(list);
+                continue;
+            };
+            let older = if other.made < list.made { std::mem::replace(other, list) } else { list };
+            tracing::warn!(
+                "{}: a list of the revoked that is left out: there is a newer one by {}",
+                older.path.display(),
+                parsed.issuer()
+            );
         }
-        if revoked.len() == before {
+        if is_empty {
             return Err(fail("no PEM section X509 CRL in it"));
         }
     }

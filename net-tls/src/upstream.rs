@@ -139,7 +139,7 @@ impl Pool {
             let upstream = &self.upstreams[index];
             upstream.open.fetch_add(1, Ordering::Relaxed);
             let lease = Lease { pool: Arc::clone(self), index };
-            upstream.keep_others_off(patience);
+            let kept_off = upstream.keep_others_off(patience);
             match upstream.connect(patience).await {
                 Ok(stream) => {
                     upstream.is_back();
@@ -147,9 +147,7 @@ impl Pool {
                 }
                 Err(cause) => {
                     tracing::debug!("upstream {} of {}: {cause}", upstream.address, self.name);
-                    if !is_ours(&cause) {
-                        upstream.rest();
-                    }
+                    upstream.rest(kept_off, is_ours(&cause));
                     last = format!("{}: {cause}", upstream.address).into();
                 }
             }
@@ -196,6 +194,12 @@ impl Pool {
     }
 }
 
+/// That others are kept off until the one who tries knows more: times as in `down_until_ms`.
+struct KeptOff {
+    before: u64,
+    until: u64,
+}
+
 impl Upstream {
     fn new(address: Address, is_checked: bool) -> Self {
         Self {
@@ -236,23 +240,34 @@ impl Upstream {
         self.down_until_ms.load(Ordering::Relaxed) <= now_ms
     }
 
-    /// It could not be connected to: others have their turn for a while.
-    fn rest(&self) {
-        self.down_until_ms.fetch_max(now_ms() + REST_MS, Ordering::Relaxed);
+    /// It could not be connected to: others have their turn for a while. If the cause was `ours` it is as it
+    /// was before.
+    fn rest(&self, kept_off: Option<KeptOff>, ours: bool) {
+        let until = now_ms() + REST_MS;
+        match kept_off {
+            Some(KeptOff { before, until: kept_off }) => {
+                let until = if ours { before } else { until };
+                let (was, is) = (Ordering::Relaxed, Ordering::Relaxed);
+                let _ = self.down_until_ms.compare_exchange(kept_off, until, was, is);
+            }
+            None if ours => {}
+            None => {
+                self.down_until_ms.fetch_max(until, Ordering::Relaxed);
+            }
+        }
     }
 
     /// When it has rested, one connection finds out whether it is back: others might wait for `patience` too.
-    fn keep_others_off(&self, patience: Duration) {
-        let until = self.down_until_ms.load(Ordering::Relaxed);
-        if until != 0 && until != FOR_EVER {
-            let tried = now_ms() + u64::try_from(patience.as_millis()).unwrap_or(u64::MAX / 2);
-            let _ = self.down_until_ms.compare_exchange(
-                until,
-                until.max(tried),
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
+    fn keep_others_off(&self, patience: Duration) -> Option<KeptOff> {
+        let before = self.down_until_ms.load(Ordering::Relaxed);
+        if before == 0 || before == FOR_EVER {
+            return None;
         }
+        let tried = now_ms() + u64::try_from(patience.as_millis()).unwrap_or(u64::MAX / 2);
+        let until = before.max(tried);
+        let (was, is) = (Ordering::Relaxed, Ordering::Relaxed);
+        let kept_off = self.down_until_ms.compare_exchange(before, until, was, is);
+        kept_off.ok().map(|before| KeptOff { before, until })
     }
 
     /// It could be connected to.
@@ -340,6 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn who_finds_that_it_is_not_back_lets_it_rest_no_longer_than_others() {
+        let pool = pool(Balance::RoundRobin);
+        let upstream = &pool.upstreams[0];
+        for ours in [false, true] {
+            upstream.down_until_ms.store(1, Ordering::Relaxed);
+            while now_ms() < 1 {}
+            let kept_off = upstream.keep_others_off(Duration::from_secs(60));
+            assert!(!upstream.is_up(now_ms()));
+            upstream.rest(kept_off, ours);
+            assert_eq!(
+                (upstream.is_up(now_ms()), upstream.is_up(now_ms() + REST_MS)),
+                (ours, true)
+            );
+        }
+    }
+
+    #[test]
     fn what_is_known_of_an_upstream_outlives_a_reload() {
         let old = pool(Balance::LeastConnections);
         old.upstreams[0].open.store(3, Ordering::Relaxed);
@@ -371,7 +403,7 @@ mod tests {
         let pool = pool(Balance::RoundRobin);
         assert_eq!(pool.order(), [0, 1, 2]);
         assert_eq!(pool.order(), [1, 2, 0]);
-        pool.upstreams[2].rest();
+        pool.upstreams[2].rest(None, false);
         assert_eq!(pool.order(), [0, 1, 2]);
         assert_eq!(pool.order(), [0, 1, 2]);
         assert_eq!(pool.order(), [1, 0, 2]);

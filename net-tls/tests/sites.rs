@@ -86,7 +86,11 @@ impl Authority {
 
     /// A list of those who are revoked, by the files of their certificates.
     fn revoked(&self, files: &[&str]) -> PathBuf {
-        let now = time::OffsetDateTime::now_utc();
+        self.revoked_until("revoked.pem", time::OffsetDateTime::now_utc(), files)
+    }
+
+    /// As it was a day before `now`, in the file `name`.
+    fn revoked_until(&self, name: &str, now: time::OffsetDateTime, files: &[&str]) -> PathBuf {
         let revoked = |file: &&str| RevokedCertParams {
             serial_number: SerialNumber::from(file.as_bytes().to_vec()),
             revocation_time: now,
@@ -102,7 +106,7 @@ impl Authority {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = list.signed_by(&self.issuer).expect("signs").pem().expect("encodes");
-        self.write("revoked.pem", list)
+        self.write(name, list)
     }
 
     fn client(&self) -> ClientConfig {
@@ -196,6 +200,7 @@ both_ways! {
     clients_show_certificates_that_are_not_revoked => showing_certificates;
     tickets_outlive_a_reload => reloading;
     a_client_that_is_revoked_does_not_resume => revoking;
+    the_newest_list_of_an_authority_counts => revoking_twice;
     a_client_that_has_expired_does_not_resume => expiring;
     a_ticket_counts_where_the_same_clients_do => moving_tickets;
     a_ticket_of_another_name_does_not_count => crossing_tickets;
@@ -377,6 +382,30 @@ fn revoking(signing: Signing) {
     shown("a.example", &client, proxy.address).expect_err("revoked");
     let stats = proxy.stop();
     assert_eq!((stats.handshakes, stats.resumed, stats.handshakes_failed), (2, 1, 1));
+}
+
+/// Whatever the order of the files: rustls looks into one list of an authority.
+fn revoking_twice(signing: Signing) {
+    let authority = Authority::new();
+    let now = time::OffsetDateTime::now_utc();
+    let old = authority.revoked_until("old.pem", now - time::Duration::hours(1), &[]);
+    let new = authority.revoked_until("new.pem", now, &["client"]);
+    let pairs = [authority.ecdsa("server", &["a.example"])];
+    for revoked in [vec![old.clone(), new.clone()], vec![new, old]] {
+        let clients = ClientCertificates {
+            authorities: authority.write("authorities.pem", authority.issuer.pem()),
+            revoked,
+            optional: false,
+        };
+        let config = config(
+            signing,
+            vec![SiteConfig { client_certificates: Some(clients), ..site(&[], &pairs) }],
+        );
+        let proxy = Running::start(&config, 1);
+        let client = authority.client_with(&authority.ecdsa("client", &["client.example"]));
+        shown("a.example", &Arc::new(client), proxy.address).expect_err("revoked");
+        proxy.stop();
+    }
 }
 
 /// Nor one whose certificate has expired since, however often its ticket was renewed.

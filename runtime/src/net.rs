@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -108,6 +109,13 @@ impl Listener {
         bind(&address.into(), true).map(Self::from)
     }
 
+    /// A socket that listens and that other shards accept from too: they take turns. (Who asks the
+    /// kernel for all connections at once stays the first in line for each.)
+    pub fn shared(fd: OwnedFd) -> Self {
+        let fd: SharedFd = Arc::new(fd);
+        Self { accept: AcceptMulti::new(Arc::clone(&fd), false), fd }
+    }
+
     /// The next connection. The kernel goes on accepting between two calls.
     ///
     /// Cancelling is safe: a connection is returned by this call or the next.
@@ -153,11 +161,11 @@ impl Listener {
     }
 }
 
-/// A socket that listens.
+/// A socket that listens, of this shard alone.
 impl From<OwnedFd> for Listener {
     fn from(fd: OwnedFd) -> Self {
         let fd: SharedFd = Arc::new(fd);
-        Self { accept: AcceptMulti::new(Arc::clone(&fd)), fd }
+        Self { accept: AcceptMulti::new(Arc::clone(&fd), true), fd }
     }
 }
 
@@ -254,9 +262,16 @@ pub fn bind(address: &Address, shared: bool) -> io::Result<OwnedFd> {
             }
         }
         Address::Unix(path) => {
-            // A socket refuses who connects if nobody listens.
-            let left = address.open()?.connect(&address.to_socket()?);
-            if left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            // A socket refuses who connects if nobody listens, and so does any other file. One whose
+            // backlog is full would keep us waiting.
+            let client = address.open()?;
+            client.set_nonblocking(true)?;
+            let left = client.connect(&address.to_socket()?);
+            let is_socket =
+                || path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket());
+            if left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+                && is_socket()
+            {
                 std::fs::remove_file(path)?;
             }
         }

@@ -3,13 +3,15 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use warpcore_need::{Need, need};
 use warpcore_runtime::fs::File;
 use warpcore_runtime::net::{self, Address, Listener, Stream};
-use warpcore_runtime::{Builder, sleep, spawn};
+use warpcore_runtime::{Builder, sleep, spawn, timeout, until_stopped};
 
 const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -162,6 +164,92 @@ fn a_unix_socket_that_nobody_listens_on_is_replaced() {
             stream.send_all(Bytes::from_static(b"over a path")).await.0.expect("sends");
             let (received, buffer) = stream.recv(Vec::with_capacity(100)).await;
             assert_eq!((received.expect("is echoed"), &buffer[..]), (11, &b"over a path"[..]));
+        })
+        .expect("runs");
+}
+
+/// What lies at the path stays there, and nobody waits for a server that hangs.
+#[test]
+fn only_a_socket_is_replaced() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let file = place.path().join("key.pem");
+    std::fs::write(&file, "precious").expect("written");
+    let error = net::bind(&Address::Unix(file.clone()), false).expect_err("something is there");
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
+    let address = Address::Unix(place.path().join("socket"));
+    let hung = net::bind(&address, false).expect("binds");
+    socket2::SockRef::from(&hung).listen(0).expect("a backlog of one");
+    let waits = std::os::unix::net::UnixStream::connect(place.path().join("socket"));
+    let error = net::bind(&address, false).expect_err("somebody listens");
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    drop(waits.expect("the backlog has room"));
+}
+
+#[test]
+fn shards_that_share_a_socket_take_turns() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
+    let socket = net::bind(&SocketAddr::from(LOOPBACK).into(), false).expect("binds");
+    let address = net::local_addr(&socket).expect("bound");
+    let served = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let (socket, served) = (Arc::new(socket), Arc::new(served));
+    let counts = Arc::clone(&served);
+    Builder::new()
+        .shards(2)
+        .run(move |shard| {
+            let socket = socket.try_clone().expect("clones");
+            let (address, served) = (address.clone(), Arc::clone(&counts));
+            async move {
+                let mut listener = Listener::shared(socket);
+                if shard == 0 {
+                    drop(spawn(async move {
+                        for _ in 0..20 {
+                            let client = Stream::connect(&address).await.expect("connects");
+                            // It has been accepted, and somebody waits for the next.
+                            let (received, _) = client.recv(Vec::with_capacity(1)).await;
+                            assert_eq!(received.expect("comes"), 1);
+                        }
+                        warpcore_runtime::stop();
+                    }));
+                }
+                while let Some(stream) = until_stopped(listener.accept()).await {
+                    served[shard].fetch_add(1, Ordering::Relaxed);
+                    let stream = stream.expect("accepts");
+                    stream.send_all(Bytes::from_static(b"1")).await.0.expect("sends");
+                }
+            }
+        })
+        .expect("runs");
+    let [first, second] = [0, 1].map(|shard| served[shard].load(Ordering::Relaxed));
+    assert!(first > 0 && second > 0 && first + second == 20, "{first} and {second}");
+}
+
+/// Who came in the turn in which it closed had woken it alone.
+#[test]
+fn a_listener_that_closes_takes_whom_it_was_woken_for() {
+    if !need(&[Need::IoUring]) {
+        return;
+    }
+    one()
+        .run(|_| async {
+            for shared in [false, true] {
+                let socket = net::bind(&SocketAddr::from(LOOPBACK).into(), true).expect("binds");
+                let address = net::local_addr(&socket).expect("bound").to_string();
+                let mut listener =
+                    if shared { Listener::shared(socket) } else { Listener::from(socket) };
+                // The kernel waits for connections by now.
+                let first = std::net::TcpStream::connect(&address).expect("connects");
+                let _served = listener.accept().await.expect("accepts");
+                let waits = timeout(Duration::from_millis(1), listener.accept()).await;
+                assert!(waits.is_err(), "nobody connects");
+                let clients: Vec<_> = (0..3)
+                    .map(|_| std::net::TcpStream::connect(&address).expect("connects"))
+                    .collect();
+                assert_eq!(listener.close().await.len(), clients.len(), "shared: {shared}");
+                drop(first);
+            }
         })
         .expect("runs");
 }

@@ -104,7 +104,8 @@ pub struct CertificateConfig {
 pub struct ClientCertificates {
     /// PEM file with the authorities.
     pub authorities: PathBuf,
-    /// PEM files with what those have revoked (CRLs). Of an authority without one nothing is.
+    /// PEM files with what those have revoked (CRLs). Of an authority without one nothing is; of several
+    /// by one authority the newest counts.
     #[serde(default)]
     pub revoked: Vec<PathBuf>,
     /// Who has none is served too.

@@ -22,13 +22,15 @@ pub(crate) struct AcceptMulti {
     listener: SharedFd,
     /// The SQE in flight, if any.
     token: Option<usize>,
-    /// This kernel has multishot accept.
+    /// All connections by one SQE: nobody else accepts from this socket, and the kernel can.
     multishot: bool,
+    /// It was stopped, and the backlog has not been looked at since.
+    last_look: bool,
 }
 
 impl AcceptMulti {
-    pub(crate) fn new(listener: SharedFd) -> Self {
-        Self { shard: current(), listener, token: None, multishot: true }
+    pub(crate) fn new(listener: SharedFd, multishot: bool) -> Self {
+        Self { shard: current(), listener, token: None, multishot, last_look: false }
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
@@ -50,7 +52,8 @@ impl AcceptMulti {
     }
 
     /// Asks the kernel to accept no more; what it has accepted before is left to be polled.
-    pub(crate) fn stop(&self) {
+    pub(crate) fn stop(&mut self) {
+        self.last_look = true;
         if let Some(token) = self.token {
             self.shard.cancel_op(token);
         }
@@ -59,12 +62,24 @@ impl AcceptMulti {
     /// After [`AcceptMulti::stop`]: the next of what is left.
     pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Option<OwnedFd>> {
         loop {
-            let Some(token) = self.token else { return Poll::Ready(None) };
+            let token = match self.token {
+                Some(token) => token,
+                // A connection may have woken us alone, of all who wait for one, and been left in the
+                // backlog by the cancellation: nobody else would hear of it before the next.
+                None if std::mem::take(&mut self.last_look) => {
+                    let token = self.arm();
+                    self.shard.cancel_op(token);
+                    token
+                }
+                None => return Poll::Ready(None),
+            };
             match self.shard.poll_op(token, cx.waker()) {
                 Polled::Pending { .. } => return Poll::Pending,
                 Polled::Ended => self.disarm(),
                 Polled::Result(result) => {
                     if let Ok(fd) = accepted(result) {
+                        // Where one SQE is for one of them there may be another.
+                        self.last_look |= !self.multishot;
                         return Poll::Ready(Some(fd));
                     }
                 }
