@@ -661,7 +661,14 @@ fn roots_log_goes_by_nobodys_link() {
     std::fs::set_permissions(&logs, std::fs::Permissions::from_mode(0o777)).expect("ours");
     symlink(&other, logs.join("access.json")).expect("links");
     let said = refused(warpcore().args(["proxy", "--config"]).arg(&config), 1);
-    assert!(said.contains("access.json") && !other.exists(), "{said}");
+    assert!(said.contains("a link leads there") && !other.exists(), "{said}");
+    // Nor by one on the way, to a directory that is root's.
+    std::fs::remove_dir_all(&logs).expect("ours");
+    std::fs::create_dir(&other).expect("made");
+    symlink(&other, &logs).expect("links");
+    let said = refused(warpcore().args(["proxy", "--config"]).arg(&config), 1);
+    assert!(said.contains("a link leads there"), "{said}");
+    assert_eq!(std::fs::read_dir(&other).expect("there").count(), 0);
 }
 
 /// Keys are read and ports taken as root; then it is somebody else, on every thread, who reads

@@ -1,13 +1,16 @@
 //! A line of JSON for each connection that has ended.
 
 use std::borrow::Cow;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, openat2};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -65,7 +68,7 @@ impl AccessLog {
 
     /// Whether it could be opened, or made.
     pub(crate) fn check(path: &Path) -> Result<(), Error> {
-        let there = match options(path).open(path) {
+        let there = match open_without_links(path, OFlags::empty()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::read_dir(directory_of(path)).map(drop)
             }
@@ -77,6 +80,16 @@ impl AccessLog {
     /// After the file was moved away: goes on in a new one.
     pub(crate) fn reopen(&self) -> Result<(), Error> {
         *lock(&self.file) = open(&self.path)?;
+        Ok(())
+    }
+
+    /// Makes it somebody's, unless it has another name, which might be one that matters.
+    pub(crate) fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
+        let file = lock(&self.file).clone();
+        let stat = fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
         Ok(())
     }
 
@@ -134,20 +147,34 @@ impl AccessLog {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    let file = options(path).create(true).open(path);
+    let file = open_without_links(path, OFlags::CREATE);
     file.map(File::from).map_err(|error| cannot_write(path, &error))
 }
 
-/// As root not by a link that somebody else may have put there: it might lead to any file.
-fn options(path: &Path) -> OpenOptions {
-    let mut options = OpenOptions::new();
-    if geteuid().is_root()
-        && !directory_of(path).metadata().is_ok_and(|directory| is_roots(&directory))
-    {
-        options.custom_flags(libc::O_NOFOLLOW);
-    }
-    options.append(true);
-    options
+/// For appending; as root not by a link that somebody else may have put there: it might lead anywhere.
+fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let trusts = !geteuid().is_root() || is_reached_by_root_alone(path)?;
+    let resolve = if trusts { ResolveFlags::empty() } else { ResolveFlags::NO_SYMLINKS };
+    let flags = flags | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
+    // A mode is for what is made.
+    let mode = if flags.contains(OFlags::CREATE) { 0o666 } else { 0 };
+    openat2(CWD, path, flags, Mode::from_raw_mode(mode), resolve).map_err(|errno| match errno {
+        Errno::LOOP if !trusts => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "a link leads there, past directories that are not root's alone",
+        ),
+        errno => errno.into(),
+    })
+}
+
+/// Whether nobody but root makes names in any directory on the way, whether links are followed or not.
+fn is_reached_by_root_alone(path: &Path) -> io::Result<bool> {
+    let path = std::path::absolute(path)?;
+    let directory = directory_of(&path);
+    // What is not there will be said by who opens it.
+    let Ok(followed) = directory.canonicalize() else { return Ok(false) };
+    let on_the_way = directory.ancestors().chain(followed.ancestors());
+    Ok(on_the_way.map(Path::metadata).all(|one| one.is_ok_and(|one| is_roots(&one))))
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -185,6 +185,11 @@ impl Proxy {
         }
     }
 
+    /// Makes the access log somebody's, if there is one: who is root now, and will be that.
+    pub fn give_log(&self, uid: u32, gid: u32) -> std::io::Result<()> {
+        self.access_log.as_ref().map_or(Ok(()), |log| log.give(uid, gid))
+    }
+
     /// Checks the configuration as [`Proxy::new`] does, and listens nowhere.
     pub fn check(config: &Config) -> Result<(), Error> {
         let masters = masters(config)?;

@@ -29,6 +29,8 @@ pub(super) struct HandOver {
 }
 
 enum State {
+    /// This one does not serve yet itself.
+    Arriving,
     /// There is none.
     Alone,
     /// It may take its time, or never serve: this one goes on until it does.
@@ -41,15 +43,28 @@ enum State {
 
 impl HandOver {
     pub(super) fn new(proxy: Arc<Proxy>) -> Self {
-        Self { proxy, state: Mutex::new(State::Alone) }
+        Self { proxy, state: Mutex::new(State::Arriving) }
     }
 
-    /// Starts the next process; instead of one that has not served until now.
-    pub(super) fn begin(&self) {
+    /// All shards of this process serve.
+    pub(super) fn serves(&self) {
+        let mut state = self.state();
+        if matches!(*state, State::Arriving) {
+            *state = State::Alone;
+        }
+    }
+
+    /// Starts the next process; instead of one that has not served until now. False: not before this one
+    /// serves, for until then the sockets are those of the one before it.
+    pub(super) fn begin(&self) -> bool {
         let mut state = self.state();
         state.look(&self.proxy);
         match mem::replace(&mut *state, State::Alone) {
             State::Alone => {}
+            State::Arriving => {
+                *state = State::Arriving;
+                return false;
+            }
             State::Starting(next) => {
                 tracing::warn!(
                     "process {}, which was to take over, does not serve yet: ended",
@@ -59,7 +74,7 @@ impl HandOver {
             }
             over @ (State::Done | State::Stopped) => {
                 *state = over;
-                return;
+                return true;
             }
         }
         match Next::start(&self.proxy) {
@@ -72,6 +87,7 @@ impl HandOver {
                 self.proxy.take_back();
             }
         }
+        true
     }
 
     /// Whether the next process serves by now.
@@ -86,7 +102,7 @@ impl HandOver {
         let mut state = self.state();
         state.look(&self.proxy);
         match mem::replace(&mut *state, State::Stopped) {
-            State::Alone | State::Stopped => false,
+            State::Arriving | State::Alone | State::Stopped => false,
             State::Starting(next) => {
                 tracing::warn!(
                     "process {}, which was to take over, does not serve yet: ended too",

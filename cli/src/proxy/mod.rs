@@ -80,7 +80,10 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    // What changes from here on is loaded again.
+    let mut seen = reload::look(&arguments, None);
     let config = arguments.read()?;
+    seen = reload::look(&arguments, Some(&config)).into_iter().chain(seen).collect();
     if arguments.check {
         Proxy::check(&config).map_err(|error| arguments.locate(error))?;
         config.user.as_deref().map(user::find).transpose()?;
@@ -93,21 +96,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let proxy = Proxy::with_sockets(&config, sockets).map_err(|error| arguments.locate(error))?;
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
-        user::become_user(&user::find(user)?, config.access_log.as_deref())?;
+        user::become_user(&user::find(user)?, &proxy)?;
     }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);
+    let hand_over = Arc::new(HandOver::new(Arc::clone(&proxy)));
     // Each shard takes one of them.
     let cpus = sched_getaffinity(None)?;
     let shards = Builder::new().stop_on_signals(true).devices(devices).run({
         let proxy = Arc::clone(&proxy);
         move |shard| {
             let (proxy, arguments) = (Arc::clone(&proxy), Arc::clone(&arguments));
+            let (hand_over, seen) = (Arc::clone(&hand_over), seen.clone());
             async move {
                 if shard == 0 {
-                    let hand_over = Arc::new(HandOver::new(Arc::clone(&proxy)));
                     let (proxy, stopping_for) = (Arc::clone(&proxy), Arc::clone(&hand_over));
-                    reload::start(arguments, proxy, hand_over, stopper(), cpus)?;
+                    let replaced = Arc::clone(&hand_over);
+                    reload::start(arguments, seen, proxy, replaced, stopper(), cpus)?;
                     drop(spawn(async move {
                         stopping().await;
                         // The service goes on in the next process, and would be stopped as a whole.
@@ -116,7 +121,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                     }));
                 }
-                let served = proxy.serve_and_tell(|| tell(&proxy));
+                let served = proxy.serve_and_tell(|| {
+                    tell(&proxy);
+                    hand_over.serves();
+                });
                 let served = served.await.inspect_err(|_| warpcore_runtime::stop());
                 served.map_err(|error| error.to_string())
             }

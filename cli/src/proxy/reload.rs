@@ -30,13 +30,14 @@ const AGAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// What tells one state of a file from another: inode, length, time of change. Of a path that is a
 /// link, where it leads to.
-type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
+pub(super) type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
-/// shard to wait for. `stopper` stops this process for the next one. `cpus`: those that the next process is to
+/// shard to wait for. `loaded`: what the configuration was read from. `stopper` stops this process for the next one. `cpus`: those that the next process is to
 /// have, which it inherits from the thread that starts it.
 pub(super) fn start(
     arguments: Arc<Arguments>,
+    mut loaded: Seen,
     proxy: Arc<Proxy>,
     hand_over: Arc<HandOver>,
     stopper: Stopper,
@@ -52,8 +53,6 @@ pub(super) fn start(
         if let Err(errno) = sched_setaffinity(None, &cpus) {
             tracing::warn!("the next process will have one core: {errno}");
         }
-        let config = arguments.read();
-        let mut loaded = look(&arguments, config.as_ref().ok());
         let mut before = loaded.clone();
         let mut looked_at = Instant::now();
         let mut failed_at = None;
@@ -64,8 +63,8 @@ pub(super) fn start(
                 stopper.stop();
                 return;
             }
-            if replaced.swap(false, Ordering::Relaxed) {
-                hand_over.begin();
+            if replaced.swap(false, Ordering::Relaxed) && !hand_over.begin() {
+                replaced.store(true, Ordering::Relaxed);
             }
             let is_asked = asked.swap(false, Ordering::Relaxed);
             if !is_asked && looked_at.elapsed() < FILES_EVERY {
@@ -98,7 +97,7 @@ pub(super) fn start(
     spawned.map(drop).map_err(|error: io::Error| format!("cannot watch for changes: {error}"))
 }
 
-fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {
+pub(super) fn look(arguments: &Arguments, config: Option<&Config>) -> Seen {
     let mut paths = config.map(Config::paths).unwrap_or_default();
     paths.extend(arguments.config.clone());
     let seen = |path: PathBuf| {

@@ -2,11 +2,9 @@
 
 use std::ffi::CString;
 use std::io;
-use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, open};
-use rustix::io::Errno;
 use rustix::process::geteuid;
+use warpcore_tls::Proxy;
 
 use crate::Failure;
 
@@ -27,21 +25,9 @@ pub(super) fn find(name: &str) -> Result<User, Failure> {
     Ok(User { uid: found.pw_uid, gid: found.pw_gid, name })
 }
 
-/// Gives a file away that has no other name, which might be one that matters.
-fn give(path: &Path, uid: u32, gid: u32) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = open(path, flags, Mode::empty())?;
-    let stat = fstat(&file)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
-        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?;
-    }
-    Ok(())
-}
-
-/// Becomes `user`, with its groups, for good, if this is root; `log` is opened again as that user. While
-/// this process has one thread: others would stay who they are.
-pub(super) fn become_user(user: &User, log: Option<&Path>) -> Result<(), Failure> {
+/// Becomes `user`, with its groups, for good, if this is root; the log of `proxy` is opened again as that
+/// user. While this process has one thread: others would stay who they are.
+pub(super) fn become_user(user: &User, proxy: &Proxy) -> Result<(), Failure> {
     let (name, uid, gid) = (user.name.to_string_lossy(), user.uid, user.gid);
     let fail =
         |what: &str, error: io::Error| -> Failure { format!("{what} {name}: {error}").into() };
@@ -55,9 +41,7 @@ pub(super) fn become_user(user: &User, log: Option<&Path>) -> Result<(), Failure
         }
         return Ok(());
     }
-    if let Some(log) = log {
-        give(log, uid, gid).map_err(|errno| fail("cannot give the log to", errno.into()))?;
-    }
+    proxy.give_log(uid, gid).map_err(|error| fail("cannot give the log to", error))?;
     // SAFETY: takes a C string and numbers only.
     if unsafe { libc::initgroups(user.name.as_ptr(), gid) } != 0 {
         return Err(fail("cannot take the groups of", io::Error::last_os_error()));
