@@ -1,11 +1,16 @@
 //! Work on stored files that are not mounted: compacting, compressing what was there before.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, fchown};
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, XattrFlags, fcntl_setfl,
+    openat, openat2, renameat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use warpcore_fs::store::contents::{Contents, Options};
@@ -28,6 +33,53 @@ enum Outcome {
     Skipped(&'static str),
 }
 
+/// A file of a tree, by its directory: whoever may rename on the way leads us nowhere else meanwhile.
+struct Place {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Place {
+    /// `path`: of what was found in `tree`, which is open as `directory`.
+    fn find(directory: &OwnedFd, tree: &Path, path: &Path) -> io::Result<Self> {
+        let within = path.strip_prefix(tree).map_err(io::Error::other)?;
+        let name = within.file_name().unwrap_or_default().to_owned();
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let directory = openat2(directory, directory_of(within), flags, Mode::empty(), resolve)?;
+        Ok(Self { directory, name })
+    }
+
+    /// The regular file of this name, to be read, and more by `flags`.
+    fn open(&self, flags: OFlags) -> Result<File, Failure> {
+        // A pipe would wait for somebody.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.directory, &self.name, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err("no regular file any more".into());
+        }
+        fcntl_setfl(&file, OFlags::empty())?;
+        Ok(file)
+    }
+
+    fn create(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(file.into())
+    }
+
+    fn remove(&self, name: &OsStr) -> io::Result<()> {
+        Ok(unlinkat(&self.directory, name, AtFlags::empty())?)
+    }
+
+    /// Gives the place to the file called `other`, for good.
+    fn replace_by(&self, other: &OsStr) -> io::Result<()> {
+        renameat(&self.directory, other, &self.directory, &self.name)?;
+        // The new name is on the disk before the next file is begun.
+        Ok(rustix::fs::fsync(&self.directory)?)
+    }
+}
+
 /// Writes every stored file below `path` front to back again.
 pub(super) async fn compact(path: &Path) -> Result<(), Failure> {
     each(path, "compacting", compact_file).await
@@ -41,18 +93,23 @@ pub(super) async fn compress(path: &Path, options: Options) -> Result<(), Failur
 async fn each(
     path: &Path,
     what: &'static str,
-    work: impl AsyncFn(&Path) -> Result<Outcome, Failure>,
+    work: impl AsyncFn(&Place) -> Result<Outcome, Failure>,
 ) -> Result<(), Failure> {
     let locks = lock(path)?;
     if locks.iter().any(is_on_fuse) {
         let cause = "lies on a FUSE filesystem, of which nobody knows what a power cut takes";
         return Err(format!("{}: {cause}", path.display()).into());
     }
+    let tree = path.canonicalize()?;
+    let tree = if tree.is_dir() { &tree } else { directory_of(&tree) };
+    let directory = OwnedFd::from(File::open(tree)?);
+    let place = |path: &Path| Place::find(&directory, tree, path);
     let (all, leftovers): (Vec<_>, Vec<_>) =
         files(path)?.into_iter().partition(|path| !is_leftover(path));
     // Of a run that was interrupted: nobody else is at work here.
     for leftover in &leftovers {
-        fs::remove_file(leftover).map_err(|error| format!("{}: {error}", leftover.display()))?;
+        let removed = place(leftover).and_then(|place| place.remove(&place.name));
+        removed.map_err(|error| format!("{}: {error}", leftover.display()))?;
     }
     let bytes = all.iter().map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
     let bar = progress(what, bytes.sum(), "bytes");
@@ -60,7 +117,11 @@ async fn each(
     let (mut before, mut after) = (0, 0);
     for path in all {
         let len = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        match work(&path).await {
+        let worked = match place(&path) {
+            Ok(place) => work(&place).await,
+            Err(error) => Err(error.into()),
+        };
+        match worked {
             Ok(Outcome::Done(from, to)) => {
                 done += 1;
                 (before, after) = (before + from, after + to);
@@ -87,8 +148,8 @@ async fn each(
     }
 }
 
-async fn compact_file(path: &Path) -> Result<Outcome, Failure> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+async fn compact_file(place: &Place) -> Result<Outcome, Failure> {
+    let file = place.open(OFlags::RDWR)?;
     let before = file.metadata()?;
     let capability = attribute(&file, CAPABILITY.as_bytes())?;
     if capability.is_some() && !geteuid().is_root() {
@@ -144,8 +205,8 @@ fn is_as_it_was(file: &File, before: &fs::Metadata) -> Result<bool, Failure> {
 /// capabilities(7) of a program.
 const CAPABILITY: &str = "security.capability";
 
-async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure> {
-    let source = File::open(path)?;
+async fn compress_file(place: &Place, options: Options) -> Result<Outcome, Failure> {
+    let source = place.open(OFlags::RDONLY)?;
     let before = source.metadata()?;
     let medium = FileMedium::new(source.try_clone()?.into());
     let stored = Contents::open(medium, options, false).await?.report().await?;
@@ -155,20 +216,19 @@ async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure
     if before.nlink() > 1 {
         return Ok(Outcome::Skipped("it has other names, which would keep the plain file"));
     }
-    let temporary = path.with_file_name(format!("{LEFTOVER}{}", before.ino()));
-    let result = write_compressed(&source, &before, &temporary, options).await;
+    let temporary = OsString::from(format!("{LEFTOVER}{}", before.ino()));
+    let file = place.create(&temporary)?;
+    let result = write_compressed(&source, &before, &file, options).await;
     let replaced = match result {
         Ok(after) if after < on_disk(&before) => {
-            fs::rename(&temporary, path)?;
-            // The new name is on the disk before the next file is begun.
-            File::open(directory_of(path))?.sync_all()?;
+            place.replace_by(&temporary)?;
             return Ok(Outcome::Done(on_disk(&before), after));
         }
         Ok(_) => Ok(Outcome::Left),
         Err(failure) => Err(failure),
     };
-    // It may never have been made.
-    let _ = fs::remove_file(&temporary);
+    // What happened before tells more.
+    let _ = place.remove(&temporary);
     replaced
 }
 
@@ -177,13 +237,11 @@ async fn compress_file(path: &Path, options: Options) -> Result<Outcome, Failure
 async fn write_compressed(
     source: &File,
     before: &fs::Metadata,
-    path: &Path,
+    file: &File,
     options: Options,
 ) -> Result<u64, Failure> {
     const PART: usize = 1 << 20;
     const COMMIT_LEN: u64 = 256 << 20;
-    let mut new = OpenOptions::new();
-    let file = new.read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let mut contents = Contents::create(FileMedium::new(file.try_clone()?.into()), options)?;
     let mut part = vec![0; PART];
     let (mut at, mut uncommitted) = (0, 0);
@@ -211,15 +269,15 @@ async fn write_compressed(
     contents.sync(&queue()).await?;
     contents.close(&queue()).await?;
     // Whoever writes to a file takes away what is set by mode and attributes, and so does a new owner.
-    chown(path, Some(before.uid()), Some(before.gid()))?;
-    fs::set_permissions(path, before.permissions())?;
-    copy_attributes(source, &file)?;
+    fchown(file, Some(before.uid()), Some(before.gid()))?;
+    file.set_permissions(before.permissions())?;
+    copy_attributes(source, file)?;
     let time = |tv_sec, nanoseconds: i64| Timespec { tv_sec, tv_nsec: nanoseconds };
     let times = Timestamps {
         last_access: time(before.atime(), before.atime_nsec()),
         last_modification: time(before.mtime(), before.mtime_nsec()),
     };
-    rustix::fs::futimens(&file, &times)?;
+    rustix::fs::futimens(file, &times)?;
     file.sync_all()?;
     if !is_as_it_was(source, before)? {
         return Err("was changed meanwhile".into());
@@ -290,4 +348,36 @@ fn modified(metadata: &fs::Metadata) -> Result<(i64, u32), Failure> {
 
 fn on_disk(metadata: &fs::Metadata) -> u64 {
     metadata.blocks() * 512
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Root works on trees in which others may rename.
+    #[test]
+    fn nobody_is_led_elsewhere() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let (tree, other) = (place.path().join("tree"), place.path().join("other"));
+        for directory in [&tree, &other] {
+            fs::create_dir_all(directory.join("sub")).expect("made");
+            fs::write(directory.join("sub/file"), "text").expect("written");
+        }
+        let path = tree.join("sub/file");
+        let directory = OwnedFd::from(File::open(&tree).expect("opens"));
+        let found = Place::find(&directory, &tree, &path).expect("found");
+        found.open(OFlags::RDWR).expect("opens");
+        fs::remove_file(&path).expect("ours");
+        symlink(other.join("sub/file"), &path).expect("links");
+        assert!(found.open(OFlags::RDWR).is_err(), "a link");
+        fs::remove_file(&path).expect("ours");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+            .expect("made");
+        assert!(found.open(OFlags::RDONLY).is_err(), "a pipe");
+        fs::remove_dir_all(tree.join("sub")).expect("ours");
+        symlink(other.join("sub"), tree.join("sub")).expect("links");
+        assert!(Place::find(&directory, &tree, &path).is_err(), "a link on the way");
+    }
 }
