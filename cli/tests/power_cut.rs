@@ -182,6 +182,33 @@ fn power_cuts(mkfs: &[&str], options: &[&str]) {
     }
 }
 
+/// What takes the name of another while it is open is on the disk once it is closed: its bytes come after the
+/// name.
+#[test]
+fn a_file_that_replaces_another_before_it_is_closed() {
+    if !(need(&MOUNT) && need(&[Need::Loop, EXT4])) {
+        return;
+    }
+    let disk = Disk::new(&MKFS_EXT4, 320 << 20);
+    let mounted = disk.place.mount(&[]);
+    let target = &disk.place.target;
+    let (name, new) = (target.join("name"), target.join("new"));
+    fs::write(&name, whole(1)).expect("writes");
+    File::open(&name).and_then(|file| file.sync_all()).expect("syncs");
+    let file = File::create(&new).expect("creates");
+    file.write_all_at(&whole(2), 0).expect("writes");
+    fs::rename(&new, &name).expect("renames");
+    // The name is on the disk.
+    File::open(target).and_then(|directory| directory.sync_all()).expect("syncs");
+    drop(file);
+    disk.cut_power();
+    mounted.kill();
+    disk.restore_power();
+    let mounted = disk.place.mount(&[]);
+    assert!(fs::read(&name).expect("reads") == whole(2));
+    mounted.unmount();
+}
+
 #[test]
 fn ext4_without_power() {
     if need(&MOUNT) && need(&[Need::Loop, EXT4]) {

@@ -214,3 +214,32 @@ fn a_user_mounts_what_is_theirs() {
     let read = warpcore().args(["fs", "cat"]).arg(&stored).output().expect("runs");
     assert!(read.stdout.ends_with(b"endmore"), "{}", String::from_utf8_lossy(&read.stderr));
 }
+
+/// The kernel would keep the length that it was told when nothing could be read.
+#[test]
+fn a_length_that_was_guessed_is_not_kept() {
+    if !(need(&MOUNT) && need(&[FUSERMOUNT, SETPRIV])) {
+        return;
+    }
+    let _device = FuseForEverybody::new();
+    let place = place_of_nobody();
+    let server = Server::start(&place);
+    let script = "import os\n\
+        open('secret','wb').write(b'nobody reads this, not even its owner\\n'*9000)\n\
+        os.chmod('secret',0)";
+    in_mount(&place, "python3", &["-c", script]);
+    unmount(&place);
+    server.ended();
+    let server = Server::start(&place);
+    let script = "import os\n\
+        text=b'nobody reads this, not even its owner\\n'*9000\n\
+        assert os.stat('secret').st_size!=len(text)\n\
+        os.chmod('secret',0o600)\n\
+        assert open('secret','rb').read()==text\n\
+        open('secret','ab').write(b'end')\n\
+        assert open('secret','rb').read()==text+b'end'\n\
+        assert os.stat('secret').st_size==len(text)+3";
+    in_mount(&place, "python3", &["-c", script]);
+    unmount(&place);
+    server.ended();
+}

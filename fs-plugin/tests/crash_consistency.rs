@@ -451,6 +451,20 @@ fn a_mark_of_closing_without_the_last_bytes() {
     assert_eq!(read_all(&queue, &mut open(&queue, &medium)), b"synced");
 }
 
+/// A time that was set is durable once it is synced, whatever came before it.
+#[test]
+fn a_time_that_was_synced_is_that_of_the_record() {
+    let queue = Rc::new(Queue::new(32));
+    let (medium, mut contents) = create();
+    run(&queue, contents.write(&queue, 0, b"text")).expect("writes");
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    contents.set_modified((1_000_000_000, 7));
+    run(&queue, contents.sync(&queue)).expect("syncs");
+    // Killed: never closed.
+    drop(contents);
+    assert_eq!(open(&queue, &medium).modified(), Some((1_000_000_000, 7)));
+}
+
 /// Recovery cuts what a crash left, not what a disk has lost.
 #[test]
 fn a_bad_bit_in_what_was_durable_is_an_error_and_nothing_is_cut() {
@@ -983,6 +997,20 @@ fn what_comes_in_any_order_is_stored_front_to_back() {
     run(&queue, contents.close(&queue)).expect("closes");
     assert!(run(&queue, contents.report()).expect("known").linear);
     assert!(zstd::decode_all(&medium.bytes()[..]).expect("a stream") == model);
+}
+
+/// Nor is what comes slowly.
+#[test]
+fn what_lies_far_behind_waits_for_one_commit() {
+    let queue = Rc::new(Queue::new(256));
+    let (_, mut contents) = create();
+    run(&queue, contents.write(&queue, 1 << 20, b"behind")).expect("writes");
+    for chunk in 0..3 {
+        let offset = chunk * CHUNK as u64;
+        run(&queue, contents.write(&queue, offset, &[1; CHUNK])).expect("writes");
+        run(&queue, contents.commit_in_order(&queue)).expect("commits");
+        assert_eq!(contents.is_dirty(), chunk == 0, "chunk {chunk}");
+    }
 }
 
 /// What never comes is not waited for.

@@ -113,7 +113,7 @@ impl Fs {
     }
 
     /// Length of a regular file that nobody uses: from the extended attribute if it was closed in
-    /// order, else by opening it. One that cannot be opened has the length of its backing file, so
+    /// order, else by opening it. One that cannot be read has the length of its backing file, so
     /// that it can be seen and removed; opening it tells what is wrong.
     async fn stored_size(&self, nodeid: u64, stat: &Stat, fd: &OwnedFd) -> Result<u64, Errno> {
         let backing_len = u64::try_from(stat.st_size).unwrap_or(0);
@@ -123,9 +123,20 @@ impl Fs {
             Err(errno) => Err(errno),
         };
         match size {
-            // Looked up again, it is told right.
-            Err(Errno::STALE) => Err(Errno::STALE),
-            size => Ok(size.unwrap_or(backing_len)),
+            // Looked up again, it is told right. The kernel would keep a guess for longer than these last.
+            Err(
+                errno @ (Errno::AGAIN
+                | Errno::INTR
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::STALE),
+            ) => Err(errno),
+            Err(_) => {
+                self.guess(nodeid, backing_len);
+                Ok(backing_len)
+            }
+            size => size,
         }
     }
 

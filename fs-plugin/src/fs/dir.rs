@@ -4,6 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
@@ -14,6 +15,7 @@ use warpcore_runtime::queue;
 use zerocopy::IntoBytes;
 
 use super::file::{mask, or_take_back, os};
+use super::file_in_use::File;
 use super::inodes::Directory;
 use super::lookup::{Place, is_file};
 use super::lower::proc_path;
@@ -25,20 +27,22 @@ use crate::fuse::request::Request;
 /// `new` is on the disk before it replaces another file, or a power cut might leave neither of them. Also on
 /// ext4: it begins to write what replaces another (`ext4_rename`, `auto_da_alloc`), but to extents that read as
 /// zeros until a later transaction says that they are written (`dioread_nolock`, its default).
-async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<(), Errno> {
+/// False: it replaces none.
+async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<bool, Errno> {
     let is_file = |(parent, name): (&OwnedFd, &OsStr)| {
         fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_file(&stat))
     };
     if !is_file(old) || !is_file(new) {
-        return Ok(());
+        return Ok(false);
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match fs::openat(new.0, new.1, flags, Mode::empty()) {
-        Ok(fd) => RingFile::from(fd).sync_data().await.map_err(|error| os(&error)),
+        Ok(fd) => RingFile::from(fd).sync_data().await.map_err(|error| os(&error))?,
         // Of mode 0, to somebody without root's rights.
-        Err(Errno::ACCESS) => Ok(()),
-        Err(errno) => Err(errno),
+        Err(Errno::ACCESS) => {}
+        Err(errno) => return Err(errno),
     }
+    Ok(true)
 }
 
 /// One entry of a directory.
@@ -122,9 +126,12 @@ impl Fs {
         let source = self.directory_fd(request.nodeid)?;
         let target = self.directory_fd(target)?;
         // Data before the name that stands for them.
-        self.commit_name(&source, from).await?;
-        if flags.is_empty() {
-            sync_replacement((&source, from), (&target, to)).await?;
+        let file = self.commit_name(&source, from).await?;
+        if flags.is_empty()
+            && sync_replacement((&source, from), (&target, to)).await?
+            && let Some(file) = file
+        {
+            file.replaces.store(true, Ordering::Relaxed);
         }
         let names = self.names_change();
         let moved = names.as_ref().and_then(|_| self.hold(&source, from));
@@ -148,12 +155,16 @@ impl Fs {
         self.entry(&parent, name).await
     }
 
-    async fn commit_name(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+    /// The file of this name, if it is in use.
+    async fn commit_name(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<Option<Arc<File>>, Errno> {
         let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        match self.known(&stat) {
-            Some(nodeid) => self.commit_if_used(nodeid).await,
-            None => Ok(()),
-        }
+        let Some(nodeid) = self.known(&stat) else { return Ok(None) };
+        self.commit_if_used(nodeid).await?;
+        Ok(self.used_file(nodeid))
     }
 
     pub(crate) fn opendir(&self, request: &Request) -> Answer {

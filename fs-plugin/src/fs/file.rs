@@ -236,6 +236,9 @@ impl Fs {
         let Some(file) = self.used_file(request.nodeid) else { return DONE };
         if let Some(contents) = &mut *file.write().await {
             let flushed = match contents.check_length() {
+                Ok(()) if file.replaces.swap(false, Ordering::Relaxed) => {
+                    contents.sync(&queue()).await
+                }
                 Ok(()) => contents.commit(&queue()).await,
                 cut => cut,
             };
@@ -308,6 +311,10 @@ impl Fs {
             return Ok(());
         }
         let opened = self.open_contents(nodeid).await?;
+        if self.is_guessed_wrong(nodeid, &opened) {
+            self.give_up(nodeid, &opened);
+            return Err(Errno::STALE);
+        }
         if self.is_told_wrong(nodeid, &opened) {
             if contents.is_some() {
                 // Told right once nobody has it open any more.
@@ -351,16 +358,31 @@ impl Fs {
     /// Commits every file in use, as far as its bytes have come. Errors are logged; the bytes stay
     /// where they are.
     pub(crate) async fn commit_all(&self) {
+        // Those that are busy last: a long fsync of one holds up none of the others.
+        let mut busy = Vec::new();
         for (nodeid, file) in self.files() {
-            let Some(contents) = &mut *file.write().await else { continue };
-            let mut done = contents.commit_in_order(&queue()).await;
-            // Files that nobody touches would keep theirs.
-            if done.is_ok() && self.in_memory.is_index_crowded() {
-                done = contents.store_index(&queue()).await;
+            match file.try_write() {
+                Some(place) => self.commit_in_order(nodeid, &file, place).await,
+                None => busy.push((nodeid, Arc::clone(&file))),
             }
-            if let Err(error) = done {
-                tracing::error!("node {nodeid}: cannot be written: {error}");
-            }
+        }
+        for (nodeid, file) in busy {
+            self.commit_in_order(nodeid, &file, file.write().await).await;
+        }
+    }
+
+    async fn commit_in_order(&self, nodeid: u64, file: &File, mut place: Changing<'_>) {
+        let Some(contents) = &mut *place else { return };
+        let mut done = contents.commit_in_order(&queue()).await;
+        if done.is_ok() && file.replaces.load(Ordering::Relaxed) {
+            done = contents.sync(&queue()).await;
+        }
+        // Files that nobody touches would keep theirs.
+        if done.is_ok() && self.in_memory.is_index_crowded() {
+            done = contents.store_index(&queue()).await;
+        }
+        if let Err(error) = done {
+            tracing::error!("node {nodeid}: cannot be written: {error}");
         }
     }
 
@@ -368,12 +390,16 @@ impl Fs {
     pub(crate) async fn close_all(&self) -> bool {
         let mut all = true;
         for (nodeid, file) in self.files() {
-            let Some(mut contents) = file.write().await.take() else { continue };
+            // Held until it is closed: who opens it meanwhile, as a container may that has the mount too,
+            // would take it for one that a crash has left.
+            let mut place = file.write().await;
+            let Some(contents) = &mut *place else { continue };
             if let Err(error) = contents.close(&queue()).await {
                 tracing::error!("node {nodeid}: cannot be closed: {error}");
                 all = false;
             }
             self.restore_capability(nodeid, &file, contents.medium().descriptor());
+            *place = None;
         }
         all
     }

@@ -58,6 +58,9 @@ pub(crate) struct File {
     capability: Mutex<Option<Vec<u8>>>,
     /// A write of what the kernel had in its cache was refused: it may know a length that nothing has.
     pub(super) has_refused: AtomicBool,
+    /// It has taken the name of another while it was open: what the kernel had in its cache then comes
+    /// later, and is synced as it comes, or a power cut would leave neither.
+    pub(super) replaces: AtomicBool,
     /// Open handles of the kernel, and operations of ours. Changed under the lock of the inodes,
     /// which orders it.
     pub(super) users: AtomicU64,
@@ -74,6 +77,7 @@ impl File {
             descriptor: Mutex::default(),
             capability: Mutex::default(),
             has_refused: AtomicBool::new(false),
+            replaces: AtomicBool::new(false),
             users: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
             index: AtomicU64::new(0),
@@ -87,6 +91,10 @@ impl File {
 
     pub(super) async fn write(&self) -> Changing<'_> {
         Changing { contents: self.contents.write().await, file: self }
+    }
+
+    pub(super) fn try_write(&self) -> Option<Changing<'_>> {
+        Some(Changing { contents: self.contents.try_write()?, file: self })
     }
 
     pub(super) fn descriptor(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {

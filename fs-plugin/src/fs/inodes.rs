@@ -24,6 +24,8 @@ pub(crate) struct Inodes {
     /// Directories that were worked in lately: a name in them is found without opening them.
     pub(super) directories: HashMap<u64, Arc<OwnedFd>>,
     pub(super) directories_max: usize,
+    /// Lengths that the kernel was told, by node, of inodes that could not be read then.
+    guessed: HashMap<u64, u64>,
     /// Inodes, by number, that are shorter than their mark says, which cannot be changed.
     shorter: HashMap<u64, Shorter>,
     /// Counts reuses of node ids.
@@ -114,6 +116,7 @@ impl Inodes {
             by_number: HashMap::from([(number, index)]),
             directories: HashMap::new(),
             directories_max: DIRECTORIES_MAX.min(usize::try_from(descriptors / 4).unwrap_or(0)),
+            guessed: HashMap::new(),
             shorter: HashMap::new(),
             generation: 0,
         })
@@ -217,6 +220,15 @@ impl Inodes {
         self.move_to(nodeid, Whereabouts::Nowhere)
     }
 
+    /// The kernel is told this length, and keeps it, with its write-back cache.
+    pub(super) fn guess(&mut self, nodeid: u64, size: u64) {
+        self.guessed.entry(nodeid).or_insert(size);
+    }
+
+    pub(super) fn guessed(&self, nodeid: u64) -> Option<u64> {
+        self.guessed.get(&nodeid).copied()
+    }
+
     /// The length of an inode whose mark is known to be wrong. `changed`: its ctime now.
     pub(super) fn unmarked_size(&mut self, nodeid: u64, changed: Time) -> Option<u64> {
         let number = self.get(nodeid).ok()?.number;
@@ -263,6 +275,7 @@ impl Inodes {
             }
             let Inode { number, whereabouts, .. } = self.nodes.remove(index);
             self.directories.remove(&nodeid);
+            self.guessed.remove(&nodeid);
             if self.by_number.get(&number) == Some(&index) {
                 self.by_number.remove(&number);
             }

@@ -306,6 +306,17 @@ impl Fs {
             })
     }
 
+    /// See [`Inodes::guess`].
+    pub(super) fn guess(&self, nodeid: u64, size: u64) {
+        self.inodes().guess(nodeid, size);
+    }
+
+    /// Whether the kernel was told a length that was guessed, and is another.
+    pub(super) fn is_guessed_wrong(&self, nodeid: u64, contents: &Contents<FileMedium>) -> bool {
+        let guessed = self.inodes().guessed(nodeid);
+        guessed.is_some_and(|guessed| contents.size().is_ok_and(|size| size != guessed))
+    }
+
     /// See [`Inodes::unmarked_size`].
     pub(super) fn unmarked_size(&self, nodeid: u64, changed: Time) -> Option<u64> {
         self.inodes().unmarked_size(nodeid, changed)

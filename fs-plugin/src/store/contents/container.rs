@@ -1,6 +1,6 @@
 //! What is known of a file in the format, and how it changes. No I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -23,6 +23,7 @@ impl Container {
             linear: true,
             covered: 0,
             committed_in_order: 0,
+            waited: BTreeSet::new(),
             refused: false,
             physical: 0,
             unverified: false,

@@ -1,6 +1,6 @@
 //! Commits, checkpoints, syncs with their zone, and the orderly close.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 
 use warpcore_offload::Queue;
 
@@ -23,22 +23,26 @@ const UNSYNCED_MAX: u64 = 16 << 20;
 impl<M: Medium> Contents<M> {
     /// Puts everything written so far in a commit. Not durable before [`Contents::sync`].
     pub async fn commit(&mut self, queue: &Queue) -> Result<(), Error> {
-        self.commit_but(queue, 0..0).await
+        self.commit_but(queue, |_| false).await
     }
 
-    /// As [`Contents::commit`], but what has come before its turn may wait for the next one: for those
-    /// who commit without being asked, while a file is written front to back.
+    /// As [`Contents::commit`], but what has come before its turn may wait for the next one, and no
+    /// longer: for those who commit without being asked, while a file is written front to back.
     pub async fn commit_in_order(&mut self, queue: &Queue) -> Result<(), Error> {
         let chunk_len = self.chunk_len();
         let Body::Container(container) = &mut self.body else { return Ok(()) };
-        let mut waiting = container.ahead(chunk_len);
+        let mut ahead = container.ahead(chunk_len);
         let covered = std::mem::replace(&mut container.committed_in_order, container.covered);
-        let nothing_came = container.dirty.keys().all(|chunk| waiting.contains(chunk));
+        let nothing_came = container.dirty.keys().all(|chunk| ahead.contains(chunk));
         if nothing_came && covered == container.covered {
             // It may never come.
-            waiting = 0..0;
+            ahead = 0..0;
         }
-        self.commit_but(queue, waiting).await?;
+        let waited = std::mem::take(&mut container.waited);
+        let wait = |chunk: &u64| ahead.contains(chunk) && !waited.contains(chunk);
+        let waiting: BTreeSet<_> = container.dirty.keys().copied().filter(wait).collect();
+        container.waited.clone_from(&waiting);
+        self.commit_but(queue, |chunk| waiting.contains(&chunk)).await?;
         self.sync_if_much_is_replaced(queue, UNSYNCED_MAX).await
     }
 
@@ -52,8 +56,8 @@ impl<M: Medium> Contents<M> {
         }
     }
 
-    /// `waiting`: chunks that stay dirty.
-    async fn commit_but(&mut self, queue: &Queue, waiting: Range<u64>) -> Result<(), Error> {
+    /// `keep`: which chunks stay dirty.
+    async fn commit_but(&mut self, queue: &Queue, keep: impl Fn(u64) -> bool) -> Result<(), Error> {
         if !self.is_dirty() {
             return Ok(());
         }
@@ -63,7 +67,8 @@ impl<M: Medium> Contents<M> {
             container.changed = false;
             return Ok(());
         }
-        self.store(queue, |chunk| waiting.contains(&chunk), true).await?;
+        self.store(queue, keep, true).await?;
+        self.is_time_new = false;
         let Options { records_max, pieces_max, .. } = self.options;
         let container = self.container_mut();
         let records = container.chain.len();
@@ -115,6 +120,10 @@ impl<M: Medium> Contents<M> {
             return Err(Error::Poisoned);
         }
         self.check_length()?;
+        if let Body::Container(container) = &mut self.body {
+            // After a crash the time is the record's, unless the file was closed.
+            container.changed |= self.is_time_new && container.attribute == Some(State::Dirty);
+        }
         self.commit(queue).await?;
         self.extend_zone().await?;
         let synced = self.medium.sync_data().await;

@@ -21,7 +21,7 @@ mod durable;
 mod load;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -101,6 +101,8 @@ pub struct Contents<M> {
     /// Time of the last change of contents through us. Our own writes move the backing file's; it is
     /// put back when the file is closed.
     modified: Option<Time>,
+    /// It was set since the newest commit.
+    is_time_new: bool,
     /// As `modified`, and nobody can set it: a lower bound of the inode's time of change.
     changed: Option<Time>,
     /// A sync failed: what the lower filesystem holds is unknown.
@@ -139,8 +141,9 @@ struct Container {
     linear: bool,
     /// Nothing is stored of what follows; a linear file is stored up to here.
     covered: u64,
-    /// As `covered`, when it was last committed without being asked.
+    /// When it was last committed without being asked: `covered`, and chunks that waited for their turn.
     committed_in_order: u64,
+    waited: BTreeSet<u64>,
     /// The refusing frame is in the file.
     refused: bool,
     /// Where the next append goes.
@@ -232,6 +235,7 @@ impl<M: Medium> Contents<M> {
             changed: None,
             poisoned: false,
             is_cut_in_use: false,
+            is_time_new: false,
             decoded: Mutex::default(),
         }
     }
@@ -272,6 +276,7 @@ impl<M: Medium> Contents<M> {
     /// Sets the time of the last change of contents, to be kept when later writes of ours move it.
     pub fn set_modified(&mut self, modified: Time) {
         self.modified = Some(modified);
+        self.is_time_new = true;
     }
 
     /// Bytes in memory only.
@@ -695,7 +700,10 @@ impl<M: Medium> Contents<M> {
         for &chunk in chunks {
             let span = chunk * chunk_len..(chunk + 1) * chunk_len;
             self.know(span.clone()).await?;
-            if self.container_mut().index().within(span).count() < EXTENTS_PER_CHUNK_MAX {
+            let container = self.container_mut();
+            let ranges = container.dirty.get(&chunk).map_or(0, |dirty| dirty.ranges.len());
+            let new = ranges.saturating_sub(1);
+            if container.index().within(span).count() + new < EXTENTS_PER_CHUNK_MAX {
                 continue;
             }
             let mut whole = vec![0; to_index(chunk_len)];
