@@ -42,7 +42,7 @@ pub(crate) struct RevocationList {
     pub(crate) path: PathBuf,
     /// Whose, and of which part of their certificates: the name and the extension in DER.
     of: (Vec<u8>, Option<Vec<u8>>),
-    /// When, in seconds since 1970, and the how manieth.
+    /// When, in seconds since 1970, and its number.
     made: (i64, BigUint),
     der: CertificateRevocationListDer<'static>,
     /// When the next one should have come, in seconds since 1970.

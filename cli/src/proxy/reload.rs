@@ -33,8 +33,8 @@ const AGAIN_EVERY: Duration = Duration::from_secs(60);
 pub(super) type Seen = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
 
 /// Watches on a thread of its own, as long as the process lives: reading certificates is nothing for a
-/// shard to wait for. `loaded`: what the configuration was read from. `stopper` stops this process for the next one. `cpus`: those that the next process is to
-/// have, which it inherits from the thread that starts it.
+/// shard to wait for. `loaded`: what the configuration was read from. `stopper` stops this process for the
+/// next one. `cpus`: those that the next process is to have, which it inherits from the thread that starts it.
 pub(super) fn start(
     arguments: Arc<Arguments>,
     mut loaded: Seen,
