@@ -7,12 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{CipherSuite, SignatureAlgorithm};
-use warpcore_offload::{EcdsaKey, KeyError, PrivateKey};
+use warpcore_offload::{EcdsaKey, KeyError, PrivateKey, private_key_from_pem};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -251,8 +251,7 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
         }
         Err(cause) => return Err(fail(cause)),
     };
-    let der = PrivateKeyDer::from_pem_slice(&pem);
-    let mut der = der.map_err(|_| fail(KeyError::Encoding("no private key in PEM")))?;
+    let mut der = private_key_from_pem(&pem).map_err(fail)?;
     let in_place = base::sign::any_supported_type(&der);
     der.zeroize();
     match (key, in_place) {

@@ -44,8 +44,8 @@ impl RsaPower {
 
     /// Once.
     pub fn run(&mut self) {
-        if !self.blinding.is_good_for(4) {
-            let lane_key = self.key.lanes().expect("looked at when it was made");
+        let lane_key = self.key.lanes().expect("looked at when it was made");
+        if !self.blinding.is_good_for(4, lane_key) {
             let drawn = self.batch.draw_blinding(lane_key, &mut Salts::new());
             self.blinding = drawn.expect("the kernel gives random numbers");
         }

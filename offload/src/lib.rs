@@ -49,6 +49,7 @@ mod keep;
 pub mod kernels;
 mod kx;
 mod op;
+mod pem;
 mod queue;
 mod region;
 mod request;
@@ -70,6 +71,7 @@ pub use ecdsa::EcdsaKey;
 pub use error::{Error, KeyError};
 pub use kx::SharedSecret;
 pub use op::Op;
+pub use pem::private_key_from_pem;
 pub use queue::{Full, Park, Queue, Turn};
 pub use request::{
     Check, Checked, Compress, Decompress, Done, EcdsaSign, Exchanged, Fed, Feed, KeyExchange,

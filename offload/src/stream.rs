@@ -24,7 +24,7 @@ use std::fmt;
 use flate2::{FlushCompress, FlushDecompress, Status};
 
 use crate::codec::Codec;
-use crate::codec::flate::{compression, produced};
+use crate::codec::flate::{PART_MAX, compression, produced};
 use crate::codec::framing::{self, Checksum, HeaderReader, Short};
 use crate::codec::zstd::ZstdStream;
 use crate::error::Error;
@@ -193,7 +193,7 @@ impl State {
         let level = match &self.direction {
             Direction::Compress(level) => level.level().cast_signed(),
             Direction::Zstd(ZstdStream::Compress { level, .. }) => *level,
-            Direction::Decompress(_) | Direction::Zstd(ZstdStream::Decompress(_)) => return 0,
+            Direction::Decompress(_) | Direction::Zstd(ZstdStream::Decompress { .. }) => return 0,
         };
         self.codec.cost_ns(level, len_bytes)
     }
@@ -464,7 +464,10 @@ impl State {
         if source.is_empty() && !end && !*flushing {
             return Ok(());
         }
-        let flush = if end { FlushCompress::Finish } else { FlushCompress::Sync };
+        // The library would end with what it takes of more.
+        let fits = source.len() <= PART_MAX;
+        let source = &source[..source.len().min(PART_MAX)];
+        let flush = if end && fits { FlushCompress::Finish } else { FlushCompress::Sync };
         let (taken, given) = (raw.total_in(), raw.total_out());
         let status = raw.compress(source, &mut target[progress.produced..], flush);
         progress.consumed = produced(raw.total_in() - taken);

@@ -152,3 +152,36 @@ fn what_is_dropped_is_not_worked_on_and_what_is_closed_comes_back() {
     drop(called.item);
     assert_eq!(ALIVE.load(Ordering::Relaxed), 0);
 }
+
+/// Does not know how many it wants.
+struct Undecided(AtomicUsize);
+
+impl CustomKernel for Undecided {
+    type Item = u64;
+
+    fn name(&self) -> &'static str {
+        "undecided"
+    }
+
+    fn width(&self) -> usize {
+        assert!(self.0.fetch_add(1, Ordering::Relaxed) >= 3, "not yet");
+        1
+    }
+
+    fn run(&self, items: &mut [&mut u64]) {
+        *items[0] += 1;
+    }
+}
+
+#[test]
+fn a_kernel_that_panics_when_it_is_asked_takes_no_slot_with_it() {
+    static UNDECIDED: Undecided = Undecided(AtomicUsize::new(0));
+    let queue = Queue::new(1);
+    let submit = || queue.submit(Call { kernel: &UNDECIDED, item: 1 });
+    for _ in 0..3 {
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(submit)).is_err());
+    }
+    let called = queue.run(submit());
+    assert_eq!((called.result, called.item), (Ok(()), 2));
+    assert_eq!((queue.stats().in_flight(), queue.stats().submitted), (0, 1));
+}

@@ -14,6 +14,9 @@ pub(crate) fn bound(len_bytes: usize) -> usize {
     len_bytes + len_bytes.div_ceil(8) + 64
 }
 
+/// The most that the libraries take at a time: they count in 32 bits.
+pub(crate) const PART_MAX: usize = u32::MAX as usize;
+
 /// The library's form of a level.
 pub(crate) fn compression(codec: Codec, level: i32) -> Result<Compression, Error> {
     match u32::try_from(level) {
@@ -57,17 +60,38 @@ impl Flate {
     /// Writes the body to the start of `target`; none if it does not fit.
     fn deflate(&mut self, level: Compression, source: &[u8], target: &mut [u8]) -> Option<usize> {
         #[cfg(feature = "isal")]
-        if super::isal::LEVELS.contains(&level.level()) {
+        if super::isal::LEVELS.contains(&level.level()) && source.len() <= PART_MAX {
             return self.isal.compress(level.level(), source, target);
         }
+        self.deflate_in_parts(level, source, target, PART_MAX)
+    }
+
+    /// The library takes, and gives, parts of 32 bits of length only.
+    fn deflate_in_parts(
+        &mut self,
+        level: Compression,
+        source: &[u8],
+        target: &mut [u8],
+        part_max: usize,
+    ) -> Option<usize> {
         let context = match &mut self.compress {
             Some((old, context)) if *old == level => context,
             other => &mut other.insert((level, flate2::Compress::new(level, false))).1,
         };
         context.reset();
-        let status = context.compress(source, target, FlushCompress::Finish);
-        if matches!(status, Ok(Status::StreamEnd)) {
-            return Some(produced(context.total_out()));
+        let (mut taken, mut given) = (0_usize, 0_usize);
+        loop {
+            let part = &source[taken..source.len().min(taken.saturating_add(part_max))];
+            let is_last = taken + part.len() == source.len();
+            let flush = if is_last { FlushCompress::Finish } else { FlushCompress::None };
+            let status = context.compress(part, &mut target[given..], flush);
+            let before = (taken, given);
+            (taken, given) = (produced(context.total_in()), produced(context.total_out()));
+            match status {
+                Ok(Status::StreamEnd) => return Some(given),
+                Ok(_) if (taken, given) != before => {}
+                _ => break,
+            }
         }
         // zlib-rs 0.6.8 `Pending::reset_keep` forgets the bytes that did not fit, but not where
         // they lay: a context that is reset after that loses room each time, until it panics.
@@ -84,13 +108,22 @@ impl Flate {
     fn inflate(&mut self, body: &[u8], target: &mut [u8]) -> Inflation {
         let context = self.decompress.get_or_insert_with(|| flate2::Decompress::new(false));
         context.reset(false);
-        let status = context.decompress(body, target, flate2::FlushDecompress::Finish);
-        let [consumed, produced] = [context.total_in(), context.total_out()].map(produced);
-        match status {
-            Ok(Status::StreamEnd) => Ok(Inflated { consumed, produced }),
-            Ok(_) if produced == target.len() => Err(None),
-            Ok(_) => Err(Some("the data is cut short")),
-            Err(_) => Err(Some("not deflate data")),
+        let (mut taken, mut given) = (0_usize, 0_usize);
+        loop {
+            let room = &mut target[given..];
+            let status = context.decompress(&body[taken..], room, flate2::FlushDecompress::Finish);
+            let before = (taken, given);
+            (taken, given) = (produced(context.total_in()), produced(context.total_out()));
+            match status {
+                Ok(Status::StreamEnd) => {
+                    return Ok(Inflated { consumed: taken, produced: given });
+                }
+                Ok(_) if given == target.len() => return Err(None),
+                // Of more than 32 bits of length it has taken a part.
+                Ok(_) if (taken, given) != before => {}
+                Ok(_) => return Err(Some("the data is cut short")),
+                Err(_) => return Err(Some("not deflate data")),
+            }
         }
     }
 }
@@ -146,4 +179,29 @@ impl Coder for Flate {
 /// The library counts in 64 bits what lay in slices.
 pub(crate) fn produced(total: u64) -> usize {
     usize::try_from(total).expect("a count within a slice fits a usize")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_the_library_is_taken_in_parts() {
+        let plain: Vec<u8> = (0..100_000_u32).flat_map(|n| (n / 3).to_be_bytes()).collect();
+        let mut flate = Flate::new(Codec::Deflate);
+        for part_max in [1, 1000, plain.len() - 1, plain.len(), PART_MAX] {
+            let mut target = vec![0; bound(plain.len())];
+            let level = Compression::new(4);
+            let len = flate.deflate_in_parts(level, &plain, &mut target, part_max).expect("fits");
+            let mut read = vec![0; plain.len()];
+            let inflated =
+                flate.inflate(&target[..len], &mut read).unwrap_or_else(|_| panic!("valid"));
+            assert_eq!((inflated.consumed, inflated.produced), (len, plain.len()));
+            assert!(read == plain, "{part_max}");
+            assert_eq!(
+                flate.deflate_in_parts(level, &plain, &mut target[..len - 1], part_max),
+                None
+            );
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The slots: who holds one, what waits, and how an operation gets its result.
 
+use std::cell::RefMut;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -159,22 +161,12 @@ impl Slots {
         self.gatherings.iter_mut().flatten().chain(custom)
     }
 
-    /// Hands an item to a kernel of others; `depth`: the queue's.
-    pub(super) fn gather_custom(
-        &mut self,
-        token: Token,
-        kernel: &'static dyn AnyKernel,
-        depth: usize,
-    ) {
-        let same = |custom: &Custom| {
+    /// What waits for a kernel of others, if it was used before.
+    fn custom(&mut self, kernel: &'static dyn AnyKernel) -> Option<&mut Gathering> {
+        let same = |custom: &&mut Custom| {
             std::ptr::addr_eq(custom.kernel, kernel) && custom.kernel.type_id() == kernel.type_id()
         };
-        let index = self.custom.iter().position(same).unwrap_or_else(|| {
-            let gathering = Gathering::new(depth, kernel.width(), kernel.patience());
-            self.custom.push(Custom { kernel, gathering, stats: KernelStats::default() });
-            self.custom.len() - 1
-        });
-        self.custom[index].gathering.gather(token);
+        self.custom.iter_mut().find(same).map(|custom| &mut custom.gathering)
     }
 
     /// The next kernel of others that has something to do, in turn.
@@ -254,7 +246,7 @@ impl Shared {
             let Work::Call(call) = self.describe(token, &slots.entries[token as usize]) else {
                 unreachable!("of such a kernel")
             };
-            slots.gather_custom(token, call.kernel, self.keeps.len());
+            slots = self.gather_custom(slots, token, call.kernel);
         } else if self.has_devices {
             slots.arrived.push_back((token, false));
         } else {
@@ -263,6 +255,36 @@ impl Shared {
         drop(slots);
         self.count(|stats| stats.submitted += 1);
         Ok(token)
+    }
+
+    /// Hands an item to a kernel of others, which is asked what it wants at its first use.
+    fn gather_custom<'a>(
+        &'a self,
+        mut slots: RefMut<'a, Slots>,
+        token: Token,
+        kernel: &'static dyn AnyKernel,
+    ) -> RefMut<'a, Slots> {
+        if slots.custom(kernel).is_none() {
+            drop(slots);
+            let asked = catch_unwind(AssertUnwindSafe(|| (kernel.width(), kernel.patience())));
+            let (width, patience) = match asked {
+                Ok(asked) => asked,
+                Err(panic) => {
+                    let ending = Ending::Done(Err(Error::Panicked));
+                    self.slots.borrow_mut().entries[token as usize].state = State::Done(ending);
+                    self.discard(token);
+                    resume_unwind(panic)
+                }
+            };
+            slots = self.slots.borrow_mut();
+            // It may have been used by what it was asked.
+            if slots.custom(kernel).is_none() {
+                let gathering = Gathering::new(self.keeps.len(), width, patience);
+                slots.custom.push(Custom { kernel, gathering, stats: KernelStats::default() });
+            }
+        }
+        slots.custom(kernel).expect("known by now").gather(token);
+        slots
     }
 
     /// What a backend is told of the request in a slot.

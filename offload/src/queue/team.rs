@@ -7,6 +7,7 @@ use super::software::Unit;
 use super::{Foreign, Shared};
 use crate::stats::Kernel;
 use crate::team::{Helped, Membership, Takes};
+use crate::wipe::burn_stack;
 
 impl Shared {
     /// Puts up for others what this core will not come to soon: as much as there are idle ones.
@@ -49,6 +50,10 @@ impl Shared {
     /// Works for a unit on what another queue has posted.
     pub(super) fn help(&self, mut helped: Helped) {
         let ended = helped.step(&self.software);
+        if !ended && helped.kernel() == Kernel::RsaPrivate {
+            // The end of a job does this, on the core that comes to it.
+            burn_stack();
+        }
         helped.give_back(ended);
     }
 

@@ -7,12 +7,12 @@ use num_bigint::BigUint;
 use pkcs1::{RsaPrivateKeyRef, RsaPublicKeyRef, UintRef};
 use ring::rsa::KeyPair;
 use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::lane_key::LaneKey;
 use super::{Scheme, Signature, Signer};
 use crate::error::{Error, KeyError};
+use crate::pem::private_key_from_pem;
 
 /// Sizes of a modulus that we work with.
 const MODULUS_BITS: [usize; 4] = [1024, 2048, 3072, 4096];
@@ -232,19 +232,10 @@ pub(crate) fn read_pem<T>(
     pem: &[u8],
     from_der: impl FnOnce(&PrivateKeyDer<'_>) -> Result<T, KeyError>,
 ) -> Result<T, KeyError> {
-    let contains = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
-    if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
-        return Err(KeyError::Encrypted);
-    }
-    match PrivateKeyDer::from_pem_slice(pem) {
-        Ok(mut der) => {
-            let key = from_der(&der);
-            der.zeroize();
-            key
-        }
-        Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(KeyError::NoKey),
-        Err(_) => Err(KeyError::Encoding("the PEM text is broken or cut short")),
-    }
+    let mut der = private_key_from_pem(pem)?;
+    let key = from_der(&der);
+    der.zeroize();
+    key
 }
 
 fn trim(number: &[u8]) -> &[u8] {

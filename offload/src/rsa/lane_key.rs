@@ -1,7 +1,7 @@
 //! A private key laid out for the lanes: digits, and what Montgomery multiplication needs of each
 //! modulus. Made once, when the key is read; wiped when it is dropped.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zeroize::Zeroizing;
 
@@ -25,6 +25,8 @@ pub(crate) struct LaneKey {
     pub(crate) q: Prime,
     /// q^-1 R modulo p.
     pub(crate) q_inverse: Digits,
+    /// Signatures that came out wrong. Relaxed: that cores draw other pairs soon is all that matters.
+    pub(crate) faults: AtomicU32,
 }
 
 /// An odd modulus of `len` digits; R is the radix to the power of `len`.
@@ -85,7 +87,8 @@ impl LaneKey {
         let q_inverse = digits::from_bytes::<R>(q_inverse, len);
         let q_inverse = digits::shift::<R>(&q_inverse, R::BITS * len, &p.modulus.digits);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, radix_bits: R::BITS, n, exponent: public.exponent(), p, q, q_inverse })
+        let (radix_bits, exponent) = (R::BITS, public.exponent());
+        Ok(Self { id, radix_bits, n, exponent, p, q, q_inverse, faults: AtomicU32::new(0) })
     }
 }
 

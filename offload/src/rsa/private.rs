@@ -530,7 +530,7 @@ impl<V: Montgomery, const L: usize, const M: usize> Private<V, L, M> {
                 self.full.multiply_by(&mut number, &squared);
                 pair
             });
-            return Ok(Blinding::new(pairs));
+            return Ok(Blinding::new(pairs, key));
         }
         Err(Error::Sign)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ring::rand::SystemRandom;
 use zeroize::Zeroizing;
@@ -17,6 +18,9 @@ use crate::error::Error;
 
 /// Keys whose blinding is kept. Who uses more pays for drawing it anew.
 const BLINDINGS_MAX: usize = 1024;
+
+/// Batches of a size that are kept: of the own work in hand, and of another core's.
+const IDLE_MAX: usize = 2;
 
 /// What one core needs to sign.
 pub(crate) struct Signer {
@@ -134,14 +138,14 @@ impl Signer {
         }
         let Running { signatures, batch, ids, blindings, .. } = running;
         while let Some(id) = ids.get(blindings.len()) {
+            let mut keys = signatures.iter().map(|signature| lanes_of(&signature.key));
+            let key = keys.find(|key| key.id == *id).expect("the ids are those of the keys");
             let kept = self.blindings.remove(id).map(|(blinding, _)| blinding);
             // Enough for the whole batch, should all be of this key.
-            if let Some(good) = kept.filter(|blinding| blinding.is_good_for(4)) {
+            if let Some(good) = kept.filter(|blinding| blinding.is_good_for(4, key)) {
                 blindings.push(good);
                 continue;
             }
-            let mut keys = signatures.iter().map(|signature| lanes_of(&signature.key));
-            let key = keys.find(|key| key.id == *id).expect("the ids are those of the keys");
             blindings.push(batch.draw_blinding(key, &mut self.salts)?);
             return Ok(false);
         }
@@ -171,7 +175,7 @@ impl Signer {
     }
 
     /// Writes the signatures, verified. One that came out wrong is not written, and its key's
-    /// blinding is drawn anew.
+    /// blinding is drawn anew, on every core: another may have begun it.
     pub(crate) fn finish(
         &mut self,
         mut running: Running,
@@ -180,11 +184,15 @@ impl Signer {
         let ends = running.batch.finish(targets);
         for (signature, end) in running.signatures.iter().zip(&ends) {
             if end.is_err() {
-                self.blindings.remove(&lanes_of(&signature.key).id);
+                lanes_of(&signature.key).faults.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let k = running.signatures[0].key.modulus_len_bytes();
-        self.idle.push((k, running.wide, running.batch));
+        let (k, wide) = (running.signatures[0].key.modulus_len_bytes(), running.wide);
+        // It may have been begun by another core, which has one less now and will make another.
+        if self.idle.iter().filter(|(len, width, _)| (*len, *width) == (k, wide)).count() < IDLE_MAX
+        {
+            self.idle.push((k, wide, running.batch));
+        }
         ends
     }
 
@@ -266,6 +274,46 @@ mod tests {
             assert!(ends[..together].iter().all(Result::is_ok), "{ends:?}");
             assert_eq!(signer.blindings.len(), 1);
         }
+    }
+
+    /// One core begins, another ends, and has none of it left.
+    #[test]
+    fn what_others_have_begun_does_not_pile_up() {
+        if Signer::together().is_none() {
+            eprintln!("SKIPPED: this processor has no lanes");
+            return;
+        }
+        let key = key();
+        let (mut begins, mut ends) = (Signer::new(), Signer::new());
+        for _ in 0..10 {
+            let encoded = begins.encode(&key, Scheme::Pkcs1Sha256, b"message").expect("for lanes");
+            let mut running = begins.start(vec![encoded]).expect("lanes");
+            while !begins.step(&mut running).expect("random numbers") {}
+            let [end, ..] = ends.finish(running, &mut [&mut [0; 256]]);
+            end.expect("signs");
+        }
+        assert_eq!((begins.idle.len(), ends.idle.len()), (0, IDLE_MAX));
+    }
+
+    /// Pairs that led to a wrong signature are on the core that has begun it.
+    #[test]
+    fn a_fault_is_the_end_of_a_keys_blinding_everywhere() {
+        if Signer::together().is_none() {
+            eprintln!("SKIPPED: this processor has no lanes");
+            return;
+        }
+        let key = key();
+        let mut signer = Signer::new();
+        signer.try_out(&key).expect("signs");
+        let is_good = |signer: &Signer| {
+            let (blinding, _) = &signer.blindings[&lanes_of(&key).id];
+            blinding.is_good_for(1, lanes_of(&key))
+        };
+        assert!(is_good(&signer));
+        lanes_of(&key).faults.fetch_add(1, Ordering::Relaxed);
+        assert!(!is_good(&signer));
+        signer.try_out(&key).expect("signs");
+        assert!(is_good(&signer));
     }
 
     #[test]

@@ -236,6 +236,10 @@ impl Helped {
         unsafe { self.job.step_measured(software) }
     }
 
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.job.kernel()
+    }
+
     /// Gives it back, `ended` or not. Who sleeps and has the rest of its work back can do it.
     pub(crate) fn give_back(self, ended: bool) {
         match ended {
