@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +13,17 @@ use async_lock::{Mutex, OnceCell};
 use futures_lite::future;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use warpcore_runtime::{Holders, queue, shard, shards, sleep, spawn, stop, timeout, until_stopped};
 
 use crate::fs::{Fs, Lower, Transport};
 use crate::fuse::{classic, uring};
-use crate::mount::{Config, Flag, MountError, attach, check, unmount};
+use crate::mount::{Config, Flag, MountError, MountPoint, Unmounting, attach, check};
 
 /// A directory that was mounted, and waits to be served.
 #[derive(Debug)]
 pub struct Mount {
-    target: PathBuf,
+    point: Arc<MountPoint>,
     shared: Arc<Shared>,
     /// Of the source.
     _locks: Vec<OwnedFd>,
@@ -83,16 +83,23 @@ impl Mount {
             cause: io::Error::from(errno).to_string(),
         };
         let read_only = config.flags.contains(&Flag::ReadOnly);
-        let lower = Lower::new(source, read_only).map_err(unusable)?;
+        let no_atime = read_only || config.flags.contains(&Flag::NoAtime);
+        let lower = Lower::new(source, read_only, no_atime).map_err(unusable)?;
         let fs = Fs::new(lower, queues.is_some(), &config).map_err(unusable)?;
         raise_descriptor_limit();
 
+        let target = |error: io::Error| MountError::Target {
+            path: config.target.clone(),
+            cause: error.to_string(),
+        };
+        let mut point = MountPoint::new(&config.target).map_err(target)?;
         let device = attach(&config)?;
+        point.is_made().map_err(target)?;
         // Requests are read until there are none.
         rustix::fs::fcntl_setfl(&device, OFlags::NONBLOCK | OFlags::RDWR)
             .map_err(|errno| MountError::Device(errno.into()))?;
         Ok(Self {
-            target: config.target,
+            point: Arc::new(point),
             shared: Arc::new(Shared {
                 device: Arc::new(device),
                 fs,
@@ -141,6 +148,11 @@ impl Mount {
     async fn lead(&self, session: &Rc<Session>) -> io::Result<bool> {
         let shared = &self.shared;
         let ending = Ending(shared);
+        let unmounting = Unmounting::prepare(Arc::clone(&self.point)).inspect_err(|_| {
+            // Nothing has been written yet.
+            let _ = self.point.take_away(UnmountFlags::DETACH);
+            stop();
+        });
         let flushing = Rc::new(Mutex::new(()));
         let flusher = spawn(flush_now_and_then(Arc::clone(shared), Rc::clone(&flushing)));
         let entries = spawn(register_entries(Rc::clone(session)));
@@ -149,7 +161,9 @@ impl Mount {
             Some(ended) => ended,
             None => {
                 shared.fs.commit_all().await;
-                unmount(self.target.clone()).await;
+                if let Ok(unmounting) = unmounting {
+                    unmounting.unmount().await;
+                }
                 timeout(PATIENCE, reader).await.unwrap_or(Ok(Ok(())))
             }
         };

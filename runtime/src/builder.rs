@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ pub struct Builder {
     queue_depth: usize,
     devices: Devices,
     signals: bool,
+    hangup: bool,
     spin: Duration,
     drain: Duration,
 }
@@ -59,6 +60,7 @@ impl Builder {
             queue_depth: 256,
             devices: Devices::none(),
             signals: false,
+            hangup: false,
             spin: Duration::from_micros(20),
             drain: Duration::ZERO,
         }
@@ -114,6 +116,14 @@ impl Builder {
         self
     }
 
+    /// SIGHUP does so too, which comes when a terminal goes; unless it was ignored before, as nohup(1) has it.
+    /// For who [stops on signals](Self::stop_on_signals).
+    #[must_use]
+    pub fn stop_on_hangup(mut self, listen: bool) -> Self {
+        self.hangup = listen;
+        self
+    }
+
     /// How long a shard that found nothing looks again before it sleeps; 20 us if not said. Waking a
     /// sleeping core takes tens of microseconds, so an answer that comes sooner is worth waiting
     /// for; zero gives the core to others at once.
@@ -152,21 +162,30 @@ impl Builder {
         }
         let cores = sys::cores().map_err(setup("pinning"))?;
         // Before the threads start, so that they all inherit the mask.
-        let signals = self.signals.then(Signals::block).transpose();
+        let signals = self.signals.then(|| Signals::block(self.hangup)).transpose();
         let signals = signals.map_err(setup("signal handling"))?;
         let machine = (0..self.shards)
             .map(|index| Remote::new(self.core(&cores, index)).map(Arc::new))
             .collect::<Result<Arc<[_]>, Error>>()?;
         // Idle shards do the offloaded work of busy ones.
         let team = Team::new();
+        let gate = Gate::new(self.shards);
 
         thread::scope(|scope| {
             let last = self.shards - 1;
             let start = |index: usize| {
                 let (machine, team) = (Arc::clone(&machine), team.clone());
-                let (main, builder) = (&main, &self);
-                move || builder.run_shard(index, machine, &team, main)
+                let (main, builder, gate) = (&main, &self, &gate);
+                move || builder.run_shard(index, machine, &team, gate, main)
             };
+            // Ends the watch however this closure ends: the scope waits for its thread.
+            let watch = signals.as_ref().map(Watch);
+            if let Some(Watch(signals)) = watch {
+                let machine_watched = Arc::clone(&machine);
+                let thread = thread::Builder::new().name("signals".to_owned());
+                let watch = move || signals.watch(&machine_watched);
+                thread.spawn_scoped(scope, watch).map_err(setup("the signals' thread"))?;
+            }
             let mut threads = Vec::with_capacity(last);
             let mut started = Ok(());
             for index in 0..last {
@@ -174,34 +193,32 @@ impl Builder {
                 match thread.spawn_scoped(scope, start(index)) {
                     Ok(thread) => threads.push(thread),
                     Err(source) => {
-                        started = Err(Error::Setup { what: "a shard's thread", source });
-                        stop_all(&machine);
+                        started = Err(Some(Error::Setup { what: "a shard's thread", source }));
+                        gate.close();
                         break;
                     }
                 }
             }
-            // Ends the watch however this closure ends: the scope waits for its thread.
-            let watch = signals.as_ref().map(Watch);
-            if let Some(Watch(signals)) = watch {
-                let machine_watched = Arc::clone(&machine);
-                let thread = thread::Builder::new().name("signals".to_owned());
-                let watch = move || signals.watch(&machine_watched);
-                if let Err(source) = thread.spawn_scoped(scope, watch) {
-                    started = Err(Error::Setup { what: "the signals' thread", source });
-                    stop_all(&machine);
-                }
-            }
             let own = started.and_then(|()| {
                 catch_unwind(AssertUnwindSafe(start(last)))
-                    .unwrap_or(Err(Error::Panicked { shard: last }))
+                    .unwrap_or(Err(Some(Error::Panicked { shard: last })))
             });
-            let mut outputs = Vec::with_capacity(self.shards);
+            let mut ends = Vec::with_capacity(self.shards);
             for (index, thread) in threads.into_iter().enumerate() {
-                outputs.push(thread.join().unwrap_or(Err(Error::Panicked { shard: index })));
+                ends.push(thread.join().unwrap_or(Err(Some(Error::Panicked { shard: index }))));
             }
             drop(watch);
-            outputs.push(own);
-            outputs.into_iter().collect()
+            ends.push(own);
+            let mut outputs = Vec::with_capacity(self.shards);
+            let mut error = None;
+            for end in ends {
+                match end {
+                    Ok(output) => outputs.push(output),
+                    // The first that has one of its own.
+                    Err(own) => error = error.or(own),
+                }
+            }
+            error.map_or(Ok(outputs), Err)
         })
     }
 
@@ -215,15 +232,16 @@ impl Builder {
         index: usize,
         machine: Arc<[Arc<Remote>]>,
         team: &Team,
+        gate: &Gate,
         main: &M,
-    ) -> Result<T, Error>
+    ) -> Result<T, Option<Error>>
     where
         M: Fn(usize) -> F,
         F: Future<Output = T> + 'static,
         T: 'static,
     {
         // Whatever ends this shard early ends the machine: the others would wait for ever.
-        let mut guard = StopOthers { machine: Arc::clone(&machine), armed: true };
+        let mut guard = StopOthers { machine: Arc::clone(&machine), gate, armed: true };
         let pinning = |source| Error::Setup { what: "pinning", source };
         // The last shard is the caller's thread: it gets its freedom back.
         let _pinned = Pinned { before: sys::cores().map_err(pinning)? };
@@ -252,6 +270,9 @@ impl Builder {
         let completions = shard.queue.fd().map(|fd| fd.try_clone_to_owned()).transpose();
         let completions = completions
             .map_err(|source| Error::Setup { what: "the shard's offload queue", source })?;
+        if !gate.pass() {
+            return Err(None);
+        }
         set_current(Some(Rc::clone(&shard)));
         // A waker that panics would take the reactor with it: reported like a task's panic, and
         // the shard still ends in order.
@@ -263,7 +284,7 @@ impl Builder {
         reactor::shut_down(&shard);
         guard.armed = output.is_none();
         set_current(None);
-        output.ok_or(Error::Panicked { shard: index })
+        output.ok_or(Some(Error::Panicked { shard: index }))
     }
 
     /// Turns the shard until its main future has ended, and then as long as tasks may drain.
@@ -321,6 +342,42 @@ impl Builder {
     }
 }
 
+/// Where shards wait for each other before the first of them begins: what one lacks is said before
+/// anything is done.
+struct Gate {
+    /// Shards that are yet to come; None: one never will.
+    missing: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn new(shards: usize) -> Self {
+        Self { missing: Mutex::new(Some(shards)), changed: Condvar::new() }
+    }
+
+    /// Waits for the others. False: one of them cannot be had.
+    fn pass(&self) -> bool {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(missing) = &mut *missing {
+            *missing -= 1;
+        }
+        self.changed.notify_all();
+        while missing.is_some_and(|missing| missing > 0) {
+            missing = self.changed.wait(missing).unwrap_or_else(PoisonError::into_inner);
+        }
+        missing.is_some()
+    }
+
+    /// Does nothing once all have passed.
+    fn close(&self) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *missing != Some(0) {
+            *missing = None;
+            self.changed.notify_all();
+        }
+    }
+}
+
 /// Ends the watch for signals when dropped.
 struct Watch<'a>(&'a Signals);
 
@@ -343,15 +400,46 @@ impl Drop for Pinned {
     }
 }
 
-struct StopOthers {
+struct StopOthers<'a> {
     machine: Arc<[Arc<Remote>]>,
+    gate: &'a Gate,
     armed: bool,
 }
 
-impl Drop for StopOthers {
+impl Drop for StopOthers<'_> {
     fn drop(&mut self) {
         if self.armed {
+            self.gate.close();
             stop_all(&self.machine);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_begin_or_none() {
+        let pass = |gate: &Gate, closes: bool| {
+            thread::scope(|scope| {
+                let others: Vec<_> = (0..2).map(|_| scope.spawn(|| gate.pass())).collect();
+                let own = if closes {
+                    gate.close();
+                    false
+                } else {
+                    gate.pass()
+                };
+                others
+                    .into_iter()
+                    .map(|one| one.join().expect("no panic"))
+                    .all(|other| other == own)
+            })
+        };
+        let gate = Gate::new(3);
+        assert!(pass(&gate, false));
+        // A shard that fails later on.
+        gate.close();
+        assert!(pass(&Gate::new(3), true));
     }
 }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT as a request to stop.
+//! SIGTERM and SIGINT, and SIGHUP, as a request to stop.
 //!
 //! A thread of its own waits for them: it outlives every shard, so a signal is heard as long as
 //! anything runs.
@@ -22,8 +22,12 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// To be made before any other thread starts: they inherit the mask.
-    pub(crate) fn block() -> io::Result<Self> {
-        let (file, before) = sys::signalfd(&[libc::SIGINT, libc::SIGTERM])?;
+    pub(crate) fn block(hangup: bool) -> io::Result<Self> {
+        let mut signals = vec![libc::SIGINT, libc::SIGTERM];
+        if hangup && !sys::is_ignored(libc::SIGHUP)? {
+            signals.push(libc::SIGHUP);
+        }
+        let (file, before) = sys::signalfd(&signals)?;
         Ok(Self { file, ended: sys::eventfd()?, _before: before })
     }
 

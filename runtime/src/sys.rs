@@ -57,6 +57,15 @@ pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<(File, SignalMask)
     Ok((File::from(unsafe { OwnedFd::from_raw_fd(fd) }), before))
 }
 
+/// Whether a signal does nothing, as nohup(1) has it.
+pub(crate) fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: asks only, and writes what there is.
+    check(unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) })?;
+    // SAFETY: written by the call.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
+}
+
 /// Waits until one of two descriptors can be read; says which.
 pub(crate) fn poll_either(one: RawFd, other: RawFd) -> io::Result<(bool, bool)> {
     let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };

@@ -47,5 +47,13 @@ fn main() {
         }
     });
     outputs.expect("runs");
+    let builder = Builder::new().shards(1).stop_on_signals(true).stop_on_hangup(true);
+    let outputs = builder.run(|_| async {
+        let pid = std::process::id().to_string();
+        let status = std::process::Command::new("kill").args(["-HUP", &pid]).status();
+        assert!(status.expect("kill runs").success());
+        stopping().await;
+    });
+    outputs.expect("runs");
     println!("test sigterm_stops_every_shard_and_drains ... ok");
 }

@@ -95,6 +95,10 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     }
     let ended = server.wait()?;
     if ended.success() {
+        // Also if the connection was ended under it (`umount -f`).
+        if let Some(id) = ours {
+            let _ = warpcore_fs::unmount_dead(&target, id);
+        }
         return Ok(());
     }
     if !has_mounted {
@@ -146,12 +150,16 @@ pub(crate) fn arguments() -> Vec<OsString> {
     }
 }
 
-/// One line, as a daemon's warning (RFC 3164). Without a syslog it is lost.
+/// One line, as a daemon's warning (RFC 3164). Without a syslog it is lost, and with one that stands still: its
+/// files may be in the mount, whose server waits until this is read.
 fn to_syslog(line: &str) {
     const DAEMON_WARNING: u8 = 3 << 3 | 4;
     let pid = std::process::id();
     let message = format!("<{DAEMON_WARNING}>warpcore[{pid}]: {line}");
-    let _ = UnixDatagram::unbound().and_then(|log| log.send_to(message.as_bytes(), "/dev/log"));
+    let _ = UnixDatagram::unbound().and_then(|log| {
+        log.set_nonblocking(true)?;
+        log.send_to(message.as_bytes(), "/dev/log")
+    });
 }
 
 /// The arguments with which mount(8) calls `mount.fuse.warpcore`, as those of `warpcore mount`; None

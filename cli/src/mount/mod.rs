@@ -145,7 +145,8 @@ fn serve(config: Config, devices: Devices) -> Result<Vec<Summary>, Failure> {
     let mount = Arc::new(OnceCell::new());
     let config = Arc::new(config);
     // Who waits for an answer waits on the same core: the sooner it is left, the better.
-    let builder = Builder::new().sqe128(true).stop_on_signals(true).spin(Duration::ZERO);
+    let builder = Builder::new().sqe128(true).stop_on_signals(true).stop_on_hangup(true);
+    let builder = builder.spin(Duration::ZERO);
     let outputs = builder.devices(devices).run(|_| {
         let (mount, config) = (Arc::clone(&mount), Arc::clone(&config));
         async move {

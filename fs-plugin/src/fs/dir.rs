@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use slab::Slab;
 use warpcore_runtime::fs::File as RingFile;
 use warpcore_runtime::queue;
@@ -17,8 +18,8 @@ use zerocopy::IntoBytes;
 use super::file::{mask, or_take_back, os};
 use super::file_in_use::File;
 use super::inodes::Directory;
-use super::lookup::{Place, is_file};
-use super::lower::proc_path;
+use super::lookup::is_file;
+use super::lower::{Found, proc_path};
 use super::{Answer, Fs, MAX_WRITE, Reply, reply};
 use crate::fuse::abi::*;
 use crate::fuse::reply::DONE;
@@ -28,21 +29,25 @@ use crate::fuse::request::Request;
 /// ext4: it begins to write what replaces another (`ext4_rename`, `auto_da_alloc`), but to extents that read as
 /// zeros until a later transaction says that they are written (`dioread_nolock`, its default).
 /// False: it replaces none.
-async fn sync_replacement(new: (&OwnedFd, &OsStr), old: (&OwnedFd, &OsStr)) -> Result<bool, Errno> {
-    let is_file = |(parent, name): (&OwnedFd, &OsStr)| {
-        fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_file(&stat))
-    };
+async fn sync_replacement(new: &Found, old: &Found) -> Result<bool, Errno> {
+    let is_file = |found: &Found| fs::fstat(&found.fd).is_ok_and(|stat| is_file(&stat));
     if !is_file(old) || !is_file(new) {
         return Ok(false);
     }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match fs::openat(new.0, new.1, flags, Mode::empty()) {
+    // Of who has a lease on it the next sync hears.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match fs::open(proc_path(&*new.fd), flags, Mode::empty()) {
         Ok(fd) => RingFile::from(fd).sync_data().await.map_err(|error| os(&error))?,
-        // Of mode 0, to somebody without root's rights.
-        Err(Errno::ACCESS) => {}
+        // Of mode 0, to somebody without root's rights; or of who has a lease on it, and may not be waited for.
+        Err(Errno::ACCESS | Errno::AGAIN) => {}
         Err(errno) => return Err(errno),
     }
     Ok(true)
+}
+
+/// As the lower filesystem dates what it makes now.
+fn now() -> Timespec {
+    clock_gettime(ClockId::RealtimeCoarse)
 }
 
 /// One entry of a directory.
@@ -64,11 +69,9 @@ impl Fs {
         let (name, target) = request.name_and_rest()?;
         let target = target.strip_suffix(b"\0").ok_or(Errno::INVAL)?;
         let parent = self.directory_fd(request.nodeid)?;
+        let since = now();
         fs::symlinkat(OsStr::from_bytes(target), &*parent, name)?;
-        let place = Place::Name(&parent, name);
-        let given = self.give_to_caller(request, &parent, place, Mode::empty());
-        or_take_back(given, &parent, name, AtFlags::empty())?;
-        self.entry(&parent, name).await
+        self.made(request, &parent, name, FileType::Symlink, since).await
     }
 
     pub(crate) async fn mkdir(&self, request: &Request) -> Answer {
@@ -76,11 +79,29 @@ impl Fs {
         let (name, mode) = (request.name()?, Mode::from_raw_mode(args.mode));
         let parent = self.directory_fd(request.nodeid)?;
         mask(args.umask);
+        let since = now();
         fs::mkdirat(&*parent, name, mode)?;
-        let place = Place::Name(&parent, name);
-        let given = self.give_to_caller(request, &parent, place, Mode::empty());
-        or_take_back(given, &parent, name, AtFlags::REMOVEDIR)?;
-        self.entry(&parent, name).await
+        self.made(request, &parent, name, FileType::Directory, since).await
+    }
+
+    /// What was just made by its name, and tells the kernel of it. Somebody may rename there meanwhile: what
+    /// is not what was made is not given away.
+    async fn made(
+        &self,
+        request: &Request,
+        parent: &Directory,
+        name: &OsStr,
+        kind: FileType,
+        since: Timespec,
+    ) -> Answer {
+        let fd = self.lower.made(parent.as_fd(), name, kind, since)?;
+        let given = self.give_to_caller(request, parent, &fd, Mode::empty());
+        let flags = match kind {
+            FileType::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        or_take_back(given, parent, name, flags)?;
+        reply::with(&self.entry_of(&fd, Some((parent, name))).await?)
     }
 
     pub(crate) async fn mknod(&self, request: &Request) -> Answer {
@@ -94,14 +115,13 @@ impl Fs {
             let closed = contents.close(&queue()).await;
             let closed = closed.map_err(|error| self.errno(request.nodeid, "mknod", &error));
             or_take_back(closed, &parent, name, AtFlags::empty())?;
+            self.entry(&parent, name).await
         } else {
             let mode = Mode::from_raw_mode(args.mode);
+            let since = now();
             fs::mknodat(&*parent, name, kind, mode, u64::from(args.rdev))?;
-            let place = Place::Name(&parent, name);
-            let given = self.give_to_caller(request, &parent, place, Mode::empty());
-            or_take_back(given, &parent, name, AtFlags::empty())?;
+            self.made(request, &parent, name, kind, since).await
         }
-        self.entry(&parent, name).await
     }
 
     pub(crate) fn unlink(&self, request: &Request, directory: bool) -> Answer {
@@ -128,7 +148,9 @@ impl Fs {
         // Data before the name that stands for them.
         let file = self.commit_name(&source, from).await?;
         if flags.is_empty()
-            && sync_replacement((&source, from), (&target, to)).await?
+            && let Ok(new) = self.lower.find(source.as_fd(), from)
+            && let Ok(old) = self.lower.find(target.as_fd(), to)
+            && sync_replacement(&new, &old).await?
             && let Some(file) = file
         {
             file.replaces.store(true, Ordering::Relaxed);
@@ -158,18 +180,19 @@ impl Fs {
     /// The file of this name, if it is in use.
     async fn commit_name(
         &self,
-        parent: &OwnedFd,
+        parent: &Directory,
         name: &OsStr,
     ) -> Result<Option<Arc<File>>, Errno> {
-        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let Some(nodeid) = self.known(&stat) else { return Ok(None) };
+        let Some(nodeid) = self.known(&self.lower.find(parent.as_fd(), name)?) else {
+            return Ok(None);
+        };
         self.commit_if_used(nodeid).await?;
         Ok(self.used_file(nodeid))
     }
 
     pub(crate) fn opendir(&self, request: &Request) -> Answer {
         let address = self.address(request.nodeid)?;
-        let fd = self.lower.open(&address, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fd = self.lower.open_unseen(&address, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let fh = self.directories().insert(Arc::new(fd)) as u64;
         reply::with(&fuse_open_out { fh, ..Default::default() })
     }

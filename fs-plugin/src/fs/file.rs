@@ -5,13 +5,13 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use warpcore_runtime::queue;
+use warpcore_runtime::{queue, sleep};
 
 use super::file_in_use::{Changing, File};
-use super::lookup::Place;
 use super::lower::proc_path;
 use super::{Answer, Fs, Reply, reply};
 use crate::error::Error;
@@ -105,7 +105,7 @@ impl Fs {
         mask(args.umask);
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let fd = fs::openat(&*parent, ".", flags, mode)?;
-        self.give_to_caller(request, &parent, Place::Fd(&fd), mode)?;
+        self.give_to_caller(request, &parent, &fd, mode)?;
         let contents = self.create_contents(request, fd)?;
         let entry = self.entry_of(contents.medium().descriptor(), None).await?;
         let file = self.take_file(entry.nodeid)?;
@@ -125,7 +125,7 @@ impl Fs {
         let mode = Mode::from_raw_mode(mode);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = fs::openat(parent, name, flags | OFlags::CLOEXEC, mode)?;
-        let given = self.give_to_caller(request, parent, Place::Fd(&fd), mode);
+        let given = self.give_to_caller(request, parent, &fd, mode);
         let created = given.and_then(|()| self.create_contents(request, fd));
         or_take_back(created, parent, name, AtFlags::empty())
     }
@@ -145,7 +145,7 @@ impl Fs {
         &self,
         request: &Request,
         parent: &OwnedFd,
-        place: Place<'_>,
+        fd: &OwnedFd,
         mode: Mode,
     ) -> Result<(), Errno> {
         // The kernel has made it ours.
@@ -156,11 +156,7 @@ impl Fs {
         let inherits = Mode::from_raw_mode(directory.st_mode).contains(Mode::SGID);
         let gid = (!inherits).then(|| Gid::from_raw(request.gid));
         let uid = Uid::from_raw(request.uid);
-        let (fd, name, flags) = match place {
-            Place::Fd(fd) => (fd, OsStr::new(""), AtFlags::EMPTY_PATH),
-            Place::Name(parent, name) => (parent, name, AtFlags::SYMLINK_NOFOLLOW),
-        };
-        match fs::chownat(fd, name, Some(uid), gid, flags) {
+        match fs::chownat(fd, "", Some(uid), gid, AtFlags::EMPTY_PATH) {
             Ok(()) => {}
             // Not root: it belongs to us, who are the only one allowed in.
             Err(Errno::PERM) => return Ok(()),
@@ -169,13 +165,8 @@ impl Fs {
         // Changing the owner of a file clears these.
         let special = mode.intersection(Mode::SUID | Mode::SGID);
         if !special.is_empty() {
-            let kept = Mode::from_raw_mode(fs::statat(fd, name, flags)?.st_mode);
-            match place {
-                Place::Fd(fd) => fs::fchmod(fd, kept | special)?,
-                Place::Name(parent, name) => {
-                    fs::chmodat(parent, name, kept | special, AtFlags::empty())?;
-                }
-            }
+            let kept = Mode::from_raw_mode(fs::fstat(fd)?.st_mode);
+            fs::fchmod(fd, kept | special)?;
         }
         Ok(())
     }
@@ -334,7 +325,13 @@ impl Fs {
 
     async fn open_contents(&self, nodeid: u64) -> Result<Contents<FileMedium>, Errno> {
         let address = self.address(nodeid)?;
-        let (fd, writable) = self.lower.open_contents(&address)?;
+        // A lease holds it up for as long as its holder likes, up to a time that root sets (45 s).
+        let (fd, writable) = loop {
+            match self.lower.open_contents(&address) {
+                Err(Errno::AGAIN) => sleep(Duration::from_millis(10)).await,
+                opened => break opened?,
+            }
+        };
         let medium = FileMedium::new(fd);
         let opened = Contents::open(medium, self.options, writable).await;
         opened.map_err(|error| self.errno(nodeid, "open", &error))

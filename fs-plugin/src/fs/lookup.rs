@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 use super::attr::changed;
 use super::file_in_use::File;
 use super::inodes::{Base, Directory, Inode, Inodes, Shorter, Way, Whereabouts};
-use super::lower::Address;
+use super::lower::{Address, Found};
 use super::{Answer, Fs, Reply, reply};
 use crate::error::Error;
 use crate::fuse::abi::*;
@@ -230,9 +230,8 @@ impl Fs {
     }
 
     /// The node of an inode, if the kernel knows it, without telling it again.
-    pub(crate) fn known(&self, stat: &Stat) -> Option<u64> {
-        let index = *self.inodes().by_number.get(&stat.st_ino)?;
-        Some(index as u64 + 1)
+    pub(crate) fn known(&self, found: &Found) -> Option<u64> {
+        self.inodes().node_of(found)
     }
 
     /// The contents of a node, in use until [`Fs::put_file`]. Not loaded yet, maybe.
@@ -346,13 +345,6 @@ impl Fs {
         };
         inodes.nodes.iter().filter_map(with_file).collect()
     }
-}
-
-/// Where a lower inode can be reached.
-#[derive(Clone, Copy)]
-pub(crate) enum Place<'a> {
-    Fd(&'a OwnedFd),
-    Name(&'a OwnedFd, &'a OsStr),
 }
 
 /// Whether this is a regular file, whose contents are ours to store.

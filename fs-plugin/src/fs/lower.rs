@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
+use rustix::time::Timespec;
 
 /// Largest file handle (MAX_HANDLE_SZ of linux/exportfs.h).
 const HANDLE_LEN_MAX: usize = 128;
@@ -26,6 +27,8 @@ pub(crate) struct Lower {
     owner: (u32, u32),
     /// Nothing is to be changed, by recovery neither.
     read_only: bool,
+    /// Nor is the time of the last access, as far as that is to be had.
+    no_atime: bool,
 }
 
 /// Where an inode is.
@@ -96,10 +99,10 @@ struct RawHandle {
 
 impl Lower {
     /// Takes over the open directory.
-    pub(crate) fn new(root: OwnedFd, read_only: bool) -> Result<Self, Errno> {
+    pub(crate) fn new(root: OwnedFd, read_only: bool, no_atime: bool) -> Result<Self, Errno> {
         let device = fs::fstat(&root)?.st_dev;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let mut lower = Self { root, device, by_handle: true, owner, read_only };
+        let mut lower = Self { root, device, by_handle: true, owner, read_only, no_atime };
         let probe = lower.handle(lower.root.as_fd());
         lower.by_handle = probe.is_ok_and(|handle| lower.open(&handle, OFlags::PATH).is_ok());
         Ok(lower)
@@ -121,9 +124,33 @@ impl Lower {
     /// The inode that has this name now.
     pub(crate) fn find(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<Found, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = Arc::new(fs::openat(parent, name, flags, Mode::empty())?);
+        // What is mounted there may be served by somebody who does not answer, or by us.
+        let resolve = ResolveFlags::NO_XDEV;
+        let fd = Arc::new(fs::openat2(parent, name, flags, Mode::empty(), resolve)?);
         // By the descriptor: the name may be another inode's a moment later.
         self.identify(&fd)
+    }
+
+    /// What this process has just made under this name, not before `since`, and not what somebody who may
+    /// rename there has put in its place: it is to be given away.
+    pub(crate) fn made(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        kind: FileType,
+        since: Timespec,
+    ) -> Result<Arc<OwnedFd>, Errno> {
+        let Found { fd, .. } = self.find(parent, name)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let stat = fs::statx(&fd, "", AtFlags::EMPTY_PATH, wanted)?;
+        let born = (stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec));
+        // Where there is none the rest has to do.
+        let is_old =
+            stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born < (since.tv_sec, since.tv_nsec);
+        let is_ours = FileType::from_raw_mode(stat.stx_mode.into()) == kind
+            && stat.stx_uid == self.owner.0
+            && !is_old;
+        if is_ours { Ok(fd) } else { Err(Errno::IO) }
     }
 
     /// The inode of a descriptor, which may be open for anything.
@@ -145,20 +172,35 @@ impl Lower {
         }
     }
 
-    /// Opens a regular file for its contents, to be written too where that is possible.
+    /// Opens a regular file for its contents, to be written too where that is possible. `AGAIN`: not yet.
     pub(crate) fn open_contents(&self, address: &Address) -> Result<(OwnedFd, bool), Errno> {
+        // Who has a lease on it (fcntl(2)) is told, and would keep us waiting.
+        let open = |flags: OFlags| self.open_unseen(address, flags | OFlags::NONBLOCK);
         let written = match self.read_only {
             true => Err(Errno::ROFS),
-            false => self.open(address, OFlags::RDWR),
+            false => open(OFlags::RDWR),
         };
-        match written {
-            Ok(fd) => Ok((fd, true)),
+        let (fd, is_writable) = match written {
+            Ok(fd) => (fd, true),
             // The kernel has checked who may write; here it is the lower that cannot.
             Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
-                Ok((self.open(address, OFlags::RDONLY)?, false))
+                (open(OFlags::RDONLY)?, false)
             }
-            Err(errno) => Err(errno),
+            Err(errno) => return Err(errno),
+        };
+        fs::fcntl_setfl(&fd, fs::fcntl_getfl(&fd)?.difference(OFlags::NONBLOCK))?;
+        Ok((fd, is_writable))
+    }
+
+    /// Opens an inode to be read; without a change of its time where that is asked for, and ours to ask for.
+    pub(crate) fn open_unseen(&self, address: &Address, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if self.no_atime {
+            match self.open(address, flags | OFlags::NOATIME) {
+                Err(Errno::PERM) => {}
+                opened => return opened,
+            }
         }
+        self.open(address, flags)
     }
 
     /// Opens an inode.
@@ -273,4 +315,28 @@ pub(crate) fn proc_path(fd: &impl AsRawFd) -> PathBuf {
 
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::*;
+
+    /// Root gives it away: it is not to be what a user has put in its place.
+    #[test]
+    fn only_what_was_just_made_is_given_away() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let root = fs::open(place.path(), flags, Mode::empty()).expect("opens");
+        let lower = Lower::new(root, false, false).expect("a directory");
+        let name = OsStr::new("made");
+        let since = clock_gettime(ClockId::RealtimeCoarse);
+        fs::mkdirat(lower.root(), name, Mode::RWXU).expect("made");
+        let made = |kind, since| lower.made(lower.root(), name, kind, since).map(drop);
+        assert_eq!(made(FileType::Directory, since), Ok(()));
+        assert_eq!(made(FileType::Fifo, since), Err(Errno::IO), "another kind");
+        let later = Timespec { tv_sec: since.tv_sec + 60, ..since };
+        assert_eq!(made(FileType::Directory, later), Err(Errno::IO), "it was there before");
+    }
 }

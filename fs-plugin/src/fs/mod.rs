@@ -30,7 +30,7 @@ use crate::mount::Config;
 use crate::store::contents::{AHEAD_MAX, Options};
 use file_in_use::InMemory;
 use inodes::Inodes;
-pub(crate) use lower::Lower;
+pub(crate) use lower::{Lower, proc_path};
 pub(crate) use stats::STATS_NAME;
 
 /// The most bytes that one WRITE carries, and one READ asks for.

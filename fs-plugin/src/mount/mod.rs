@@ -3,22 +3,25 @@
 mod fusermount;
 mod lock;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::path::Arg;
 use warpcore_runtime::sleep;
 
 pub use lock::{LockError, is_shown, lock_tree};
 
-use crate::fs::Cache;
+use crate::fs::{Cache, proc_path};
 use crate::store::contents::Options;
 
 /// What a mount is made of.
@@ -232,39 +235,122 @@ fn common_options(config: &Config) -> String {
     format!("default_permissions{others}")
 }
 
-/// Takes the mount away, also from under those who still use it: they get this long to leave, and
-/// then the connection is ended, so that the daemon can end too.
+/// Where a mount is seen, whatever becomes of the path to it: it is taken away there, and nothing else is.
+#[derive(Debug)]
+pub(crate) struct MountPoint {
+    /// The directory that it has its name in, open for nothing.
+    parent: OwnedFd,
+    name: OsString,
+    /// For those who know only paths.
+    path: PathBuf,
+    /// Of the mount; None before it is made.
+    id: Option<u64>,
+}
+
+impl MountPoint {
+    /// Of a mount that is not made yet. `target`: canonical.
+    pub(crate) fn new(target: &Path) -> io::Result<Self> {
+        let nameless = || io::Error::new(io::ErrorKind::InvalidInput, "the root of all");
+        let name = target.file_name().ok_or_else(nameless)?.to_owned();
+        let parent = target.parent().ok_or_else(nameless)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = rustix::fs::open(parent, flags, Mode::empty())?;
+        Ok(Self { parent, name, path: target.to_owned(), id: None })
+    }
+
+    /// It is made.
+    pub(crate) fn is_made(&mut self) -> io::Result<()> {
+        self.id = Some(mount_id_at(&self.parent, &self.name)?);
+        Ok(())
+    }
+
+    fn is_there(&self) -> bool {
+        self.id.is_some() && mount_id_at(&self.parent, &self.name).ok() == self.id
+    }
+
+    fn place(&self) -> PathBuf {
+        proc_path(&self.parent).join(&self.name)
+    }
+
+    /// Takes it away, if it is what is seen there.
+    pub(crate) fn take_away(&self, flags: UnmountFlags) -> io::Result<()> {
+        if !self.is_there() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it is not seen there any more"));
+        }
+        match rustix::mount::unmount(self.place(), flags | UnmountFlags::NOFOLLOW) {
+            Err(Errno::PERM) => {
+                fusermount::unmount(&self.path, flags.contains(UnmountFlags::DETACH))
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Pages that were changed through a mapping, or with writeback, have not reached us yet.
+    fn sync(&self) -> io::Result<()> {
+        if self.is_there() {
+            Ok(rustix::fs::syncfs(File::open(self.place())?)?)
+        } else {
+            // Detached, or covered: it is one of all.
+            rustix::fs::sync();
+            Ok(())
+        }
+    }
+}
+
+/// Takes a mount away, also from under those who still use it: they get some time to leave, and then the
+/// connection is ended, so that the daemon can end too.
 ///
-/// On a thread of its own: the kernel may wait in umount(2) for answers that only the shard gives.
-pub(crate) async fn unmount(target: PathBuf) {
+/// On a thread of its own, which is there before it is needed: the kernel may wait in umount(2) for answers
+/// that only a shard gives.
+pub(crate) struct Unmounting {
+    go: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Unmounting {
+    pub(crate) fn prepare(point: Arc<MountPoint>) -> io::Result<Self> {
+        let (go, told) = mpsc::channel();
+        let work = move || {
+            if told.recv().is_ok() {
+                unmount(&point);
+            }
+        };
+        let thread = std::thread::Builder::new().name("unmount".to_owned()).spawn(work)?;
+        Ok(Self { go, thread })
+    }
+
+    pub(crate) async fn unmount(self) {
+        // It waits for this.
+        let _ = self.go.send(());
+        while !self.thread.is_finished() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn unmount(point: &MountPoint) {
     const GRACE: Duration = Duration::from_secs(2);
     const AGAIN: Duration = Duration::from_millis(50);
-    let thread = std::thread::spawn(move || {
-        // Pages that were changed through a mapping, or with writeback, have not reached us yet.
-        let synced = File::open(&target).and_then(|root| Ok(rustix::fs::syncfs(root)?));
-        if let Err(error) = synced {
-            tracing::error!("{}: not everything could be written: {error}", target.display());
+    let path = point.path.display();
+    if let Err(error) = point.sync() {
+        tracing::error!("{path}: not everything could be written: {error}");
+    }
+    let started = Instant::now();
+    let is_busy = || {
+        let taken = point.take_away(UnmountFlags::empty());
+        taken.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+    };
+    let mut busy = is_busy();
+    while busy && started.elapsed() < GRACE {
+        std::thread::sleep(AGAIN);
+        busy = is_busy();
+    }
+    if busy {
+        // Forcing ends the connection (`fuse_umount_begin`); it still says that it is busy.
+        let _ = point.take_away(UnmountFlags::FORCE);
+        if let Err(error) = point.take_away(UnmountFlags::DETACH) {
+            tracing::warn!("cannot unmount {path}: {error}");
         }
-        let started = Instant::now();
-        let is_busy = || {
-            let taken = take_away(&target, UnmountFlags::empty());
-            taken.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
-        };
-        let mut busy = is_busy();
-        while busy && started.elapsed() < GRACE {
-            std::thread::sleep(AGAIN);
-            busy = is_busy();
-        }
-        if busy {
-            // Forcing ends the connection (`fuse_umount_begin`); it still says that it is busy.
-            let _ = rustix::mount::unmount(&target, UnmountFlags::FORCE);
-            if let Err(error) = take_away(&target, UnmountFlags::DETACH) {
-                tracing::warn!("cannot unmount {}: {error}", target.display());
-            }
-        }
-    });
-    while !thread.is_finished() {
-        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -272,19 +358,19 @@ pub(crate) async fn unmount(target: PathBuf) {
 /// STATX_MNT_ID_UNIQUE; before Linux 6.8 the number may be used again once the mount is gone). The
 /// mount's server is not asked.
 pub fn mount_id(target: &Path) -> io::Result<u64> {
+    mount_id_at(CWD, target)
+}
+
+fn mount_id_at(directory: impl AsFd, path: impl Arg) -> io::Result<u64> {
     let unique = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
     let wanted = StatxFlags::MNT_ID | unique;
-    Ok(rustix::fs::statx(CWD, target, AtFlags::STATX_DONT_SYNC, wanted)?.stx_mnt_id)
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::statx(directory, path, flags, wanted)?.stx_mnt_id)
 }
 
 /// Takes away a mount whose server has died. Nothing is done if another, or none, is seen there now.
 pub fn unmount_dead(target: &Path, id: u64) -> io::Result<()> {
-    if mount_id(target)? == id { take_away(target, UnmountFlags::DETACH) } else { Ok(()) }
-}
-
-fn take_away(target: &Path, flags: UnmountFlags) -> io::Result<()> {
-    match rustix::mount::unmount(target, flags) {
-        Err(Errno::PERM) => fusermount::unmount(target, flags.contains(UnmountFlags::DETACH)),
-        result => Ok(result?),
-    }
+    let mut point = MountPoint::new(target)?;
+    point.id = Some(id);
+    if point.is_there() { point.take_away(UnmountFlags::DETACH) } else { Ok(()) }
 }
