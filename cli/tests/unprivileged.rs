@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{MOUNT, Place, SETPRIV, tool, warpcore};
+use common::{MOUNT, Place, SETPRIV, refused, tool, warpcore};
 use warpcore_need::{Need, need};
 
 const NOBODY: u32 = 65534;
@@ -242,4 +242,35 @@ fn a_length_that_was_guessed_is_not_kept() {
     in_mount(&place, "python3", &["-c", script]);
     unmount(&place);
     server.ended();
+}
+
+/// Who cannot change anything there keeps nobody from mounting.
+#[test]
+fn a_stranger_locks_the_way_to_the_source() {
+    if !(need(&MOUNT) && need(&[SETPRIV])) {
+        return;
+    }
+    let place = Place::new();
+    let outer = place.directory.path();
+    fs::set_permissions(outer, Permissions::from_mode(0o755)).expect("ours");
+    let mut holder = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "flock", "--exclusive"])
+        .arg(outer)
+        .args(["sh", "-c", "echo held; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut said = String::new();
+    let words = holder.stdout.take().expect("piped");
+    BufReader::new(words).read_line(&mut said).expect("reads");
+    assert_eq!(said, "held\n");
+    place.mount(&[]).unmount();
+    // But the owner does.
+    chown(outer, Some(NOBODY), None).expect("as root");
+    let mut command = warpcore();
+    let said = refused(command.arg("mount").arg(&place.source).arg(&place.target), 1);
+    assert!(said.contains("is mounted, or being worked on"), "{said}");
+    drop(holder.stdin.take());
+    holder.wait().expect("ends");
 }

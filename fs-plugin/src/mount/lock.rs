@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, fgetxattr, flock};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::is_on_fuse;
 use crate::fs::STATS_NAME;
@@ -51,10 +52,25 @@ pub fn is_shown(file: impl AsFd) -> bool {
     is_on_fuse(file) && stats.is_ok()
 }
 
+/// Whose processes have locked a file for themselves alone, by user; None: that cannot be told.
+fn holders(file: &File) -> Option<Vec<u32>> {
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+    let of_file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    // `1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF` (proc_locks(5)).
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let fields = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let own = fields.filter(|fields| fields.get(5) == Some(&of_file.as_str()));
+    own.filter(|fields| fields[1] == "FLOCK" && fields[3] == "WRITE")
+        .map(|fields| Some(Path::new("/proc").join(fields[4]).metadata().ok()?.uid()))
+        .collect()
+}
+
 /// Keeps a stored directory and all that is in it, or a file, from being mounted and from being worked on
 /// by another of us until the descriptors are closed. By flock(2): on itself alone, and together with others
 /// on those that it is in, as far as they are of its filesystem and this user may read them. Who sees it by
-/// another path, as through a bind mount, has other locks above it.
+/// another path, as through a bind mount, has other locks above it. What somebody holds who could change
+/// nothing there counts for nothing: anybody may lock `/`.
 pub fn lock_tree(path: &Path) -> Result<Vec<OwnedFd>, LockError> {
     let path = path.canonicalize().map_err(LockError::Io)?;
     let kind = path.metadata().map_err(LockError::Io)?.file_type();
@@ -76,7 +92,17 @@ pub fn lock_tree(path: &Path) -> Result<Vec<OwnedFd>, LockError> {
     for outer in path.ancestors().skip(1) {
         match File::open(outer) {
             Ok(file) if file.metadata().map_err(LockError::Io)?.dev() != device => break,
-            Ok(file) => locks.push(lock(file, outer, FlockOperation::NonBlockingLockShared)?),
+            Ok(file) => {
+                let strangers = holders(&file).is_some_and(|holders| {
+                    let owners =
+                        [0, geteuid().as_raw(), file.metadata().map_or(0, |one| one.uid())];
+                    !holders.is_empty() && holders.iter().all(|holder| !owners.contains(holder))
+                });
+                match lock(file, outer, FlockOperation::NonBlockingLockShared) {
+                    Err(LockError::InUse(_)) if strangers => {}
+                    locked => locks.push(locked?),
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(LockError::Io(error)),
         }
