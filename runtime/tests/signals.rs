@@ -47,6 +47,9 @@ fn main() {
         }
     });
     outputs.expect("runs");
+    // Whoever runs this may have gone from their terminal (nohup(1)).
+    // SAFETY: no handler of anybody's.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
     let builder = Builder::new().shards(1).stop_on_signals(true).stop_on_hangup(true);
     let outputs = builder.run(|_| async {
         let pid = std::process::id().to_string();
