@@ -73,29 +73,35 @@ fn a_terminal_goes() {
     assert_stored(&place.source);
 }
 
-/// Of the kind that would ask us, of all.
+/// By a server that does not answer: it is not asked.
 #[test]
 fn something_is_mounted_below() {
     if !need(&MOUNT) {
         return;
     }
-    let place = Place::new();
-    fs::create_dir(place.source.join("below")).expect("made");
+    let (place, other) = (Place::new(), Place::new());
+    let below = place.source.join("below");
+    fs::create_dir(&below).expect("made");
     let mounted = place.mount(&[]);
     write(&place.target);
-    let below = place.source.join("below");
-    let [target, below] = [&place.target, &below].map(|path| path.to_str().expect("UTF-8"));
+    let served = other.mount(&["writethrough"]);
+    let [target, below] = [&other.target, &below].map(|path| path.to_str().expect("UTF-8"));
     tool("mount", &["--bind", target, below], Path::new("/"));
-    for cpu in ["0", "1"] {
-        let script = "timeout 20 ls; timeout 20 test -f file && timeout 20 ls -l file";
-        let listed = Command::new("taskset")
-            .args(["-c", cpu, "sh", "-c", script])
-            .current_dir(&place.target)
-            .output()
-            .expect("runs");
+    // The kernel does not know by itself any more when the directory was changed.
+    write(&other.target);
+    served.signal("-STOP");
+    let listed = ["0", "1"].map(|cpu| {
+        let script = "timeout 20 ls && timeout 20 ls -l file";
+        let mut command = Command::new("taskset");
+        command.args(["-c", cpu, "sh", "-c", script]).current_dir(&place.target);
+        command.output().expect("runs")
+    });
+    served.signal("-CONT");
+    for listed in listed {
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     }
     tool("umount", &[below], Path::new("/"));
+    served.unmount();
     mounted.unmount();
 }
 
