@@ -24,7 +24,8 @@ pub mod store;
 pub use error::Error;
 pub use fs::{Cache, Transport};
 pub use mount::{
-    Config, Flag, LockError, MountError, is_on_fuse, is_shown, lock_tree, mount_id, unmount_dead,
+    Config, Flag, LockError, MountError, are_mount_ids_unique, is_on_fuse, is_shown, lock_tree,
+    mount_id, unmount_dead,
 };
 pub use session::{Mount, Summary};
 

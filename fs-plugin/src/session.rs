@@ -148,8 +148,9 @@ impl Mount {
     async fn lead(&self, session: &Rc<Session>) -> io::Result<bool> {
         let shared = &self.shared;
         let ending = Ending(shared);
-        let unmounting = Unmounting::prepare(Arc::clone(&self.point)).inspect_err(|_| {
+        let unmounting = Unmounting::prepare(Arc::clone(&self.point)).inspect_err(|error| {
             // Nothing has been written yet.
+            tracing::error!("unmounted at once: no thread to do it later: {error}");
             let _ = self.point.take_away(UnmountFlags::DETACH);
             stop();
         });

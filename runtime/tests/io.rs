@@ -195,14 +195,23 @@ fn shards_that_share_a_socket_take_turns() {
     let address = net::local_addr(&socket).expect("bound");
     let served = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let (socket, served) = (Arc::new(socket), Arc::new(served));
+    let waiting = Arc::new(AtomicUsize::new(0));
     let counts = Arc::clone(&served);
     Builder::new()
         .shards(2)
         .run(move |shard| {
             let socket = socket.try_clone().expect("clones");
             let (address, served) = (address.clone(), Arc::clone(&counts));
+            let waiting = Arc::clone(&waiting);
             async move {
                 let mut listener = Listener::shared(socket);
+                // Both wait for connections before the first comes.
+                let waits = timeout(Duration::from_millis(1), listener.accept()).await;
+                assert!(waits.is_err(), "nobody connects");
+                waiting.fetch_add(1, Ordering::Relaxed);
+                while waiting.load(Ordering::Relaxed) < 2 {
+                    sleep(Duration::from_millis(1)).await;
+                }
                 if shard == 0 {
                     drop(spawn(async move {
                         for _ in 0..20 {

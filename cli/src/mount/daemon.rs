@@ -95,8 +95,10 @@ pub(super) fn supervise(target: &Path) -> Result<(), Failure> {
     }
     let ended = server.wait()?;
     if ended.success() {
-        // Also if the connection was ended under it (`umount -f`).
-        if let Some(id) = ours {
+        // Also if the connection was ended under it (`umount -f`); not another that has got its number.
+        if let Some(id) = ours
+            && warpcore_fs::are_mount_ids_unique(&target)
+        {
             let _ = warpcore_fs::unmount_dead(&target, id);
         }
         return Ok(());

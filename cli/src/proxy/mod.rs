@@ -97,6 +97,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let proxy = Arc::new(proxy);
     if let Some(user) = &config.user {
         user::become_user(&user::find(user)?, &proxy)?;
+        // What that user cannot see never changes.
+        let now = reload::look(&arguments, arguments.read().as_ref().ok());
+        let is_seen = |(path, state): (PathBuf, Option<_>)| {
+            let before = seen.get(&path).copied().flatten();
+            (path, state.map(|now| before.unwrap_or(now)))
+        };
+        seen = now.into_iter().map(is_seen).collect();
     }
     let devices = arguments.selection.select()?;
     let arguments = Arc::new(arguments);

@@ -94,6 +94,10 @@ impl Fs {
         kind: FileType,
         since: Timespec,
     ) -> Answer {
+        if self.lower.owner() == (request.uid, request.gid) {
+            // The kernel has made it theirs.
+            return self.entry(parent, name).await;
+        }
         let fd = self.lower.made(parent.as_fd(), name, kind, since)?;
         let given = self.give_to_caller(request, parent, &fd, Mode::empty());
         let flags = match kind {
@@ -147,13 +151,20 @@ impl Fs {
         let target = self.directory_fd(target)?;
         // Data before the name that stands for them.
         let file = self.commit_name(&source, from).await?;
-        if flags.is_empty()
-            && let Ok(new) = self.lower.find(source.as_fd(), from)
-            && let Ok(old) = self.lower.find(target.as_fd(), to)
-            && sync_replacement(&new, &old).await?
-            && let Some(file) = file
-        {
-            file.replaces.store(true, Ordering::Relaxed);
+        if flags.is_empty() {
+            let new = self.lower.find(source.as_fd(), from)?;
+            match self.lower.find(target.as_fd(), to) {
+                Ok(old) => {
+                    if sync_replacement(&new, &old).await?
+                        && let Some(file) = file
+                    {
+                        file.replaces.store(true, Ordering::Relaxed);
+                    }
+                }
+                // There is none, or who renames it tells.
+                Err(Errno::NOENT | Errno::XDEV) => {}
+                Err(errno) => return Err(errno),
+            }
         }
         let names = self.names_change();
         let moved = names.as_ref().and_then(|_| self.hold(&source, from));

@@ -227,9 +227,8 @@ impl Fs {
         let Some(file) = self.used_file(request.nodeid) else { return DONE };
         if let Some(contents) = &mut *file.write().await {
             let flushed = match contents.check_length() {
-                Ok(()) if file.replaces.swap(false, Ordering::Relaxed) => {
-                    contents.sync(&queue()).await
-                }
+                // Also at the next: any descriptor of it is closed.
+                Ok(()) if file.replaces.load(Ordering::Relaxed) => contents.sync(&queue()).await,
                 Ok(()) => contents.commit(&queue()).await,
                 cut => cut,
             };
@@ -306,6 +305,7 @@ impl Fs {
             self.give_up(nodeid, &opened);
             return Err(Errno::STALE);
         }
+        self.forget_guess(nodeid);
         if self.is_told_wrong(nodeid, &opened) {
             if contents.is_some() {
                 // Told right once nobody has it open any more.

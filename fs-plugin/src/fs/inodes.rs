@@ -25,7 +25,7 @@ pub(crate) struct Inodes {
     pub(super) directories: HashMap<u64, Arc<OwnedFd>>,
     pub(super) directories_max: usize,
     /// Lengths that the kernel was told, by node, of inodes that could not be read then.
-    guessed: HashMap<u64, u64>,
+    pub(super) guessed: HashMap<u64, u64>,
     /// Inodes, by number, that are shorter than their mark says, which cannot be changed.
     shorter: HashMap<u64, Shorter>,
     /// Counts reuses of node ids.

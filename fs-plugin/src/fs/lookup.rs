@@ -316,6 +316,11 @@ impl Fs {
         guessed.is_some_and(|guessed| contents.size().is_ok_and(|size| size != guessed))
     }
 
+    /// It was right.
+    pub(super) fn forget_guess(&self, nodeid: u64) {
+        self.inodes().guessed.remove(&nodeid);
+    }
+
     /// See [`Inodes::unmarked_size`].
     pub(super) fn unmarked_size(&self, nodeid: u64, changed: Time) -> Option<u64> {
         self.inodes().unmarked_size(nodeid, changed)

@@ -144,9 +144,9 @@ impl Lower {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let stat = fs::statx(&fd, "", AtFlags::EMPTY_PATH, wanted)?;
         let born = (stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec));
-        // Where there is none the rest has to do.
-        let is_old =
-            stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born < (since.tv_sec, since.tv_nsec);
+        // As coarse as filesystems date. Where there is none the rest has to do.
+        let since = (since.tv_sec, since.tv_nsec / 1000 * 1000);
+        let is_old = stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born < since;
         let is_ours = FileType::from_raw_mode(stat.stx_mode.into()) == kind
             && stat.stx_uid == self.owner.0
             && !is_old;

@@ -52,6 +52,27 @@ pub fn is_shown(file: impl AsFd) -> bool {
     is_on_fuse(file) && stats.is_ok()
 }
 
+/// Whether those who have locked `outer` for themselves alone could change nothing between it and `path`.
+fn are_strangers(file: &File, path: &Path, outer: &Path) -> bool {
+    let way = path.ancestors().take_while(|at| *at != outer).chain([outer]);
+    let way: Option<Vec<_>> = way.map(|at| at.metadata().ok()).collect();
+    let Some((way, holders)) = way.zip(holders(file)) else { return false };
+    let is_stranger = |holder: &u32| {
+        *holder != 0 && *holder != geteuid().as_raw() && way.iter().all(|one| one.uid() != *holder)
+    };
+    // Whoever is in a group may be anybody.
+    way.iter().all(|one| one.mode() & 0o022 == 0)
+        && !holders.is_empty()
+        && holders.iter().all(is_stranger)
+        && has_all_users()
+}
+
+/// Not in a user namespace, where others seem to be nobody (user_namespaces(7)).
+fn has_all_users() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Whose processes have locked a file for themselves alone, by user; None: that cannot be told.
 fn holders(file: &File) -> Option<Vec<u32>> {
     let metadata = file.metadata().ok()?;
@@ -93,11 +114,7 @@ pub fn lock_tree(path: &Path) -> Result<Vec<OwnedFd>, LockError> {
         match File::open(outer) {
             Ok(file) if file.metadata().map_err(LockError::Io)?.dev() != device => break,
             Ok(file) => {
-                let strangers = holders(&file).is_some_and(|holders| {
-                    let owners =
-                        [0, geteuid().as_raw(), file.metadata().map_or(0, |one| one.uid())];
-                    !holders.is_empty() && holders.iter().all(|holder| !owners.contains(holder))
-                });
+                let strangers = are_strangers(&file, &path, outer);
                 match lock(file, outer, FlockOperation::NonBlockingLockShared) {
                     Err(LockError::InUse(_)) if strangers => {}
                     locked => locks.push(locked?),

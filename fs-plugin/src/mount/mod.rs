@@ -13,7 +13,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::path::Arg;
@@ -258,9 +258,13 @@ impl MountPoint {
         Ok(Self { parent, name, path: target.to_owned(), id: None })
     }
 
-    /// It is made.
+    /// It is made; or if it cannot be told from others it is not left there.
     pub(crate) fn is_made(&mut self) -> io::Result<()> {
-        self.id = Some(mount_id_at(&self.parent, &self.name)?);
+        let id = mount_id_at(&self.parent, &self.name).inspect_err(|_| {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            let _ = rustix::mount::unmount(self.place(), flags);
+        });
+        self.id = Some(id?);
         Ok(())
     }
 
@@ -362,10 +366,19 @@ pub fn mount_id(target: &Path) -> io::Result<u64> {
 }
 
 fn mount_id_at(directory: impl AsFd, path: impl Arg) -> io::Result<u64> {
+    Ok(statx_mount(directory, path)?.stx_mnt_id)
+}
+
+/// Whether this system numbers mounts so that no number is used again.
+pub fn are_mount_ids_unique(target: &Path) -> bool {
+    statx_mount(CWD, target).is_ok_and(|stat| stat.stx_mask & libc::STATX_MNT_ID_UNIQUE != 0)
+}
+
+fn statx_mount(directory: impl AsFd, path: impl Arg) -> io::Result<Statx> {
     let unique = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
     let wanted = StatxFlags::MNT_ID | unique;
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
-    Ok(rustix::fs::statx(directory, path, flags, wanted)?.stx_mnt_id)
+    Ok(rustix::fs::statx(directory, path, flags, wanted)?)
 }
 
 /// Takes away a mount whose server has died. Nothing is done if another, or none, is seen there now.
