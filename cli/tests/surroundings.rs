@@ -4,12 +4,12 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{MOUNT, Place, tool, warpcore};
+use common::{MOUNT, Place, holding, tool, warpcore};
 use warpcore_need::{Need, need};
 
 /// A file that nobody has synced or closed.
@@ -130,17 +130,8 @@ fn somebody_has_a_lease() {
         fcntl.fcntl(fd,fcntl.F_SETLEASE,fcntl.F_WRLCK)\n\
         print('held',flush=True)\n\
         sys.stdin.readline()";
-    let mut holder = Command::new("python3")
-        .args(["-c", script])
-        .arg(place.source.join("file"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut said = String::new();
-    let words = holder.stdout.take().expect("piped");
-    BufReader::new(words).read_line(&mut said).expect("reads");
-    assert_eq!(said, "held\n");
+    let mut holder = Command::new("python3");
+    let mut holder = holding(holder.args(["-c", script]).arg(place.source.join("file")));
     let mounted = place.mount(&[]);
     let waits = Command::new("cat")
         .arg(place.target.join("file"))

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{MOUNT, Place, SETPRIV, refused, tool, warpcore};
+use common::{MOUNT, Place, SETPRIV, holding, refused, tool, warpcore};
 use warpcore_need::{Need, need};
 
 const NOBODY: u32 = 65534;
@@ -253,18 +253,9 @@ fn a_stranger_locks_the_way_to_the_source() {
     let place = Place::new();
     let outer = place.directory.path();
     fs::set_permissions(outer, Permissions::from_mode(0o755)).expect("ours");
-    let mut holder = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "flock", "--exclusive"])
-        .arg(outer)
-        .args(["sh", "-c", "echo held; read line"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut said = String::new();
-    let words = holder.stdout.take().expect("piped");
-    BufReader::new(words).read_line(&mut said).expect("reads");
-    assert_eq!(said, "held\n");
+    let mut holder = Command::new("setpriv");
+    holder.args(["--reuid=65534", "--regid=65534", "--clear-groups", "flock", "--exclusive"]);
+    let mut holder = holding(holder.arg(outer).args(["sh", "-c", "echo held; read line"]));
     place.mount(&[]).unmount();
     // But the owner does.
     chown(outer, Some(NOBODY), None).expect("as root");

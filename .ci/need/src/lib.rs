@@ -45,11 +45,16 @@ pub fn need(needs: &[Need]) -> bool {
         std::env::var_os("CI").is_none_or(|ci| ci != "true"),
         "this machine lacks {need:?}, which CI must have: {cure}"
     );
+    skipped(&format!("needs {need:?}: {cure}"));
+    false
+}
+
+/// Says that this test, or a part of it, cannot run here, whatever is installed: `why`.
+pub fn skipped(why: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test");
     // Past the test runner, which shows what `eprintln!` says of a test only if that fails.
-    let _ = writeln!(io::stderr(), "SKIPPED {name}: needs {need:?}: {cure}");
-    false
+    let _ = writeln!(io::stderr(), "SKIPPED {name}: {why}");
 }
 
 /// The cure, if `need` is not met.

@@ -38,6 +38,17 @@ pub fn warpcore_without_handles() -> Command {
     command
 }
 
+/// Starts a program that says `held`, and ends with its standard input.
+pub fn holding(command: &mut Command) -> Child {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = child.expect("checked by need");
+    let mut said = String::new();
+    let words = child.stdout.take().expect("piped");
+    BufReader::new(words).read_line(&mut said).expect("reads");
+    assert_eq!(said, "held\n");
+    child
+}
+
 /// Runs a tool and fails with its words if it fails.
 pub fn tool(program: impl AsRef<OsStr>, arguments: &[&str], directory: &Path) -> String {
     let output = Command::new(&program).args(arguments).current_dir(directory).output();

@@ -220,15 +220,6 @@ impl Inodes {
         self.move_to(nodeid, Whereabouts::Nowhere)
     }
 
-    /// The kernel is told this length, and keeps it, with its write-back cache.
-    pub(super) fn guess(&mut self, nodeid: u64, size: u64) {
-        self.guessed.entry(nodeid).or_insert(size);
-    }
-
-    pub(super) fn guessed(&self, nodeid: u64) -> Option<u64> {
-        self.guessed.get(&nodeid).copied()
-    }
-
     /// The length of an inode whose mark is known to be wrong. `changed`: its ctime now.
     pub(super) fn unmarked_size(&mut self, nodeid: u64, changed: Time) -> Option<u64> {
         let number = self.get(nodeid).ok()?.number;

@@ -305,14 +305,14 @@ impl Fs {
             })
     }
 
-    /// See [`Inodes::guess`].
+    /// The kernel is told this length, and keeps the first, with its write-back cache.
     pub(super) fn guess(&self, nodeid: u64, size: u64) {
-        self.inodes().guess(nodeid, size);
+        self.inodes().guessed.entry(nodeid).or_insert(size);
     }
 
     /// Whether the kernel was told a length that was guessed, and is another.
     pub(super) fn is_guessed_wrong(&self, nodeid: u64, contents: &Contents<FileMedium>) -> bool {
-        let guessed = self.inodes().guessed(nodeid);
+        let guessed = self.inodes().guessed.get(&nodeid).copied();
         guessed.is_some_and(|guessed| contents.size().is_ok_and(|size| size != guessed))
     }
 

@@ -188,7 +188,11 @@ impl Lower {
             }
             Err(errno) => return Err(errno),
         };
-        fs::fcntl_setfl(&fd, fs::fcntl_getfl(&fd)?.difference(OFlags::NONBLOCK))?;
+        let kept = match self.no_atime {
+            true => fs::fcntl_getfl(&fd)?.difference(OFlags::NONBLOCK),
+            false => OFlags::empty(),
+        };
+        fs::fcntl_setfl(&fd, kept)?;
         Ok((fd, is_writable))
     }
 

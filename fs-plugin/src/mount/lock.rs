@@ -53,10 +53,10 @@ pub fn is_shown(file: impl AsFd) -> bool {
 }
 
 /// Whether those who have locked `outer` for themselves alone could change nothing between it and `path`.
-fn are_strangers(file: &File, path: &Path, outer: &Path) -> bool {
+fn are_strangers(path: &Path, outer: &Path) -> bool {
     let way = path.ancestors().take_while(|at| *at != outer).chain([outer]);
     let way: Option<Vec<_>> = way.map(|at| at.metadata().ok()).collect();
-    let Some((way, holders)) = way.zip(holders(file)) else { return false };
+    let Some((way, holders)) = way.zip(holders(outer)) else { return false };
     let is_stranger = |holder: &u32| {
         *holder != 0 && *holder != geteuid().as_raw() && way.iter().all(|one| one.uid() != *holder)
     };
@@ -74,8 +74,8 @@ fn has_all_users() -> bool {
 }
 
 /// Whose processes have locked a file for themselves alone, by user; None: that cannot be told.
-fn holders(file: &File) -> Option<Vec<u32>> {
-    let metadata = file.metadata().ok()?;
+fn holders(path: &Path) -> Option<Vec<u32>> {
+    let metadata = path.metadata().ok()?;
     let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
     let of_file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
     // `1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF` (proc_locks(5)).
@@ -113,13 +113,10 @@ pub fn lock_tree(path: &Path) -> Result<Vec<OwnedFd>, LockError> {
     for outer in path.ancestors().skip(1) {
         match File::open(outer) {
             Ok(file) if file.metadata().map_err(LockError::Io)?.dev() != device => break,
-            Ok(file) => {
-                let strangers = are_strangers(&file, &path, outer);
-                match lock(file, outer, FlockOperation::NonBlockingLockShared) {
-                    Err(LockError::InUse(_)) if strangers => {}
-                    locked => locks.push(locked?),
-                }
-            }
+            Ok(file) => match lock(file, outer, FlockOperation::NonBlockingLockShared) {
+                Err(LockError::InUse(_)) if are_strangers(&path, outer) => {}
+                locked => locks.push(locked?),
+            },
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(LockError::Io(error)),
         }

@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn every_fill_of_the_lanes_signs() {
         if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("this processor has no AVX-512 IFMA");
             return;
         }
         let keys = [key(), key(), key()];
@@ -313,7 +313,7 @@ mod tests {
         let r = number(&hex("EFD48B2AACB6A8FD1140DD9CD45E81D69D2C877B56AAF991C34D0EA84EAF3716"));
         let s = number(&hex("F7CB1C942D657C41D436C7A1B6E29F65F3E900DBB9AFF4064DC4AB2F843ACDA8"));
         if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("this processor has no AVX-512 IFMA");
             return;
         }
         // SAFETY: just looked; the portable ones need nothing but the table, which does.
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn nonces_at_the_ends() {
         if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("this processor has no AVX-512 IFMA");
             return;
         }
         let mut below = Order::DIGITS;

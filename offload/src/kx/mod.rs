@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn the_vectors_of_the_rfc() {
         if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("this processor has no AVX-512 IFMA");
             return;
         }
         let scalars = [
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn the_vectors_of_wycheproof() {
         if !lanes::are_here() {
-            eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("this processor has no AVX-512 IFMA");
             return;
         }
         let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519);

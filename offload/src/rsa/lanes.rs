@@ -26,7 +26,7 @@ pub(crate) fn are_here() -> bool {
 pub(crate) fn kernels_run() -> bool {
     let run = cfg!(not(target_arch = "x86_64")) || are_here();
     if !run {
-        eprintln!("SKIPPED: this processor has no AVX-512 IFMA");
+        warpcore_need::skipped("this processor has no AVX-512 IFMA");
     }
     run
 }

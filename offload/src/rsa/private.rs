@@ -573,7 +573,7 @@ mod tests {
     fn has_integers() -> bool {
         let here = lanes::are_here();
         if !here {
-            eprintln!("SKIPPED in part: this processor has no AVX-512 IFMA");
+            warpcore_need::skipped("in part: this processor has no AVX-512 IFMA");
         }
         here
     }
@@ -582,7 +582,7 @@ mod tests {
     fn has_doubles() -> bool {
         let here = crate::rsa::fma::is_here();
         if !here {
-            eprintln!("SKIPPED in part: this processor has no AVX2 and FMA");
+            warpcore_need::skipped("in part: this processor has no AVX2 and FMA");
         }
         here
     }

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_batch_may_have_more_keys_than_blindings_are_kept() {
         let Some(together) = Signer::together() else {
-            eprintln!("SKIPPED: this processor has no lanes");
+            warpcore_need::skipped("this processor has no lanes");
             return;
         };
         let mut signer = Signer::new();
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn what_others_have_begun_does_not_pile_up() {
         if Signer::together().is_none() {
-            eprintln!("SKIPPED: this processor has no lanes");
+            warpcore_need::skipped("this processor has no lanes");
             return;
         }
         let key = key();
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn a_fault_is_the_end_of_a_keys_blinding_everywhere() {
         if Signer::together().is_none() {
-            eprintln!("SKIPPED: this processor has no lanes");
+            warpcore_need::skipped("this processor has no lanes");
             return;
         }
         let key = key();
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn the_oldest_blinding_goes() {
         let Some(_) = Signer::together() else {
-            eprintln!("SKIPPED: this processor has no lanes");
+            warpcore_need::skipped("this processor has no lanes");
             return;
         };
         let mut signer = Signer::new();

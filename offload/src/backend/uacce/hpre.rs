@@ -55,12 +55,10 @@ pub(crate) struct Hpre {
 }
 
 /// A number to work on, and the result.
-struct InOut([[u8; NUMBER_LEN_BYTES_MAX]; 2]);
+type InOut = [[u8; NUMBER_LEN_BYTES_MAX]; 2];
 
-impl Default for InOut {
-    fn default() -> Self {
-        Self([[0; NUMBER_LEN_BYTES_MAX]; 2])
-    }
+fn in_out() -> Box<InOut> {
+    Box::new([[0; NUMBER_LEN_BYTES_MAX]; 2])
 }
 
 pub(crate) struct Flight {
@@ -75,7 +73,7 @@ enum Key {
 
 impl Hpre {
     pub(crate) fn new(depth: usize) -> Self {
-        let numbers = (0..depth).map(|_| Box::default()).collect();
+        let numbers = (0..depth).map(|_| in_out()).collect();
         Self { numbers, salts: Salts::new(), gathered: Vec::new(), scattered: Vec::new() }
     }
 
@@ -97,7 +95,7 @@ impl Hpre {
         }
         // SAFETY: passed on from the caller.
         let source = unsafe { source.as_slice(&mut self.gathered) };
-        let input = &mut self.numbers[token as usize].0[0][..k];
+        let input = &mut self.numbers[token as usize][0][..k];
         match scheme {
             Some(scheme) => encode(scheme, source, &mut self.salts, input),
             None if source.len() == k && source < public.modulus() => {
@@ -109,7 +107,7 @@ impl Hpre {
     }
 
     fn describe(&mut self, token: Token, algorithm: u32, key: &[u8], k: usize) -> Sqe {
-        let [input, output] = &mut self.numbers[token as usize].0;
+        let [input, output] = &mut *self.numbers[token as usize];
         let mut sqe = [0; SQE_WORDS_MAX];
         sqe[CONTROL] = algorithm | TO_DO;
         sqe[KEY_LEN] = u32::try_from(k / 8 - 1).expect("a key has at most 512 bytes");
@@ -182,7 +180,7 @@ impl Engine for Hpre {
             return Finished::Nonsense;
         }
         let k = flight.key.public().modulus_len_bytes();
-        let [input, output] = &mut self.numbers[token as usize].0;
+        let [input, output] = &mut *self.numbers[token as usize];
         let (input, output) = (&input[..k], &mut output[..k]);
         let right = sqe[CONTROL] & ERRORS == 0
             && match &flight.key {
@@ -210,7 +208,7 @@ impl Engine for Hpre {
         if held {
             // The device may still read the key and write our numbers; it never had the target.
             std::mem::forget(flight);
-            std::mem::forget(std::mem::take(&mut self.numbers[token as usize]));
+            std::mem::forget(std::mem::replace(&mut self.numbers[token as usize], in_out()));
         }
         Ended::Redo
     }
@@ -272,7 +270,7 @@ mod tests {
             let Filled::Ready(sqe, _) = (unsafe { hpre.fill(token, work) }) else {
                 panic!("no descriptor for {work:?}")
             };
-            let [input, output] = &hpre.numbers[token as usize].0;
+            let [input, output] = &*hpre.numbers[token as usize];
             assert_eq!(input[..256], source);
             let mut expected = [0; SQE_WORDS_MAX];
             expected[0] = algorithm | 1 << 30;
